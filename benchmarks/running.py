@@ -1,0 +1,82 @@
+"""A real `railbus up` on a root of its own, as a user starts it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import psutil
+
+from railbus_shared.layout import Layout
+from railbus_shared.settings import CommonSettings, running_bus
+
+JOBS: Final = Path(__file__).parent / "jobs"
+"""Entrypoints of the benchmarks' jobs."""
+_READY_S: Final = 90.0
+_STOP_S: Final = 40.0
+_WARM: Final = "railbus_runner.warm"
+_FIRST_SCREEN: Final = "submit a job with any NATS client"
+
+
+@dataclass(frozen=True)
+class Running:
+    """One `railbus up` that has shown its first screen."""
+
+    root: Path
+    pid: int
+    ready_s: float
+    """From the moment before its process was started to the first screen, which says that all services are ready."""
+    lines: tuple[tuple[float, str], ...]
+    """What it showed until then, and after how many seconds."""
+
+    @property
+    def settings(self) -> CommonSettings:
+        """How to join its bus."""
+        found = running_bus(Layout(self.root))
+        assert found is not None, f"no bus runs on {self.root}"
+        return found
+
+    def cpu_s(self) -> float:
+        """CPU seconds that the supervisor, NATS and the services have used; trainers and what forks them left out."""
+        up = psutil.Process(self.pid)
+        all_of_it = [up, *up.children(recursive=True)]
+        times = {process.pid: process.cpu_times() for process in all_of_it if _WARM not in process.cmdline()}
+        return sum(used.user + used.system for used in times.values())
+
+    def log(self, service: str) -> str:
+        return (Layout(self.root).state / "run" / f"{service}.log").read_text()
+
+
+@contextlib.contextmanager
+def running_up(root: Path, *options: str) -> Iterator[Running]:
+    """Start `railbus up` with free ports, wait until it is ready, and drain it at the end."""
+    command = [sys.executable, "-m", "railbus.cli.main", "--root", str(root), "up", "--nats-port", "0"]
+    command += ["--http-port-base", "0", "--entrypoints", str(JOBS), *options]
+    env = {name: value for name, value in os.environ.items() if not name.startswith("RAILBUS_")}
+    began = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env)
+    try:
+        lines = tuple(_until_ready(process, began))
+        yield Running(root, process.pid, lines[-1][0], lines)
+    finally:
+        process.terminate()
+        process.communicate(timeout=_STOP_S)
+    assert process.returncode == 0, f"railbus up ended with {process.returncode}"
+
+
+def _until_ready(process: subprocess.Popen[str], began: float) -> Iterator[tuple[float, str]]:
+    assert process.stdout is not None
+    for line in process.stdout:
+        since_s = time.perf_counter() - began
+        yield since_s, line.rstrip()
+        if _FIRST_SCREEN in line:
+            return
+        assert since_s < _READY_S, f"not ready after {_READY_S:g} s"
+    raise AssertionError(f"railbus up ended with {process.wait()} before it was ready")

@@ -1,0 +1,1 @@
+"""The command line `railbus`: thin commands over the client, the files and the supervisor."""

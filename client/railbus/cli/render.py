@@ -1,0 +1,172 @@
+"""How data looks: tables that are easy to read on a terminal, and plain columns for programs.
+
+On a terminal numbers are made human ("2m ago", "1.2 MB") and words have colours. On a pipe, or with NO_COLOR, CI or
+TERM=dumb, everything is said in full: RFC 3339 times, bytes, no colour, nothing cut.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Literal, TextIO
+
+import click
+
+from railbus_shared import clock
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+Kind = Literal["text", "id", "number", "bytes", "time", "state", "hash"]
+Cell = str | int | float | None
+
+STATE_STYLES: Final[Mapping[str, str]] = {
+    "queued": "yellow",
+    "placed": "cyan",
+    "running": "blue",
+    "checkpointing": "blue",
+    "succeeded": "green",
+    "failed": "red",
+    "cancelled": "magenta",
+    "free": "green",
+    "leased": "blue",
+    "reclaiming": "yellow",
+    "draining": "yellow",
+    "unhealthy": "red",
+    "ok": "green",
+    "valid": "green",
+    "warn": "yellow",
+    "fail": "red",
+    "damaged": "red",
+}
+_PLAIN_SETTINGS: Final = ("NO_COLOR", "CI")
+_HASH_SHOWN: Final = 12
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column and what its cells are."""
+
+    title: str
+    kind: Kind = "text"
+    """Only text is folded where the terminal is narrow."""
+
+
+def is_plain(stream: TextIO, environ: Mapping[str, str] = os.environ) -> bool:
+    """Whether what is written there is for a program, or for a terminal that can do nothing."""
+    return not stream.isatty() or environ.get("TERM") == "dumb" or any(environ.get(name) for name in _PLAIN_SETTINGS)
+
+
+def show(columns: Sequence[Column], rows: Sequence[Sequence[Cell]], *, console: Console) -> None:
+    """A table: drawn on a terminal, plain columns elsewhere."""
+    if not console.is_terminal:
+        click.echo(plain_table(columns, rows), file=console.file)
+        return
+    from rich.table import Table
+    from rich.text import Text
+
+    now_ns = clock.now_ns()
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold dim")
+    for column in columns:
+        table.add_column(
+            column.title,
+            justify="right" if column.kind in {"number", "bytes"} else "left",
+            overflow="fold",
+            no_wrap=column.kind != "text",
+        )
+    for row in rows:
+        cells = [(humane(cell, column.kind, now_ns=now_ns), column) for cell, column in zip(row, columns, strict=True)]
+        table.add_row(*(Text(text, style=_style(text, column.kind)) for text, column in cells))
+    console.print(table)
+
+
+def plain_table(columns: Sequence[Column], rows: Sequence[Sequence[Cell]]) -> str:
+    """The table as aligned text: two spaces between columns, nothing shortened, `-` for what is not there."""
+    lines = [[column.title for column in columns], *([_full(cell) for cell in row] for row in rows)]
+    widths = [max(len(line[at]) for line in lines) for at in range(len(columns))]
+    return "\n".join("  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines)
+
+
+def show_pairs(pairs: Mapping[str, Cell], *, console: Console) -> None:
+    """Names and values, one a line."""
+    width = max(len(name) for name in pairs)
+    for name, value in pairs.items():
+        shown = click.style(name.ljust(width), bold=True) if console.is_terminal else name.ljust(width)
+        click.echo(f"{shown}  {_full(value)}", file=console.file)
+
+
+def to_console(stream: TextIO | None = None) -> Console:
+    """A console for stdout, or for the stream that is given; plain where it has to be."""
+    import sys
+
+    from rich.console import Console
+
+    target = stream or sys.stdout
+    plain = is_plain(target)
+    return Console(file=target, force_terminal=not plain, no_color=plain, highlight=False, soft_wrap=plain)
+
+
+def humane(value: Cell, kind: Kind, *, now_ns: int) -> str:
+    """A value for people."""
+    if value is None or value == "":
+        return "–"
+    if kind == "bytes" and isinstance(value, int):
+        return size(value)
+    if kind == "time" and isinstance(value, str):
+        return ago(value, now_ns=now_ns)
+    if kind == "hash" and isinstance(value, str):
+        return f"{value[:_HASH_SHOWN]}…"
+    if kind == "number" and isinstance(value, int):
+        return f"{value:,}"
+    return _full(value)
+
+
+def size(num_bytes: int) -> str:
+    """Bytes in decimal units: `1.2 MB`."""
+    value = float(num_bytes)
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if value < 1000 or unit == "TB":
+            break
+        value /= 1000
+    return f"{value:.0f} {unit}" if unit == "B" or value >= 100 else f"{value:.1f} {unit}"
+
+
+def ago(time: str, *, now_ns: int) -> str:
+    """How long ago a time was: `2m ago`; `just now` for the last second and the future."""
+    passed_s = (now_ns - clock.parse_rfc3339(time)) / clock.NS_PER_S
+    return "just now" if passed_s < 1 else f"{duration(round(passed_s))} ago"
+
+
+def duration(seconds: float) -> str:
+    """A length of time in at most two units: `0.4s`, `12s`, `3m 5s`, `2h 10m`, `4d 1h`; tenths only of a float."""
+    if seconds < 10 and isinstance(seconds, float):
+        return f"{seconds:.1f}s"
+    whole = round(seconds)
+    for unit_s, unit, rest_s, rest in ((86_400, "d", 3600, "h"), (3600, "h", 60, "m"), (60, "m", 1, "s")):
+        if whole >= unit_s:
+            less = whole % unit_s // rest_s
+            return f"{whole // unit_s}{unit} {less}{rest}" if less else f"{whole // unit_s}{unit}"
+    return f"{whole}s"
+
+
+def print_json(value: object) -> None:
+    """One JSON document on stdout: indented on a terminal, one line elsewhere."""
+    import sys
+
+    import orjson
+
+    indent = 0 if is_plain(sys.stdout) else orjson.OPT_INDENT_2
+    click.echo(orjson.dumps(value, option=indent).decode())
+
+
+def _full(value: Cell) -> str:
+    if value is None or value == "":
+        return "-"
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def _style(text: str, kind: Kind) -> str:
+    if kind == "state":
+        return STATE_STYLES.get(text, "")
+    return "dim" if kind in {"time", "hash"} else ""

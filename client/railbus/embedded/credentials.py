@@ -1,0 +1,80 @@
+"""Who may join the bus: one Ed25519 nkey user for each service and one for the human.
+
+A user's secret is its seed in `<folder>/<user>.nk`: mode 0600 in a folder of mode 0700, made once and then kept, so
+that clients stay valid over restarts. The server is told the public keys only.
+"""
+
+from __future__ import annotations
+
+import binascii
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, cast
+
+import nkeys
+
+from railbus_shared import files
+from railbus_shared.errors import ConfigError
+from railbus_shared.names import checked_id
+
+_FOLDER_MODE: Final = 0o700
+_SEED_MODE: Final = 0o600
+_OTHERS: Final = 0o077
+
+
+@dataclass(frozen=True)
+class UserKey:
+    """A user of the bus; the secret stays in its file."""
+
+    name: str
+    seed_path: Path
+    public: str
+    """`U…`, what nats.conf names."""
+
+
+def ensure_keys(folder: Path, users: Sequence[str]) -> dict[str, UserKey]:
+    """The keys of `users`, made where they do not exist yet.
+
+    Raises ConfigError for a key file that others can read or that holds no user seed.
+    """
+    folder.mkdir(mode=_FOLDER_MODE, parents=True, exist_ok=True)
+    _check_private(folder, wanted=_FOLDER_MODE)
+    return {name: _ensure_key(folder, name) for name in users}
+
+
+def _ensure_key(folder: Path, name: str) -> UserKey:
+    path = folder / f"{checked_id(name, kind='user')}.nk"
+    if not path.exists():
+        seed: bytes = nkeys.encode_seed(os.urandom(32), nkeys.PREFIX_BYTE_USER)
+        files.write_new(path, seed + b"\n", mode=_SEED_MODE)
+    _check_private(path, wanted=_SEED_MODE)
+    return UserKey(name, path, _public_key(path))
+
+
+def _check_private(path: Path, *, wanted: int) -> None:
+    mode = path.stat().st_mode & 0o777
+    if mode & _OTHERS:
+        raise ConfigError(
+            f"{str(path)!r} holds secrets, and others may use it (mode {mode:04o})",
+            hint=f"chmod {wanted:o} {path}",
+            details={"path": str(path)},
+        )
+
+
+def _public_key(path: Path) -> str:
+    """The public key of the seed in a file; nkeys checks no checksum when it decodes, so it is encoded again here."""
+    try:
+        seed = path.read_bytes().strip()
+        prefix, raw = nkeys.decode_seed(seed)
+        if prefix != nkeys.PREFIX_BYTE_USER or nkeys.encode_seed(raw, prefix) != seed:
+            raise nkeys.ErrInvalidSeed
+        public = cast("bytes", nkeys.from_seed(seed).public_key)  # its annotation says otherwise
+    except (nkeys.NkeysError, binascii.Error, ValueError, OSError) as exc:
+        raise ConfigError(
+            f"key file {str(path)!r} holds no seed of a NATS user",
+            hint="restore it, or remove it to have a new one made at the next `railbus up`",
+            details={"path": str(path)},
+        ) from exc
+    return public.decode()

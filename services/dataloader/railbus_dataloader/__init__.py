@@ -1,0 +1,1 @@
+"""Datasets: validated, verified and opened for trainers."""

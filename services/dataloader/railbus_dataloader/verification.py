@@ -1,0 +1,155 @@
+"""Which shards have been verified on this host, remembered over restarts.
+
+A shard's hash is computed once. It counts for as long as the file's size, modification time and inode stay what they
+were; several who ask for the same shard at the same time share one hashing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import orjson
+
+from railbus_shared import files
+from railbus_shared.errors import IndexInvalid, ShardCorrupt, StorageFull
+
+logger = logging.getLogger(__name__)
+
+_MAX_ENTRIES: Final = 100_000
+_THREADS: Final = 2
+_CLOCK_TICK_S: Final = 0.02
+"""File systems stamp with a clock that ticks every 1 to 10 ms."""
+
+
+class Fingerprint(NamedTuple):
+    """What tells that a file has not been touched, without reading it."""
+
+    size: int
+    mtime_ns: int
+    inode: int
+
+    @classmethod
+    def of(cls, path: Path) -> Fingerprint:
+        status = path.stat()
+        return cls(status.st_size, status.st_mtime_ns, status.st_ino)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A shard and the hash that its index states."""
+
+    path: Path
+    sha256: str
+    bytes: int
+
+
+class Verification:
+    """The memory of verified shards. Files are looked at and hashed in threads of its own; used from one event loop."""
+
+    def __init__(self, memory: Path, *, hash_file: Callable[[Path], str] = files.sha256_file) -> None:
+        self._memory = memory
+        self._hash_file = hash_file
+        self._known = _read(memory)
+        self._lock = threading.Lock()
+        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="verify")
+        self._running: dict[tuple[Wanted, bool], asyncio.Future[None]] = {}
+
+    def is_verified(self, wanted: Wanted) -> bool:
+        """Whether the file is the one that was verified to have this hash; looks at it, so call it in a thread."""
+        known = self._known.get(str(wanted.path))
+        try:
+            return known is not None and known == (Fingerprint.of(wanted.path), wanted.sha256)
+        except OSError:
+            return False  # whoever reads it is told why it cannot be read
+
+    async def verify(self, wanted: Wanted, *, again: bool = False) -> None:
+        """Make sure that the shard has its hash; raises ShardCorrupt, or IndexInvalid if it cannot be read.
+
+        With `again` it is hashed even if it is remembered. Who asks while the same is under way gets its outcome.
+        """
+        key = (wanted, again)
+        running = self._running.get(key)
+        if running is None:
+            running = asyncio.get_running_loop().run_in_executor(self._threads, self._verify, wanted, again)
+            self._running[key] = running
+            running.add_done_callback(lambda done: self._forget(key, done))
+        await asyncio.shield(running)
+
+    async def close(self) -> None:
+        """Wait for what is being hashed, and end the threads."""
+        await asyncio.to_thread(self._threads.shutdown)
+
+    def _forget(self, key: tuple[Wanted, bool], done: asyncio.Future[None]) -> None:
+        """The failure of a hashing whose askers have all gone has been logged, and is nobody's."""
+        del self._running[key]
+        if not done.cancelled():
+            done.exception()
+
+    # --- in a thread -------------------------------------------------------------------------------------------------
+
+    def _verify(self, wanted: Wanted, again: bool) -> None:
+        if not again and self.is_verified(wanted):
+            return
+        try:
+            before = _settled(wanted.path)
+            actual = self._hash_file(wanted.path)
+        except OSError as exc:
+            raise IndexInvalid(
+                f"{wanted.path} cannot be read, but the index names it: {exc.strerror}",
+                hint="import the dataset again",
+                details={"path": str(wanted.path)},
+            ) from exc
+        is_whole = actual == wanted.sha256
+        self._remember(wanted.path, (before, actual) if is_whole else None)
+        if not is_whole:
+            logger.error("shard is damaged", extra={"path": str(wanted.path), "actual": actual})
+            raise ShardCorrupt(path=str(wanted.path), expected=wanted.sha256, actual=actual)
+
+    def _remember(self, path: Path, known: tuple[Fingerprint, str] | None) -> None:
+        """Remember a shard, or forget it; a memory that cannot be written costs a hashing after the next start."""
+        with self._lock:
+            self._known.pop(str(path), None)
+            if known is not None:
+                self._known[str(path)] = known
+            content = {name: [*fingerprint, sha256] for name, (fingerprint, sha256) in self._known.items()}
+            newest = dict(list(content.items())[-_MAX_ENTRIES:])
+            try:
+                self._memory.parent.mkdir(parents=True, exist_ok=True)
+                files.write_whole(self._memory, orjson.dumps(newest))
+            except (OSError, StorageFull) as exc:
+                logger.warning("verified shards not remembered", extra={"problem": repr(exc)})
+
+
+def _settled(path: Path) -> Fingerprint:
+    """The fingerprint of a file whose next change will show in it.
+
+    A change within the tick of the clock that stamped the last one would leave the time as it is, so that is waited
+    for. Source: "racily clean" entries, git's Documentation/technical/racy-git.txt.
+    """
+    age_s = time.time() - path.stat().st_mtime
+    if age_s < _CLOCK_TICK_S:
+        time.sleep(_CLOCK_TICK_S)
+    return Fingerprint.of(path)
+
+
+def _read(memory: Path) -> dict[str, tuple[Fingerprint, str]]:
+    """What was remembered; a damaged memory is forgotten, which costs a hashing."""
+    try:
+        found = orjson.loads(memory.read_bytes())
+        return {
+            str(path): (Fingerprint(int(size), int(mtime_ns), int(inode)), str(sha256))
+            for path, (size, mtime_ns, inode, sha256) in found.items()
+        }
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, TypeError, AttributeError) as exc:
+        logger.warning("memory of verified shards is damaged", extra={"path": str(memory), "problem": repr(exc)})
+        return {}

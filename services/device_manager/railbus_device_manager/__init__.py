@@ -1,0 +1,1 @@
+"""Devices, leases, submissions and placement."""

@@ -1,0 +1,235 @@
+"""The device_manager's view of the cluster and what follows from it; no I/O, and `now` is an argument.
+
+`ClusterFacts` is what the buckets say, told by whoever watches them. `DeviceManager` answers from it: who has which
+device, which jobs start, why the others wait, which attempts are lost, which devices can be granted again.
+
+An expired lease frees nothing by itself. A device is `reclaiming` while an active record names it without a live lease,
+or while a reclaim mark lies on it, and only a report of its host's runner, made after the lease had lapsed and without
+the attempt, shows that the processes are gone. All times are seconds on one clock of this process.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Literal, TypeVar
+
+from railbus_device_manager.placement import Cluster, Placement, decide, waits_for
+from railbus_device_manager.reasons import reason
+from railbus_shared.contracts.devices import AttemptRef, DeviceInfo, HostReport, Lease, ReclaimMark, RunnerReport
+from railbus_shared.contracts.jobs import JobRecord, JobState
+from railbus_shared.contracts.requests import DeviceState
+from railbus_shared.names import DeviceId, HostId, JobId
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class LostAttempt:
+    """An active record whose leases have all lapsed, with what is known of its processes."""
+
+    record: JobRecord
+    cause: Literal["lease_lost", "runner_lost", "host_lost"]
+    """`lease_lost`: its runner still has it; `host_lost`: neither runner nor device_manager of its host report."""
+    processes_gone: bool
+    """Whether its devices are free once the record is queued again; else each needs a reclaim mark, made before."""
+
+    @property
+    def marks(self) -> tuple[DeviceId, ...]:
+        """Devices that need a reclaim mark."""
+        return () if self.processes_gone else tuple(map(DeviceId, self.record.devices))
+
+
+@dataclass
+class ClusterFacts:
+    """The newest value of every key that placement looks at; None where a key is gone."""
+
+    hosts: dict[str, HostReport] = field(default_factory=dict)
+    runners: dict[str, RunnerReport] = field(default_factory=dict)
+    leases: dict[str, Lease] = field(default_factory=dict)
+    """By device; a key exists as long as the lease lives."""
+    marks: dict[str, ReclaimMark] = field(default_factory=dict)
+    """By device."""
+    jobs: dict[str, JobRecord] = field(default_factory=dict)
+    """Records that are not final."""
+    ended: dict[str, JobState] = field(default_factory=dict)
+    """Final states, which `after` asks for."""
+    runner_heard_at: dict[str, float] = field(default_factory=dict)
+    """When a host's runner was last heard as it spoke, not out of the store."""
+    leaseless_since: dict[str, float] = field(default_factory=dict)
+    """Since when an active record has had no live lease, by job."""
+    marked_at: dict[str, float] = field(default_factory=dict)
+    """When a mark was first seen, by device."""
+    held_until: dict[str, float] = field(default_factory=dict)
+    """Until when a job is not placed, for instance after a refused start."""
+
+    def apply_host(self, host: str, report: HostReport | None) -> None:
+        _put(self.hosts, host, report)
+
+    def apply_runner(self, host: str, report: RunnerReport | None, *, now: float, live: bool = True) -> None:
+        """`live` is false for a value that was in the store before: it may be older than what it is compared with."""
+        _put(self.runners, host, report)
+        _put(self.runner_heard_at, host, now if report is not None and live else None)
+
+    def apply_lease(self, device: str, lease: Lease | None, *, now: float) -> None:
+        before = self.leases.get(device)
+        _put(self.leases, device, lease)
+        for changed in filter(None, (before, lease)):
+            self._watch_leases(changed.holder, now)
+
+    def apply_mark(self, device: str, mark: ReclaimMark | None, *, now: float) -> None:
+        if mark is None or self.marks.get(device) != mark:
+            _put(self.marked_at, device, None if mark is None else now)
+        _put(self.marks, device, mark)
+
+    def apply_record(self, job: str, record: JobRecord | None, *, now: float) -> None:
+        before = self.jobs.get(job)
+        is_over = record is None or record.is_final
+        _put(self.jobs, job, None if is_over else record)
+        _put(self.ended, job, record.state if record is not None and is_over else None)
+        if is_over:
+            self.held_until.pop(job, None)
+        if before is None or record is None or before.lease_epoch != record.lease_epoch:
+            self.leaseless_since.pop(job, None)  # another attempt, with its own time
+        self._watch_leases(job, now)
+
+    def hold(self, job: str, *, until: float) -> None:
+        """Do not place the job before."""
+        self.held_until[job] = until
+
+    def live_leases(self, record: JobRecord) -> Iterator[Lease]:
+        """Leases of a record's present attempt."""
+        for device in record.devices:
+            lease = self.leases.get(device)
+            if lease is not None and (lease.holder, lease.lease_epoch) == (record.id, record.lease_epoch):
+                yield lease
+
+    def _watch_leases(self, job: str, now: float) -> None:
+        record = self.jobs.get(job)
+        if record is None or not record.is_active or any(self.live_leases(record)):
+            self.leaseless_since.pop(job, None)
+        else:
+            self.leaseless_since.setdefault(job, now)
+
+
+@dataclass(frozen=True)
+class DeviceManager:
+    """Answers about the cluster, from the facts."""
+
+    facts: ClusterFacts = field(default_factory=ClusterFacts)
+
+    def device_states(self) -> list[DeviceState]:
+        """Every known device and who has it, by host, in the order of its report."""
+        named = {device: record for record in self.facts.jobs.values() if record.is_active for device in record.devices}
+        return [
+            self._state(device, draining=report.draining, named=named)
+            for _, report in sorted(self.facts.hosts.items())
+            for device in report.devices
+        ]
+
+    def plan(self, now: float) -> list[Placement]:
+        """Jobs that start now."""
+        return decide(self._startable(now), self._cluster()).placements
+
+    def reasons(self, now: float) -> dict[JobId, str]:
+        """Why each queued job waits that the plan does not start."""
+        cluster, states = self._cluster(), self._job_states()
+        decision = decide(self._startable(now), cluster)
+        placed = {placement.job_id for placement in decision.placements}
+        return {
+            JobId(job.id): self._own_reason(job, states, now) or reason(job, cluster, decision=decision)
+            for job in self.facts.jobs.values()
+            if job.state == "queued" and job.id not in placed
+        }
+
+    def lost(
+        self, now: float, *, contact_since: float, ttl_s: float, grace_s: float, placed_grace_s: float
+    ) -> list[LostAttempt]:
+        """Attempts whose leases have all lapsed; their jobs are to be queued again.
+
+        Args:
+            contact_since: when this process last connected: until one whole time-to-live later lapsed leases prove
+                nothing, because their runners may have been cut off from the store as well.
+            ttl_s: life of a lease that is not renewed.
+            grace_s: how long an attempt must have been without a lease; the record of its end may still be on its way.
+            placed_grace_s: the same for a placed job, whose leases may not have been made yet.
+        """
+        if now - contact_since < ttl_s:
+            return []
+        lost: list[LostAttempt] = []
+        for job, since in sorted(self.facts.leaseless_since.items()):
+            record = self.facts.jobs[job]
+            if now - since >= (placed_grace_s if record.state == "placed" else grace_s):
+                lost.append(self._lost(record, since))
+        return lost
+
+    def released_marks(self, *, busy: Collection[str] = ()) -> list[ReclaimMark]:
+        """Marks that can go: the host's runner has been heard since, and does not have the attempt any more.
+
+        `busy` are devices on which the driver still shows processes; their marks stay.
+        """
+        released: list[ReclaimMark] = []
+        for device, mark in sorted(self.facts.marks.items()):
+            ref = AttemptRef(job=mark.job, lease_epoch=mark.lease_epoch)
+            if device not in busy and self._are_gone(mark.host, ref, self.facts.marked_at[device]):
+                released.append(mark)
+        return released
+
+    def _state(self, device: DeviceInfo, *, draining: bool, named: Mapping[str, JobRecord]) -> DeviceState:
+        lease, mark = self.facts.leases.get(device.id), self.facts.marks.get(device.id)
+        if lease is not None:
+            return DeviceState(device=device, state="leased", holder=lease.holder)
+        if device.id in named:
+            return DeviceState(device=device, state="reclaiming", holder=named[device.id].id)
+        if mark is not None:
+            return DeviceState(device=device, state="reclaiming", holder=mark.job)
+        if not device.healthy:
+            return DeviceState(device=device, state="unhealthy")
+        return DeviceState(device=device, state="draining" if draining else "free")
+
+    def _cluster(self) -> Cluster:
+        return Cluster(devices=tuple(self.device_states()), runners=self.facts.runners)
+
+    def _startable(self, now: float) -> list[JobRecord]:
+        states = self._job_states()
+        return [
+            job
+            for job in self.facts.jobs.values()
+            if job.state == "queued"
+            and not job.cancel_requested
+            and self.facts.held_until.get(job.id, now) <= now
+            and not waits_for(job, states)
+        ]
+
+    def _job_states(self) -> dict[str, str]:
+        return {**self.facts.ended, **{job.id: job.state for job in self.facts.jobs.values()}}
+
+    def _own_reason(self, job: JobRecord, states: Mapping[str, str], now: float) -> str:
+        """Why the job may not start whatever is free; empty if it may."""
+        if job.cancel_requested:
+            return "is being cancelled"
+        held_s = self.facts.held_until.get(job.id, now) - now
+        return waits_for(job, states) or (f"is tried again in {math.ceil(held_s)} s" if held_s > 0 else "")
+
+    def _lost(self, record: JobRecord, since: float) -> LostAttempt:
+        host = HostId(record.host or "")
+        ref = AttemptRef(job=record.id, lease_epoch=record.lease_epoch)
+        runner = self.facts.runners.get(host)
+        gone = self._are_gone(host, ref, since)
+        if runner is not None and ref in runner.attempts:
+            return LostAttempt(record, "lease_lost", processes_gone=gone)
+        is_host_known = runner is not None or host in self.facts.hosts
+        return LostAttempt(record, "runner_lost" if is_host_known else "host_lost", processes_gone=gone)
+
+    def _are_gone(self, host: str, ref: AttemptRef, since: float) -> bool:
+        """Whether the host's runner has said after `since` that it has no processes of the attempt."""
+        runner = self.facts.runners.get(host)
+        return runner is not None and ref not in runner.attempts and self.facts.runner_heard_at.get(host, since) > since
+
+
+def _put(values: dict[str, T], key: str, value: T | None) -> None:
+    if value is None:
+        values.pop(key, None)
+    else:
+        values[key] = value

@@ -1,0 +1,156 @@
+"""Submissions: from a job event in the stream to a job record, once, or to a refusal that says why.
+
+Both forms of submission take the same way through the stream of jobs. The request form names an inbox in a header of
+its event and waits there for the outcome; whichever device_manager handles the event answers.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import secrets
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Final
+
+from railbus_shared import clock, wire
+from railbus_shared.bus.connection import Bus, Outgoing
+from railbus_shared.bus.consume import Delivery
+from railbus_shared.contracts.jobs import JobRecord, JobSpec
+from railbus_shared.errors import (
+    BadMessage,
+    InvalidField,
+    RailbusError,
+    RejectedError,
+    TransientError,
+    UnknownEntrypoint,
+    WireError,
+    error_from_wire,
+)
+from railbus_shared.records import JobRecords
+from railbus_shared.subjects import is_inbox
+from railbus_shared.telemetry import LearningTelemetry
+
+OUTCOME_HEADER: Final = "Railbus-Outcome"
+_OUTCOME_S: Final = 10.0
+_OWN_ID: Final = re.compile(r"j-[0-9a-f]{6}-\d+\Z")
+
+OfferedEntrypoints = Callable[[], Awaitable[frozenset[str] | None]]
+"""Entrypoints that some runner offers; None if no runner is known."""
+
+
+def own_id(incarnation: str, sequence: int) -> str:
+    """The id of a job that was submitted without one; a publisher can compute it from the stream's acknowledgement."""
+    return f"j-{incarnation[:6]}-{sequence}"
+
+
+def new_record(spec: JobSpec, *, sequence: int, incarnation: str, now: str) -> JobRecord:
+    """The first record of a job."""
+    return JobRecord(
+        id=spec.id or own_id(incarnation, sequence),
+        spec=spec,
+        spec_sha256=spec.digest,
+        sequence=sequence,
+        incarnation=incarnation,
+        submitted_at=now,
+        changed_at=now,
+    )
+
+
+def check_entrypoint(name: str, offered: Iterable[str]) -> None:
+    """Raises UnknownEntrypoint with the nearest name, unless some runner offers it."""
+    known = sorted(offered)
+    if name in known:
+        return
+    close = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {close[0]!r}?" if close else f"runners offer: {', '.join(known[:20]) or 'none'}"
+    raise UnknownEntrypoint(
+        f"field 'entrypoint' has value {name!r}: no runner offers it",
+        hint=hint,
+        details={"field": "entrypoint", "value": name},
+    )
+
+
+class Submissions:
+    """Takes job events from the stream, and puts those into it that come as requests."""
+
+    def __init__(
+        self,
+        bus: Bus,
+        records: JobRecords,
+        telemetry: LearningTelemetry,
+        *,
+        offered: OfferedEntrypoints,
+        accepted: Callable[[JobRecord], None],
+    ) -> None:
+        self._bus = bus
+        self._records = records
+        self._telemetry = telemetry
+        self._offered = offered
+        self._accepted = accepted
+
+    async def submit(self, spec: JobSpec) -> JobRecord:
+        """Publish a job event and wait for its outcome; raises what the submission was refused for."""
+        async with self._bus.inbox() as (inbox, next_message):
+            event = Outgoing(
+                self._bus.subjects.submit,
+                wire.encode(spec.to_map()),
+                msg_id=secrets.token_hex(12),
+                headers={OUTCOME_HEADER: inbox},
+            )
+            await self._bus.publish(event)
+            outcome = wire.decode(await next_message(_OUTCOME_S))
+        if "code" in outcome:
+            raise error_from_wire(outcome)
+        return JobRecord.parse(outcome)
+
+    async def take(self, delivery: Delivery) -> None:
+        """Handle one event of the stream; idempotent, for it may come again."""
+        try:
+            record = await self._accept(delivery)
+        except (WireError, RejectedError) as exc:
+            self._reject(delivery, exc)
+            await self._tell(delivery, exc.to_wire())
+            raise
+        self._accepted(record)
+        await self._tell(delivery, record.to_map())
+
+    async def _accept(self, delivery: Delivery) -> JobRecord:
+        if delivery.is_malformed:
+            raise BadMessage("the headers of the job event cannot be read", hint="send none, or valid ones")
+        spec = JobSpec.parse(wire.decode(delivery.data))
+        if spec.id is not None and _OWN_ID.match(spec.id):
+            raise InvalidField(
+                field="id", value=spec.id, problem="ids of this form are given by railbus", hint="choose another id"
+            )
+        fresh = new_record(spec, sequence=delivery.sequence, incarnation=self._bus.incarnation, now=clock.now())
+        await self._check(spec)
+        record = await self._records.create(fresh)
+        if record == fresh:
+            self._telemetry.event(
+                "job.queued", job=record.id, model=spec.model, dataset=spec.dataset, entrypoint=spec.entrypoint
+            )
+        return record
+
+    async def _check(self, spec: JobSpec) -> None:
+        """Refuse at once what no runner and no dataloader could ever do."""
+        offered = await self._offered()
+        if offered is not None:
+            check_entrypoint(spec.entrypoint, offered)
+        try:
+            await self._bus.request(self._bus.subjects.request("data", "describe"), {"dataset": spec.dataset})
+        except TransientError:
+            return  # no dataloader answers now; the job waits, and its runner will look again
+
+    def _reject(self, delivery: Delivery, error: RailbusError) -> None:
+        self._telemetry.event(
+            "job.rejected",
+            job=own_id(self._bus.incarnation, delivery.sequence),
+            severity="warning",
+            error=error.to_wire(),
+            bytes=len(delivery.data),
+        )
+
+    async def _tell(self, delivery: Delivery, outcome: dict[str, object]) -> None:
+        inbox = delivery.headers.get(OUTCOME_HEADER, "")
+        if is_inbox(inbox):
+            await self._bus.send(inbox, wire.encode(outcome))

@@ -1,0 +1,1 @@
+"""Attempts: starts trainers, feeds them, commits their checkpoints."""

@@ -1,0 +1,104 @@
+"""What a trainer asks of its runner: to vouch for shards, to commit checkpoints, to pass its events on."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable
+from typing import Final
+
+from railbus_runner.claim import Claim, through_outages
+from railbus_runner.frames import Commit, Committed, Ended, Events, Refused, Verified, Verify
+from railbus_runner.link import TrainerLink
+from railbus_shared import clock
+from railbus_shared.contracts.jobs import CheckpointRef, ErrorBody, JobRecord
+from railbus_shared.contracts.requests import OpenedStream, OpenStream, VerifyShards
+from railbus_shared.errors import JobNotFound, RailbusError, StaleLeaseEpoch
+from railbus_shared.layout import checkpoint_stem
+from railbus_shared.service import Context
+
+logger = logging.getLogger(__name__)
+
+_OPEN_S: Final = 10.0
+_VERIFY_S: Final = 3600.0
+
+
+class Answers:
+    """Serves one trainer."""
+
+    def __init__(self, link: TrainerLink, claim: Claim, context: Context, *, refused: Callable[[], None]) -> None:
+        """`refused` is called when a commit was refused: the attempt is over, and the trainer has been told."""
+        self._link = link
+        self._claim = claim
+        self._context = context
+        self._refused = refused
+        self.ended: Ended | None = None
+        """The trainer's last frame, once it has come."""
+        self.failure: RailbusError | None = None
+        """Why shards could not be vouched for."""
+
+    async def serve(self) -> None:
+        """Answer frames until the trainer closes its end."""
+        async with contextlib.aclosing(self._link.frames()) as frames, asyncio.TaskGroup() as tasks:
+            async for frame in frames:
+                match frame:
+                    case Events():
+                        self._context.telemetry.forward(frame.events)
+                    case Verify():
+                        tasks.create_task(self._verify(frame))
+                    case Commit():
+                        tasks.create_task(self._commit(frame))
+                    case Ended():
+                        self.ended = frame
+                    case _:
+                        logger.warning("a trainer sent what it may not", extra={"frame": frame.f})
+
+    async def open_stream(self) -> OpenedStream:
+        """Where the shards of the job's dataset lie on this host; raises what the dataloader refuses it for."""
+        spec, ref = self._claim.record.spec, self._claim.ref
+        request = OpenStream(job=ref.job, lease_epoch=ref.lease_epoch, dataset=spec.dataset, seed=spec.seed)
+        return OpenedStream.parse(await through_outages(lambda: self._ask("open", request, timeout_s=_OPEN_S)))
+
+    async def _verify(self, asked: Verify) -> None:
+        request = VerifyShards(dataset=self._claim.record.spec.dataset, shards=asked.shards)
+        try:
+            await through_outages(lambda: self._ask("verify", request, timeout_s=_VERIFY_S))
+        except RailbusError as exc:
+            self.failure = exc
+            await self._link.send(Verified(shards=asked.shards, error=_body(exc)))
+            return
+        await self._link.send(Verified(shards=asked.shards))
+
+    async def _commit(self, asked: Commit) -> None:
+        """Name the checkpoint in the job record, unless the attempt is no longer the job's."""
+        meta = asked.meta
+        ref = CheckpointRef(number=meta.number, step=meta.step, sha256=meta.files[0].sha256)
+
+        def committed(record: JobRecord) -> JobRecord:
+            return record.changed(checkpoint=ref, changed_at=clock.now())
+
+        try:
+            await self._claim.change(committed)
+        except (StaleLeaseEpoch, JobNotFound) as exc:
+            await self._link.send(Refused(number=meta.number, error=_body(exc)))
+            self._refused()
+            return
+        await self._link.send(Committed(number=meta.number))
+        told = {
+            "checkpoint": checkpoint_stem(meta.number),
+            "model": meta.model,
+            "sha256": ref.sha256,
+            "bytes": sum(file.bytes for file in meta.files),
+            "reason": meta.reason,
+        }
+        self._claim.event("job.checkpointed", told, step=meta.step)
+
+    async def _ask(self, verb: str, request: OpenStream | VerifyShards, *, timeout_s: float) -> dict[str, object]:
+        """Ask the dataloader of this host, whose paths are the trainer's."""
+        bus, host = self._context.bus, self._context.common.host
+        return await bus.request(bus.subjects.request(f"data.{host}", verb), request.to_map(), timeout_s=timeout_s)
+
+
+def _body(error: RailbusError) -> ErrorBody:
+    return ErrorBody(code=error.code, message=error.message, hint=error.hint, details=error.details)

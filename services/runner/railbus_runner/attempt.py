@@ -1,0 +1,323 @@
+"""One attempt of one job, from the fork of its trainer to the end that its record states.
+
+The attempt lives in three parts: it keeps the leases (`leasing`), it serves the trainer (`answers`), and it holds a
+claim on the job record (`claim`). When it ends, whatever the reason, all processes that it started are gone before its
+record says so; an attempt that has lost its claim is killed and writes nothing more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+from collections.abc import AsyncGenerator, Coroutine, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+from railbus_runner.answers import Answers
+from railbus_runner.cgroups import AttemptGroup, GroupTree
+from railbus_runner.claim import Claim, through_outages
+from railbus_runner.end_cause import end_cause
+from railbus_runner.frames import Deadline, Fork, Plan, Stop
+from railbus_runner.leasing import LeaseKeeper
+from railbus_runner.link import TrainerLink
+from railbus_runner.output import read_output
+from railbus_runner.reaping import AttemptLedger, attempt_name
+from railbus_runner.warm_process import WarmProcess
+from railbus_shared import clock
+from railbus_shared.bus.bucket import Bucket
+from railbus_shared.conclusion import concluded
+from railbus_shared.contracts.devices import AttemptRef, ReclaimMark
+from railbus_shared.contracts.events import Severity
+from railbus_shared.contracts.jobs import EndCause, ErrorBody, JobRecord
+from railbus_shared.contracts.requests import OpenedStream, StartAttempt
+from railbus_shared.errors import JobNotFound, LeaseLost, RailbusError, StaleLeaseEpoch
+from railbus_shared.layout import checkpoint_stem
+from railbus_shared.logs import log_context
+from railbus_shared.records import JobRecords
+from railbus_shared.service import Context
+from railbus_shared.telemetry import new_producer
+from railbus_shared.waiting import end
+
+logger = logging.getLogger(__name__)
+
+_REFUSED_GRACE_S: Final = 5.0
+_LAST_FRAMES_S: Final = 10.0  # what a trainer had said when it ended
+_LAST_OUTPUT_S: Final = 0.5
+
+A = TypeVar("A")
+
+
+@dataclass(frozen=True)
+class Tools:
+    """What all attempts of a runner share."""
+
+    context: Context
+    records: JobRecords
+    leases: Bucket
+    warm: WarmProcess
+    groups: GroupTree | None
+    ledger: AttemptLedger
+    entrypoint_dirs: tuple[Path, ...]
+    reap_s: float
+
+
+@dataclass
+class _End:
+    """What is known of how the attempt ended, apart from what its trainer said."""
+
+    exit_code: int | None = None
+    stop: Stop | None = None
+    is_timed_out: bool = False
+    is_fenced: bool = False
+    oom_kills: int = 0
+    failure: RailbusError | None = None
+    stuck_pids: tuple[int, ...] = ()
+
+
+class Attempt:
+    """Supervises one trainer."""
+
+    def __init__(self, tools: Tools, request: StartAttempt, record: JobRecord) -> None:
+        self.ref = AttemptRef(job=request.job, lease_epoch=request.lease_epoch)
+        self._tools = tools
+        self._request = request
+        self._record = record
+        self._link = TrainerLink()
+        self._end = _End()
+        self._kill = asyncio.Event()
+        self._claim = Claim(self.ref, record, records=tools.records, telemetry=tools.context.telemetry)
+        self._answers = Answers(self._link, self._claim, tools.context, refused=self._fenced)
+        self._keeper = LeaseKeeper(
+            tools.leases,
+            request.leases,
+            ttl_s=tools.context.common.lease_ttl_s,
+            still_mine=self._claim.holds,
+            new_deadline=self._tell_deadline,
+        )
+
+    async def run(self) -> None:
+        """Live through the attempt and write its end into the job record."""
+        with log_context(job=self.ref.job):
+            try:
+                await self._train()
+            finally:
+                self._link.close()
+            await self._conclude()
+
+    async def stop(self, stop: Stop, *, grace_s: float) -> None:
+        """Ask the trainer to end with a checkpoint; it is killed after the grace."""
+        if self._end.stop is None:
+            self._end.stop = stop
+            await self._link.send(stop)
+        asyncio.get_running_loop().call_later(grace_s, self._kill.set)
+
+    # --- the trainer's life ------------------------------------------------------------------------------------------
+
+    async def _train(self) -> None:
+        """Start the trainer, serve it, and return once all its processes are gone."""
+        try:
+            async with self._forked() as outputs:
+                opened = await self._unless_killed(self._prepare())
+                if opened is not None and await self._link.send(self._plan(opened)):
+                    await self._serve(outputs)
+        except* LeaseLost:
+            self._end.is_fenced = True
+        except* RailbusError as group:
+            self._end.failure = _first(group)
+
+    @contextlib.asynccontextmanager
+    async def _forked(self) -> AsyncGenerator[_Outputs, None]:
+        """A trainer, written into the ledger; at the end it and all that it started are gone, whatever happened."""
+        tools, name = self._tools, attempt_name(self.ref)
+        group = await asyncio.to_thread(tools.groups.create, name) if tools.groups is not None else None
+        with contextlib.closing(_Outputs()) as outputs:
+            fork = Fork(
+                attempt=name,
+                cgroup_procs=group.procs_files if group is not None else (),
+                cores=tuple(core for device in self._request.devices for core in device.cores),
+                env=self._record.spec.env,
+            )
+            stdout_fd, stderr_fd = outputs.writes
+            pid = await tools.warm.fork(fork, sock=self._link.theirs, stdout_fd=stdout_fd, stderr_fd=stderr_fd)
+            outputs.give_away()
+            self._link.give_away()
+            try:
+                await asyncio.to_thread(tools.ledger.add, self.ref, pid=pid, group=group)
+                yield outputs
+            finally:
+                await self._reap(group)
+
+    async def _prepare(self) -> OpenedStream:
+        """Side by side: the shards of the dataset, and a fresh deadline for the leases."""
+        async with asyncio.TaskGroup() as tasks:
+            opened = tasks.create_task(self._answers.open_stream())
+            tasks.create_task(through_outages(self._keeper.renew))
+        return opened.result()
+
+    async def _unless_killed(self, work: Coroutine[Any, Any, A]) -> A | None:
+        """The work's result, or None if the attempt is to be killed before it is done."""
+        async with asyncio.TaskGroup() as tasks:
+            working, killed = tasks.create_task(work), tasks.create_task(self._kill.wait())
+            await asyncio.wait({working, killed}, return_when=asyncio.FIRST_COMPLETED)
+            await end(working, killed)
+        return None if working.cancelled() else working.result()
+
+    async def _serve(self, outputs: _Outputs) -> None:
+        """Answer the trainer until it has exited, or must be killed."""
+        async with asyncio.TaskGroup() as tasks:
+            answering = tasks.create_task(self._answers.serve())
+            keeping = tasks.create_task(self._keeper.run())
+            limiting = tasks.create_task(self._limit_time())
+            reading = [tasks.create_task(self._forward_output(fd, name)) for fd, name in outputs.take_reads()]
+            self._end.exit_code = await self._unless_killed(self._tools.warm.wait_exit(attempt_name(self.ref)))
+            if self._end.exit_code is not None:
+                await asyncio.wait({answering}, timeout=_LAST_FRAMES_S)
+                await asyncio.wait(reading, timeout=_LAST_OUTPUT_S)
+            await end(answering, keeping, limiting, *reading)
+
+    async def _reap(self, group: AttemptGroup | None) -> None:
+        """Kill whatever the attempt has left, and wait until it is gone."""
+        if group is not None:
+            self._end.oom_kills = await asyncio.to_thread(group.oom_kills)
+        report = await asyncio.to_thread(self._tools.ledger.reap, self.ref, deadline_s=self._tools.reap_s)
+        if not report.is_gone:
+            self._end.stuck_pids = report.stuck
+            self._claim.event("attempt.stuck", {"pids": list(report.stuck)}, severity="error")
+
+    async def _limit_time(self) -> None:
+        limit_s = self._record.spec.time_limit_s
+        if limit_s is None:
+            return
+        await asyncio.sleep(limit_s)
+        self._end.is_timed_out = True
+        await self.stop(Stop(reason="shutdown"), grace_s=_REFUSED_GRACE_S)
+
+    async def _forward_output(self, fd: int, stream: str) -> None:
+        """What the trainer prints, as events."""
+
+        def lines_read(name: str, lines: list[str]) -> None:
+            for line in lines:
+                self._claim.event("job.output", {"stream": name, "line": line})
+
+        await read_output(fd, stream, lines_read)
+
+    async def _tell_deadline(self, deadline_s: float) -> None:
+        await self._link.send(Deadline(boottime_s=deadline_s))
+
+    def _fenced(self) -> None:
+        """The record no longer names this attempt; the trainer knows, and has a moment to end."""
+        self._end.is_fenced = True
+        asyncio.get_running_loop().call_later(_REFUSED_GRACE_S, self._kill.set)
+
+    # --- the end -----------------------------------------------------------------------------------------------------
+
+    async def _conclude(self) -> None:
+        """Write the end into the record and give the leases back; a fenced attempt writes nothing."""
+        cause, error = self._verdict()
+        if cause == "lease_lost":
+            told = {"error": error.to_map()} if error is not None else {}
+            self._claim.event("attempt.fenced", told, severity="warning")
+            return
+        try:
+            record = await self._claim.change(lambda record: concluded(record, cause, error))
+        except (StaleLeaseEpoch, JobNotFound) as exc:
+            self._claim.event("attempt.fenced", {"error": exc.to_wire()}, severity="warning")
+            return
+        self._tell_end(record, cause)
+        if self._end.stuck_pids:
+            await through_outages(self._mark_devices)
+        await self._keeper.release()
+
+    def _verdict(self) -> tuple[EndCause, ErrorBody | None]:
+        known = self._end
+        return end_cause(
+            known.exit_code,
+            ended=self._answers.ended,
+            stop=known.stop,
+            timed_out=known.is_timed_out,
+            lost_lease=known.is_fenced,
+            oom_kills=known.oom_kills,
+            failure=known.failure or self._answers.failure,
+            time_limit_s=self._record.spec.time_limit_s,
+        )
+
+    async def _mark_devices(self) -> None:
+        """Keep the devices from being granted while processes that cannot be killed may use them."""
+        for device in self._request.devices:
+            mark = ReclaimMark(
+                device=device.id,
+                host=device.host,
+                job=self.ref.job,
+                lease_epoch=self.ref.lease_epoch,
+                marked_at=clock.now(),
+            )
+            await self._tools.leases.put(f"{device.id}.reclaim", mark.to_map())
+
+    def _tell_end(self, record: JobRecord, cause: EndCause) -> None:
+        data: dict[str, object] = {"cause": cause, "exit_code": self._end.exit_code}
+        if record.error is not None:
+            data["error"] = record.error.to_map()
+        if self._answers.ended is not None:
+            data["metrics"] = self._answers.ended.metrics
+        if record.checkpoint is not None:
+            data["checkpoint"] = checkpoint_stem(record.checkpoint.number)
+        severity: Severity = "info" if record.state in {"succeeded", "cancelled"} else "warning"
+        if record.state == "failed":
+            severity = "error"
+        self._claim.event(
+            "job.requeued" if record.state == "queued" else f"job.{record.state}", data, severity=severity
+        )
+
+    def _plan(self, opened: OpenedStream) -> Plan:
+        common = self._tools.context.common
+        return Plan(
+            job=self.ref.job,
+            spec=self._record.spec,
+            attempt=self._record.attempt,
+            lease_epoch=self.ref.lease_epoch,
+            host=common.host,
+            producer=new_producer("trainer", host=common.host),
+            root=str(common.root.resolve()),
+            devices=self._request.devices,
+            stream=opened,
+            entrypoint_dirs=tuple(str(path) for path in self._tools.entrypoint_dirs),
+            checkpoint=self._record.checkpoint,
+            deadline_boottime_s=self._keeper.deadline_s,
+        )
+
+
+class _Outputs:
+    """Two pipes for what the trainer prints."""
+
+    def __init__(self) -> None:
+        pipes = os.pipe(), os.pipe()
+        self._reads = [read for read, _ in pipes]
+        self.writes = [write for _, write in pipes]
+        """For stdout and stderr."""
+
+    def give_away(self) -> None:
+        """Close this process's copies of the trainer's ends."""
+        while self.writes:
+            os.close(self.writes.pop())
+
+    def take_reads(self) -> Iterator[tuple[int, str]]:
+        """The ends to read, with their names; whoever takes one closes it."""
+        for name in ("stdout", "stderr"):
+            yield self._reads.pop(0), name
+
+    def close(self) -> None:
+        """Close what nobody has taken."""
+        self.give_away()
+        while self._reads:
+            os.close(self._reads.pop())
+
+
+def _first(group: BaseExceptionGroup[RailbusError]) -> RailbusError:
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    assert isinstance(error, RailbusError)  # noqa: S101 - `except*` has sorted them
+    return error

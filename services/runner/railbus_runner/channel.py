@@ -1,0 +1,113 @@
+"""The trainer's end of its socket pair: progress out, orders in; no thread.
+
+What the runner orders is remembered in attributes and obeyed where the trainer asks. A closed socket means that the
+runner died, and raises RunnerGone wherever it is noticed. In: plan, deadline, stop, save, verified, committed, refused.
+Out: events, verify, commit, ended.
+"""
+
+from __future__ import annotations
+
+import select
+import socket
+import threading
+from typing import Final, TypeVar
+
+from railbus_runner.endings import RunnerGone
+from railbus_runner.frames import Committed, Deadline, Frame, FrameBuffer, Plan, Refused, Save, Stop, Verified, pack
+from railbus_shared import clock
+from railbus_shared.errors import BadMessage
+
+A = TypeVar("A", bound=Plan | Verified | Committed | Refused)
+
+_READ_BYTES: Final = 1 << 18
+
+
+class TrainerChannel:
+    """Frames to and from the runner; takes over the socket, which must be blocking.
+
+    `send` may be called from any thread, everything else from the main thread alone.
+
+    Attributes:
+        deadline_boottime_s: on CLOCK_BOOTTIME; past it the trainer must neither step nor commit.
+        stop: the order to end, once it has come.
+        save_requested: whether a checkpoint was asked for; whoever writes one clears it.
+    """
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.deadline_boottime_s = 0.0
+        self.stop: Stop | None = None
+        self.save_requested = False
+        self._sock = sock
+        self._buffer = FrameBuffer()
+        self._answers: list[Frame] = []
+        self._sending = threading.Lock()
+
+    def plan(self) -> Plan:
+        """Wait for the first frame."""
+        plan = self._wait_for(Plan)
+        self.deadline_boottime_s = max(self.deadline_boottime_s, plan.deadline_boottime_s)
+        return plan
+
+    def send(self, frame: Frame) -> None:
+        """Send a frame whole; waits while the runner does not read. Raises RunnerGone."""
+        data = pack(frame)
+        try:
+            with self._sending:
+                self._sock.sendall(data)
+        except (BrokenPipeError, ConnectionResetError) as exc:
+            raise RunnerGone("the runner has closed the socket") from exc
+
+    def ask(self, frame: Frame, *answers: type[A]) -> A:
+        """Send a frame and wait for its answer, obeying other frames meanwhile; one question at a time."""
+        self.send(frame)
+        return self._wait_for(*answers)
+
+    def poll(self) -> None:
+        """Take in what has come, without waiting; costs about a microsecond when nothing has. Raises RunnerGone."""
+        while self._receive(socket.MSG_DONTWAIT):
+            pass
+
+    def await_deadline(self, *, stop_suffices: bool = True) -> None:
+        """Return at once before the deadline; past it wait for a later one, or for a Stop. Raises RunnerGone."""
+        while clock.boottime_s() >= self.deadline_boottime_s and not (stop_suffices and self.stop is not None):
+            select.select([self._sock], [], [])
+            self.poll()
+
+    def detach(self) -> None:
+        """Leave the socket to the parent: for a process that user code has forked."""
+        self._sock.close()
+
+    def _wait_for(self, *answers: type[A]) -> A:
+        while True:
+            for frame in self._answers:
+                if isinstance(frame, answers):
+                    self._answers.remove(frame)
+                    return frame
+            self._receive(0)
+
+    def _receive(self, flags: int) -> bool:
+        """Take in one read; False if nothing has come and `flags` forbid to wait."""
+        try:
+            data = self._sock.recv(_READ_BYTES, flags)
+        except BlockingIOError:
+            return False
+        except ConnectionResetError as exc:
+            raise RunnerGone("the runner has closed the socket") from exc
+        if not data:
+            raise RunnerGone("the runner has closed the socket")
+        for frame in self._buffer.feed(data):
+            self._take(frame)
+        return True
+
+    def _take(self, frame: Frame) -> None:
+        match frame:
+            case Deadline():
+                self.deadline_boottime_s = max(self.deadline_boottime_s, frame.boottime_s)
+            case Stop():
+                self.stop = self.stop or frame
+            case Save():
+                self.save_requested = True
+            case Plan() | Verified() | Committed() | Refused():
+                self._answers.append(frame)
+            case _:
+                raise BadMessage(f"a trainer takes no {frame.f!r} frame")

@@ -1,0 +1,231 @@
+"""What an entrypoint is given: one `TrainContext`, its whole world.
+
+    def train(ctx: TrainContext) -> None:
+        params = ctx.params_as(Params)
+        model = build(params).to(ctx.device)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=params.lr)
+        train = ctx.stream("train", batch_size=params.batch_size)
+        ctx.track(model=model, optimizer=optimizer)
+        ctx.resume()
+        for epoch in train.epochs(params.epochs):
+            for batch in train:
+                loss = loss_of(model, batch)
+                loss.backward()
+                optimizer.step()
+                optimizer.zero_grad()
+                ctx.step(loss=loss)
+            ctx.log(accuracy=evaluate(model, ctx.stream("test", batch_size=256, shuffle=False)))
+
+Checkpoints, resuming, metrics, stopping and leases are taken care of in `ctx.step` and `ctx.resume`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Final, TypeVar, cast
+
+import msgpack
+import torch
+from pydantic import JsonValue
+
+from railbus_runner.channel import TrainerChannel
+from railbus_runner.frames import Plan, Verified, Verify
+from railbus_runner.progress import Progress
+from railbus_runner.recorder import Recorder
+from railbus_runner.saver import Reason
+from railbus_runner.stream import ShardStream
+from railbus_runner.tracked import Tracked
+from railbus_shared.contracts.model import Contract
+from railbus_shared.data.index import DatasetIndex
+from railbus_shared.errors import BadParams, MessageTooLarge, WireError, error_from_wire, shorten
+from railbus_shared.telemetry import plain
+
+P = TypeVar("P", bound=Contract)
+
+MAX_EVENT_BYTES: Final = 64 << 10
+_EVENT: Final = re.compile(r"[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*)*\Z")
+
+
+class TrainContext:
+    """The job as its entrypoint sees it; made by the trainer, used from its main thread."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        *,
+        devices: tuple[torch.device, ...],
+        channel: TrainerChannel,
+        recorder: Recorder,
+        progress: Progress,
+        tracked: Tracked,
+    ) -> None:
+        self._plan = plan
+        self._devices = devices
+        self._channel = channel
+        self._recorder = recorder
+        self._progress = progress
+        self._tracked = tracked
+        self._index = DatasetIndex.read(Path(plan.stream.schema_path), Path(plan.stream.index_path))
+        self._shard_paths = {shard.number: Path(shard.path) for shard in plan.stream.shards}
+        self._verified = {shard.number for shard in plan.stream.shards if shard.verified}
+
+    # --- the job -----------------------------------------------------------------------------------------------------
+
+    @property
+    def job(self) -> str:
+        """The job's id."""
+        return self._plan.job
+
+    @property
+    def params(self) -> Mapping[str, JsonValue]:
+        """The job's `params` as they were submitted."""
+        return MappingProxyType(self._plan.spec.params)
+
+    def params_as(self, model: type[P]) -> P:
+        """The job's `params` as a contract of yours, with its defaults; raises BadParams naming the field.
+
+        class Params(Contract):
+            lr: float = Field(default=1e-3, gt=0)
+        """
+        try:
+            return model.parse(self._plan.spec.params)
+        except WireError as exc:
+            raise BadParams(f"params: {exc.message}", hint=exc.hint, details=exc.details) from exc
+
+    @property
+    def seed(self) -> int:
+        """The job's seed; Python, NumPy and torch are seeded with it already."""
+        return self._plan.spec.seed
+
+    @property
+    def device(self) -> torch.device:
+        """The first of `devices`."""
+        return self._devices[0]
+
+    @property
+    def devices(self) -> tuple[torch.device, ...]:
+        """The devices that are leased to this process: CUDA devices, or the CPU once."""
+        return self._devices
+
+    @property
+    def rank(self) -> int:
+        """The number of this process among those of the job."""
+        return 0
+
+    @property
+    def world_size(self) -> int:
+        """How many processes train this job together."""
+        return 1
+
+    # --- the data ----------------------------------------------------------------------------------------------------
+
+    @property
+    def dataset(self) -> DatasetIndex:
+        """The job's dataset: columns, splits and labels stand in `dataset.schema`."""
+        return self._index
+
+    def stream(
+        self, split: str, *, batch_size: int, shuffle: bool = True, drop_last: bool = False, track: bool | None = None
+    ) -> ShardStream:
+        """Batches of a split as maps of tensors on `device`, ordered by the job's seed and the epoch.
+
+        The first shuffled stream is tracked: checkpoints remember its position, to the batch. `track` says so for
+        another one, or that this one is not to be.
+        """
+        stream = ShardStream(
+            self._index,
+            self._shard_paths,
+            split=split,
+            batch_size=batch_size,
+            seed=self.seed,
+            shuffle=shuffle,
+            drop_last=drop_last,
+            rank=self.rank,
+            world_size=self.world_size,
+            device=self.device,
+            ensure_verified=self._ensure_verified,
+            on_batch=self._progress.heed,
+        )
+        if track if track is not None else shuffle and not self._tracked.streams:
+            self._tracked.add_stream(split, stream)
+        return stream
+
+    def _ensure_verified(self, shards: Sequence[int]) -> None:
+        """Raises ShardCorrupt, or what else kept the dataloader from vouching for a shard."""
+        unknown = tuple(number for number in shards if number not in self._verified)
+        if not unknown:
+            return
+        answer = self._channel.ask(Verify(shards=unknown), Verified)
+        if answer.error is not None:
+            raise error_from_wire(answer.error.to_map())
+        self._verified.update(unknown)
+
+    # --- checkpoints -------------------------------------------------------------------------------------------------
+
+    def track(self, **parts: object) -> None:
+        """Name what a checkpoint must hold: anything with `state_dict` and `load_state_dict`.
+
+        Names must be new; the network itself is `model`, and is described in `model_schema.json`. Call it before
+        `resume`. Raises ValueError for a name that is taken or a late call, TypeError for a part without a state.
+        """
+        if self._progress.is_resumed:
+            raise ValueError(f"track({', '.join(parts)}) after resume(): track everything first, then resume")
+        for name, part in parts.items():
+            self._tracked.add_part(name, part)
+
+    def resume(self) -> bool:
+        """Restore everything tracked from the job's newest valid checkpoint, else from the one in `resume_from`.
+
+        Parts, positions of streams, random number generators and `global_step`; True if there was one. Raises Conflict
+        if it lacks a tracked part, CheckpointNotFound or CheckpointCorrupt for `resume_from`.
+        """
+        return self._progress.resume()
+
+    def save(self, reason: Reason = "request") -> None:
+        """Write a checkpoint now; it is durable when this returns. Raises ValueError if nothing is tracked."""
+        self._progress.save(reason)
+
+    # --- progress ----------------------------------------------------------------------------------------------------
+
+    @property
+    def global_step(self) -> int:
+        """Optimizer steps that ended, those before a resume included."""
+        return self._progress.global_step
+
+    @property
+    def stopping(self) -> bool:
+        """Whether the job is asked to end: return soon, or let the next `step` end it."""
+        return self._progress.is_stopping()
+
+    def step(self, **metrics: object) -> None:
+        """End one optimizer step: count it, log its metrics, obey orders, write a checkpoint when one is due.
+
+        Metrics are numbers or scalar tensors; they are told at most some twenty times a second, but always the last.
+        Where the job is to stop, its checkpoint is written here and the call does not return.
+        """
+        self._progress.step(metrics)
+
+    def log(self, **metrics: object) -> None:
+        """Tell metrics that belong to no single step, for instance those of an evaluation."""
+        self._progress.curves.log(self.global_step, metrics)
+        self._recorder.flush_if_due()
+
+    def log_text(self, name: str, text: str) -> None:
+        """Tell a text, for instance a sample of what the model writes; cut to 32,768 characters."""
+        self._recorder.record("train.text", step=self.global_step, data={"name": name, "text": text})
+
+    def event(self, what: str, **data: object) -> None:
+        """Record a fact of your own, in the past tense: `epoch_shuffled` is told as `app.epoch_shuffled`.
+
+        Raises ValueError for a name that is none, MessageTooLarge for data over 64 KiB.
+        """
+        kind = what if "." in what else f"app.{what}"
+        if _EVENT.match(what) is None or len(kind) > 64:
+            raise ValueError(f"event() got {shorten(what)}: use words of a-z, 0-9 and '_', joined by dots")
+        size = len(cast("bytes", msgpack.packb(plain(data), default=str)))
+        if size > MAX_EVENT_BYTES:
+            raise MessageTooLarge(size_bytes=size, limit_bytes=MAX_EVENT_BYTES, subject=kind)
+        self._recorder.record(kind, step=self.global_step, data=data)

@@ -1,0 +1,207 @@
+"""What passes between a runner, its pre-warmed process and a trainer, and how it is framed on a socket.
+
+A frame is a big-endian length of four bytes and a msgpack map whose key `f` names its kind. The two ends are always of
+one version, so there is no version field. The sockets are Unix socket pairs: nobody else can reach them.
+
+    runner  -> warm     fork                            (with three descriptors: the trainer's socket, stdout, stderr)
+    warm    -> runner   ready, forked, exited
+    runner  -> trainer  plan, deadline, stop, save, verified, committed, refused
+    trainer -> runner   events, verify, commit, ended
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Annotated, Final, Literal, cast
+
+import msgpack
+from pydantic import Field, TypeAdapter, ValidationError
+
+from railbus_shared.contracts.artifacts import CheckpointMeta
+from railbus_shared.contracts.devices import DeviceInfo
+from railbus_shared.contracts.jobs import CheckpointRef, ErrorBody, JobSpec
+from railbus_shared.contracts.model import Contract, Id, Items, JsonMap
+from railbus_shared.contracts.requests import OpenedStream
+from railbus_shared.errors import BadMessage
+
+MAX_FRAME_BYTES: Final = 16 << 20
+_LENGTH: Final = struct.Struct(">I")
+
+
+class Fork(Contract):
+    """Start a trainer; the descriptors of its socket, stdout and stderr come with the frame."""
+
+    f: Literal["fork"] = "fork"
+    attempt: str
+    """`<job>.<lease_epoch>`."""
+    cgroup_procs: Items[str] = ()
+    """Files `cgroup.procs` that the child writes itself into before anything else."""
+    cores: Items[int] = ()
+    """CPUs that the child may run on; all if empty."""
+    env: dict[str, str] = Field(default_factory=dict)
+
+
+class Ready(Contract):
+    """The pre-warmed process has imported torch and can fork."""
+
+    f: Literal["ready"] = "ready"
+    pid: int
+    torch: str
+    seconds: float
+    """That the imports took."""
+
+
+class Forked(Contract):
+    f: Literal["forked"] = "forked"
+    attempt: str
+    pid: int
+
+
+class Exited(Contract):
+    """A trainer has been reaped."""
+
+    f: Literal["exited"] = "exited"
+    attempt: str
+    pid: int
+    status: int
+    """As `os.waitstatus_to_exitcode` gives it: an exit code, or the negative number of a signal."""
+
+
+class Plan(Contract):
+    """Everything a trainer needs to begin; the first frame that it reads."""
+
+    f: Literal["plan"] = "plan"
+    job: Id
+    spec: JobSpec
+    attempt: int = Field(ge=1)
+    lease_epoch: int = Field(ge=1)
+    host: Id
+    producer: Id
+    """Of the trainer's events."""
+    root: str
+    devices: Items[DeviceInfo]
+    stream: OpenedStream
+    entrypoint_dirs: Items[str] = ()
+    checkpoint: CheckpointRef | None = None
+    """The last committed one of the job, whose meta may still have its temporary name."""
+    deadline_boottime_s: float
+    """On CLOCK_BOOTTIME; past it the trainer must not step or commit."""
+
+
+class Deadline(Contract):
+    """The leases were renewed: the new deadline."""
+
+    f: Literal["deadline"] = "deadline"
+    boottime_s: float
+
+
+class Stop(Contract):
+    """End at the next step, with a checkpoint."""
+
+    f: Literal["stop"] = "stop"
+    reason: Literal["cancelled", "preempted", "shutdown"]
+
+
+class Save(Contract):
+    """Write a checkpoint at the next step."""
+
+    f: Literal["save"] = "save"
+
+
+class Verify(Contract):
+    """The trainer is about to read these shards for the first time."""
+
+    f: Literal["verify"] = "verify"
+    shards: Items[int] = Field(min_length=1)
+
+
+class Verified(Contract):
+    """Answer to Verify; with an error none of them may be read."""
+
+    f: Literal["verified"] = "verified"
+    shards: Items[int]
+    error: ErrorBody | None = None
+
+
+class Commit(Contract):
+    """The checkpoint's data is durable and its meta lies flushed under its temporary name."""
+
+    f: Literal["commit"] = "commit"
+    meta: CheckpointMeta
+
+
+class Committed(Contract):
+    """The job record names the checkpoint: the meta may take its final name."""
+
+    f: Literal["committed"] = "committed"
+    number: int
+
+
+class Refused(Contract):
+    """The job record could not be changed, because the attempt is no longer the job's; the trainer must end."""
+
+    f: Literal["refused"] = "refused"
+    number: int
+    error: ErrorBody
+
+
+class Events(Contract):
+    """Events of the trainer, complete but for nothing; see `contracts.events.Event`."""
+
+    f: Literal["events"] = "events"
+    events: Items[JsonMap]
+
+
+class Ended(Contract):
+    """The last frame of a trainer that ends by itself."""
+
+    f: Literal["ended"] = "ended"
+    outcome: Literal["succeeded", "stopped", "failed"]
+    error: ErrorBody | None = None
+    metrics: JsonMap = Field(default_factory=dict)
+
+
+Frame = (
+    Fork | Ready | Forked | Exited
+    | Plan | Deadline | Stop | Save | Verified | Committed | Refused
+    | Events | Verify | Commit | Ended
+)  # fmt: skip
+
+_FRAME: Final[TypeAdapter[Frame]] = TypeAdapter(Annotated[Frame, Field(discriminator="f")])
+
+
+def pack(frame: Frame) -> bytes:
+    """A frame as it goes into the socket."""
+    body = cast("bytes", msgpack.packb(frame.model_dump(mode="json"), use_bin_type=True))
+    if len(body) > MAX_FRAME_BYTES:
+        raise BadMessage(f"a {frame.f!r} frame has {len(body)} bytes, more than {MAX_FRAME_BYTES}")
+    return _LENGTH.pack(len(body)) + body
+
+
+class FrameBuffer:
+    """Collects bytes of a socket and gives the frames that are complete."""
+
+    def __init__(self) -> None:
+        self._bytes = bytearray()
+
+    def feed(self, data: bytes) -> list[Frame]:
+        """Frames completed by `data`; raises BadMessage for bytes that are no frame."""
+        self._bytes += data
+        frames: list[Frame] = []
+        while len(self._bytes) >= _LENGTH.size:
+            (length,) = _LENGTH.unpack_from(self._bytes)
+            if length > MAX_FRAME_BYTES:
+                raise BadMessage(f"a frame claims {length} bytes, more than {MAX_FRAME_BYTES}")
+            if len(self._bytes) < _LENGTH.size + length:
+                break
+            body = bytes(self._bytes[_LENGTH.size : _LENGTH.size + length])
+            del self._bytes[: _LENGTH.size + length]
+            frames.append(_parse(body))
+        return frames
+
+
+def _parse(body: bytes) -> Frame:
+    try:
+        return _FRAME.validate_python(msgpack.unpackb(body, raw=False))
+    except (ValueError, TypeError, msgpack.exceptions.UnpackException, ValidationError) as exc:
+        raise BadMessage(f"not a frame: {exc}") from exc

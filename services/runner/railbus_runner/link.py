@@ -1,0 +1,49 @@
+"""The runner's end of a trainer's socket pair."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncGenerator
+from typing import Final
+
+from railbus_runner.frames import Frame, FrameBuffer, pack
+
+_READ_BYTES: Final = 1 << 18
+_BUFFER_BYTES: Final = 4 << 20  # so that a trainer's events rarely wait for the runner
+
+
+class TrainerLink:
+    """Frames to and from one trainer."""
+
+    def __init__(self) -> None:
+        self._ours, self.theirs = socket.socketpair()
+        self._ours.setblocking(False)
+        self.theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER_BYTES)
+        self._sending = asyncio.Lock()
+
+    async def send(self, frame: Frame) -> bool:
+        """Send a frame; False if the trainer is gone, which its exit will explain."""
+        try:
+            async with self._sending:
+                await asyncio.get_running_loop().sock_sendall(self._ours, pack(frame))
+        except (BrokenPipeError, ConnectionResetError):
+            return False
+        return True
+
+    async def frames(self) -> AsyncGenerator[Frame, None]:
+        """Frames of the trainer until it closes its end; raises BadMessage for what is no frame."""
+        loop, buffer = asyncio.get_running_loop(), FrameBuffer()
+        with contextlib.suppress(ConnectionResetError):
+            while data := await loop.sock_recv(self._ours, _READ_BYTES):
+                for frame in buffer.feed(data):
+                    yield frame
+
+    def give_away(self) -> None:
+        """Close this process's copy of the trainer's end, once the trainer has it."""
+        self.theirs.close()
+
+    def close(self) -> None:
+        self._ours.close()
+        self.theirs.close()

@@ -1,0 +1,193 @@
+"""When a trainer writes a checkpoint, what its meta says, and from which one it goes on.
+
+In: committed, refused. Out: commit; the events `checkpoint.written`, `.removed`, `.completed`, `.swept`, `.resumed`,
+`.rejected`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Literal
+
+from pydantic import JsonValue
+
+from railbus_runner.channel import TrainerChannel
+from railbus_runner.checkpoints import CheckpointStore, Loaded
+from railbus_runner.endings import CommitRefused
+from railbus_runner.frames import Commit, Committed, Plan, Refused
+from railbus_runner.model_schema import libraries, precision, schema_of, write_or_check
+from railbus_runner.recorder import Recorder
+from railbus_runner.tracked import Tracked
+from railbus_shared import clock
+from railbus_shared.contracts.artifacts import CheckpointFile, CheckpointMeta
+from railbus_shared.errors import CheckpointCorrupt, CheckpointNotFound, InvalidField, RailbusError, error_from_wire
+from railbus_shared.layout import Layout, checkpoint_stem
+
+Reason = Literal["policy", "end", "stop", "request"]
+
+
+class Saver:
+    """Checkpoints of one attempt."""
+
+    def __init__(
+        self, plan: Plan, *, layout: Layout, tracked: Tracked, channel: TrainerChannel, recorder: Recorder
+    ) -> None:
+        self.git_commit: str | None = None
+        """Of the entrypoint's source, once it is known."""
+        self._plan = plan
+        self._layout = layout
+        self._tracked = tracked
+        self._channel = channel
+        self._recorder = recorder
+        self._store = CheckpointStore(layout, plan.spec.model, job=plan.job, lease_epoch=plan.lease_epoch)
+        self._parent: int | None = None
+        self._saved_step = 0
+        self._saved_s = time.monotonic()
+        self._is_schema_known = False
+        self._rejected_numbers: set[int] = set()
+
+    # --- saving ------------------------------------------------------------------------------------------------------
+
+    def is_due(self, step: int) -> bool:
+        """Whether the job's policy wants a checkpoint after this step."""
+        policy = self._plan.spec.checkpoint
+        if not self.has_news(step):
+            return False
+        if policy.every_steps is not None and step % policy.every_steps == 0:
+            return True
+        return policy.every_s is not None and time.monotonic() - self._saved_s >= policy.every_s
+
+    def has_news(self, step: int) -> bool:
+        """Whether a checkpoint of this step would hold something that the last one does not."""
+        return bool(self._tracked.parts) and step > self._saved_step
+
+    def save(self, reason: Reason, *, step: int, metrics: Mapping[str, JsonValue]) -> CheckpointMeta:
+        """Write a checkpoint and remove the job's older ones; raises CommitRefused, StorageFull, Conflict."""
+        began_s = time.monotonic()
+        self._ensure_schema()
+
+        def describe(number: int, file: CheckpointFile) -> CheckpointMeta:
+            return self._meta(number, file, reason=reason, step=step, metrics=metrics)
+
+        meta = self._store.write(self._tracked.state(step=step), describe=describe, commit=self._commit)
+        self._parent, self._saved_step, self._saved_s = meta.number, step, time.monotonic()
+        self._channel.save_requested = False
+        seconds = round(self._saved_s - began_s, 3)
+        self._tell("written", meta.number, step=step, bytes=meta.files[0].bytes, reason=reason, seconds=seconds)
+        for number in self._store.retain(self._plan.spec.checkpoint.keep_last):
+            self._tell("removed", number, step=step)
+        return meta
+
+    def _ensure_schema(self) -> None:
+        if not self._is_schema_known and (model := self._tracked.model) is not None:
+            write_or_check(self._layout.model_schema(self._plan.spec.model), schema_of(model, self._plan))
+            self._is_schema_known = True
+
+    def _commit(self, meta: CheckpointMeta) -> None:
+        self._recorder.flush()
+        self._channel.poll()
+        self._channel.await_deadline(stop_suffices=False)
+        answer = self._channel.ask(Commit(meta=meta), Committed, Refused)
+        if isinstance(answer, Refused):
+            raise CommitRefused(error_from_wire(answer.error.to_map()))
+
+    def _meta(
+        self, number: int, file: CheckpointFile, *, reason: Reason, step: int, metrics: Mapping[str, JsonValue]
+    ) -> CheckpointMeta:
+        plan = self._plan
+        return CheckpointMeta(
+            number=number,
+            model=plan.spec.model,
+            job=plan.job,
+            attempt=plan.attempt,
+            lease_epoch=plan.lease_epoch,
+            step=step,
+            epoch=self._tracked.epoch,
+            samples_seen=self._tracked.samples_seen,
+            entrypoint=plan.spec.entrypoint,
+            seed=plan.spec.seed,
+            dataset=plan.spec.dataset,
+            index_sha256=plan.stream.index_sha256,
+            devices=tuple(device.id for device in plan.devices),
+            precision=precision(self._tracked.model),
+            libraries=libraries(),
+            git_commit=self.git_commit,
+            metrics=dict(metrics),
+            files=(file,),
+            parent=self._parent,
+            reason=reason,
+            created_at=clock.now(),
+        )
+
+    # --- resuming ----------------------------------------------------------------------------------------------------
+
+    def tidy(self) -> None:
+        """Bring a recorded checkpoint to its end and remove the litter of earlier attempts; before anything is read."""
+        self._channel.await_deadline()  # an attempt whose lease has lapsed must not sweep beside its successor
+        recorded = self._plan.checkpoint
+        if recorded is not None:
+            try:
+                if self._store.complete(recorded):
+                    self._tell("completed", recorded.number)
+            except CheckpointCorrupt as exc:
+                self._reject(recorded.number, exc)
+        for number in self._store.sweep():
+            self._tell("swept", number)
+
+    def resume(self) -> int | None:
+        """Restore everything tracked from the newest valid checkpoint; gives its step, or None if there is none."""
+        loaded = self._store.newest(rejected=self._reject)
+        self._miss_recorded(loaded)
+        if loaded is None and (named := self._plan.spec.resume_from) is not None:
+            loaded = self._store.named(named)
+        if loaded is None:
+            return None
+        return self._restore(loaded)
+
+    def _restore(self, loaded: Loaded) -> int:
+        meta = loaded.meta
+        step = self._tracked.restore(loaded.state)
+        positions = self._restore_streams(loaded)
+        self._parent, self._saved_step, self._saved_s = meta.number, step, time.monotonic()
+        self._tell(
+            "resumed",
+            meta.number,
+            step=step,
+            from_job=meta.job,
+            epoch=meta.epoch,
+            samples_seen=meta.samples_seen,
+            positions=positions,
+        )
+        return step
+
+    def _restore_streams(self, loaded: Loaded) -> str:
+        """What became of the positions; those of another job may mean nothing here, and then the data begin anew."""
+        try:
+            self._tracked.restore_streams(loaded.state)
+        except InvalidField as exc:
+            if loaded.meta.job == self._plan.job:
+                raise
+            return f"not restored: {exc.message}"
+        return "restored"
+
+    def _miss_recorded(self, loaded: Loaded | None) -> None:
+        """Tell if the checkpoint that the job record names is not there at all."""
+        recorded = self._plan.checkpoint
+        if recorded is None or recorded.number in self._rejected_numbers:
+            return
+        if loaded is None or loaded.meta.number < recorded.number:
+            stem = checkpoint_stem(recorded.number)
+            self._reject(recorded.number, CheckpointNotFound(f"the job record names {stem}, which is not there"))
+
+    def _reject(self, number: int, error: RailbusError) -> None:
+        self._rejected_numbers.add(number)
+        data: dict[str, object] = {"checkpoint": checkpoint_stem(number), "error": error.to_wire()}
+        self._recorder.record("checkpoint.rejected", severity="warning", data=data)
+
+    def _tell(self, what: str, number: int, *, step: int | None = None, **data: object) -> None:
+        self._recorder.record(
+            f"checkpoint.{what}",
+            step=step,
+            data={"checkpoint": checkpoint_stem(number), "model": self._plan.spec.model, **data},
+        )

@@ -1,0 +1,25 @@
+"""Settings of the runner, from `RAILBUS_RUNNER_*`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field
+from pydantic_settings import SettingsConfigDict
+
+from railbus_shared.settings import HttpSettings
+
+
+class Settings(HttpSettings):
+    """What an operator may change."""
+
+    model_config = SettingsConfigDict(**{**HttpSettings.model_config, "env_prefix": "RAILBUS_RUNNER_"})
+
+    http_port: int = Field(default=8703, ge=0, le=65_535)
+    """0 takes any free port."""
+    grace_s: float = Field(default=15.0, ge=0, le=3600)
+    """Time for trainers to write a checkpoint after SIGTERM, before they are killed."""
+    entrypoint_dirs: tuple[Path, ...] = ()
+    """Folders whose `package.module:function` jobs may name, as a JSON list; none by default."""
+    reap_s: float = Field(default=10.0, gt=0)
+    """Longest wait for the processes of an attempt to be gone after they were killed."""

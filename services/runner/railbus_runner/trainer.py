@@ -1,0 +1,161 @@
+"""The trainer: the child process that runs the user's entrypoint, forked from the pre-warmed process.
+
+It reads its plan, makes the process what the plan says (seeds, threads, devices, logging), runs the entrypoint with one
+`TrainContext`, and says how that ended. It touches no bus; if the runner's end of the socket closes, it ends at once.
+In: plan, deadline, stop, save, verified, committed, refused. Out: events, verify, commit, ended.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import os
+import socket
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+import torch
+
+from railbus_runner.channel import TrainerChannel
+from railbus_runner.context import TrainContext
+from railbus_runner.endings import CommitRefused, RunnerGone, Stopped
+from railbus_runner.entrypoints import registry
+from railbus_runner.failures import error_body
+from railbus_runner.frames import Ended, Plan
+from railbus_runner.progress import Progress
+from railbus_runner.provenance import git_commit
+from railbus_runner.recorder import Recorder, RecordingHandler
+from railbus_runner.rng import seed_everything
+from railbus_runner.saver import Saver
+from railbus_runner.tracked import Tracked
+from railbus_shared.contracts.devices import DeviceInfo
+from railbus_shared.errors import BadSetting
+from railbus_shared.layout import Layout
+
+EXIT_OK: Final = 0
+"""The entrypoint returned, or the trainer stopped as it was asked to."""
+EXIT_FAILED: Final = 1
+EXIT_RUNNER_GONE: Final = 3
+
+_THREAD_VARIABLES: Final = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+
+
+def main(sock: socket.socket) -> int:
+    """Live one attempt; takes over the socket, and gives the exit code."""
+    began_s = time.monotonic()
+    channel = TrainerChannel(sock)
+    try:
+        plan = channel.plan()
+        recorder = Recorder.of_plan(plan, channel.send)
+        ended = Trainer(plan, channel=channel, recorder=recorder, began_s=began_s).run()
+        recorder.flush()
+        channel.send(ended)
+    except RunnerGone:
+        return EXIT_RUNNER_GONE
+    return EXIT_FAILED if ended.outcome == "failed" else EXIT_OK
+
+
+class Trainer:
+    """One attempt, from its plan to its end."""
+
+    def __init__(self, plan: Plan, *, channel: TrainerChannel, recorder: Recorder, began_s: float) -> None:
+        self._plan = plan
+        self._channel = channel
+        self._recorder = recorder
+        self._tracked = Tracked()
+        self._saver = Saver(
+            plan, layout=Layout(Path(plan.root)), tracked=self._tracked, channel=channel, recorder=recorder
+        )
+        self._progress = Progress(
+            channel=channel, recorder=recorder, saver=self._saver, tracked=self._tracked, began_s=began_s
+        )
+
+    def run(self) -> Ended:
+        """Run the entrypoint; whatever it does, the answer says how it ended. Raises RunnerGone alone."""
+        try:
+            is_finished = self._train()
+        except RunnerGone:
+            raise
+        except Stopped:
+            is_finished = False
+        except CommitRefused as exc:
+            return Ended(outcome="failed", error=error_body(exc.error))
+        except BaseException as exc:  # noqa: BLE001 - of user code, and told as it is
+            return self._failed(exc)
+        return Ended(outcome="succeeded" if is_finished else "stopped", metrics=self._progress.curves.latest)
+
+    def _train(self) -> bool:
+        """False if the entrypoint returned because it was asked to stop."""
+        plan = self._plan
+        self._join_process()
+        devices = take_devices(plan.devices)
+        self._saver.tidy()
+        entrypoint = registry.resolve(plan.spec.entrypoint, [Path(folder) for folder in plan.entrypoint_dirs])
+        if plan.spec.entrypoint not in registry.BUILTIN and (source := inspect.getsourcefile(entrypoint)):
+            self._saver.git_commit = git_commit(Path(source))
+        context = TrainContext(
+            plan,
+            devices=devices,
+            channel=self._channel,
+            recorder=self._recorder,
+            progress=self._progress,
+            tracked=self._tracked,
+        )
+        entrypoint(context)
+        return self._progress.finish()
+
+    def _join_process(self) -> None:
+        """Seeds, threads and logging; and no word of a process that user code forks passes for this one's."""
+        os.register_at_fork(after_in_child=self._detach)
+        logging.basicConfig(
+            level=logging.INFO,
+            handlers=[RecordingHandler(self._recorder, step=lambda: self._progress.global_step)],
+            force=True,
+        )
+        seed_everything(self._plan.spec.seed)
+        use_threads(num_threads(self._plan.devices))
+
+    def _detach(self) -> None:
+        self._recorder.detach()
+        self._channel.detach()
+
+    def _failed(self, exc: BaseException) -> Ended:
+        """What waits is told as well: it may show why."""
+        try:
+            self._progress.curves.flush()
+        except TypeError:  # the metric that is no number, which is what `exc` says already
+            self._progress.curves.latest.clear()
+        return Ended(outcome="failed", error=error_body(exc), metrics=self._progress.curves.latest)
+
+
+def num_threads(devices: Sequence[DeviceInfo]) -> int:
+    """As many as the leased CPU slots have cores, within what this process may use; all of that for a GPU."""
+    usable = os.sched_getaffinity(0)
+    leased = {core for device in devices for core in device.cores}
+    return len(leased & usable) or len(usable)
+
+
+def use_threads(count: int) -> None:
+    """Size torch's pool, and by the environment the pools of processes that user code starts."""
+    torch.set_num_threads(count)
+    for variable in _THREAD_VARIABLES:
+        os.environ[variable] = str(count)
+
+
+def take_devices(devices: Sequence[DeviceInfo]) -> tuple[torch.device, ...]:
+    """The leased devices as torch names them; hides all other GPUs. Must come before CUDA is touched.
+
+    Raises BadSetting where a GPU is leased and torch can use none.
+    """
+    uuids = [device.uuid for device in devices if device.kind == "gpu"]
+    os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(uuids)
+    if not uuids:
+        return (torch.device("cpu"),)
+    if not torch.cuda.is_available():
+        raise BadSetting(
+            f"the job has leased {len(uuids)} GPU(s), but torch {torch.__version__} can use none on this host",
+            hint="install a build of torch with CUDA that fits the driver, or take the GPUs from this host's devices",
+        )
+    return tuple(torch.device("cuda", number) for number in range(torch.cuda.device_count()))

@@ -1,0 +1,1 @@
+"""Every event on disk once."""

@@ -1,0 +1,275 @@
+"""From messages of the bus to lines of the log: every event one line, every refusal one line, nothing dropped.
+
+A line is the event's map with `seq` (the message's sequence in the stream) and `incarnation` (of the store) added. Its
+key is (producer, number). No model is built per event: quick checks accept what is plainly in order, and the contract
+itself judges the rest, so both always agree. What is refused becomes a line of type `bus.rejected` whose key is made of
+the incarnation and the sequence, so that a message that comes twice is refused once. The events of a batch are judged
+one by one: a bad one does not take the good ones with it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache
+from typing import Final, NamedTuple, cast
+
+import orjson
+
+from railbus_shared import clock, wire
+from railbus_shared.contracts.events import Event, EventBatch
+from railbus_shared.errors import BadMessage, InvalidField, WireError
+from railbus_shared.names import ID_PATTERN, this_host
+
+DAY_NS: Final = 86_400 * clock.NS_PER_S
+_SHOWN_BYTES: Final = 200
+_MAX_COUNT: Final = 2**63 - 1
+_MAX_NUMBER: Final = 2**64 - 1
+
+_ID: Final = re.compile(ID_PATTERN)
+_TYPE: Final = re.compile(r"[a-z][a-z0-9_]*(?:\.[a-z][a-z0-9_]*)+")
+_TIME: Final = re.compile(
+    r"([0-9]{4}-[0-9]{2}-[0-9]{2})T(?:[01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](?:\.[0-9]{1,9})?(?:Z|\+00:00)"
+)
+
+
+class Line(NamedTuple):
+    """One line as it will stand in a file."""
+
+    day_ns: int
+    """Beginning of the UTC day of the event's time."""
+    producer: str
+    number: int
+    data: bytes
+    """JSON with a newline at its end."""
+    code: str = ""
+    """Error code of a refused message; empty for an event."""
+
+
+class Transcoded(NamedTuple):
+    """What became of one message."""
+
+    lines: list[Line]
+    refusal: WireError | None
+    """Why the message, or the first bad event of its batch, was refused."""
+
+
+def batch(
+    messages: Iterable[tuple[int, str, bytes]], *, incarnation: str, telemetry: str, now_ns: int | None = None
+) -> list[Line]:
+    """The lines of some messages in their order; any bytes give at least one line.
+
+    Args:
+        messages: sequence in the stream, subject and payload of each.
+        incarnation: of the store.
+        telemetry: the telemetry process that writes; stands in the lines that tell of refusals.
+        now_ns: their time; the present if it is not given.
+    """
+    lines: list[Line] = []
+    for sequence, subject, payload in messages:
+        try:
+            message = wire.decode(payload)
+            _check_area(message, subject)
+            found, refusal = transcode(message, sequence=sequence, incarnation=incarnation)
+        except WireError as exc:
+            found, refusal = [], exc
+        lines += found
+        if refusal is not None:
+            about = {"subject": subject, "error": refusal.to_wire(), "recorded_by": telemetry} | _shown(payload)
+            time_ns = clock.now_ns() if now_ns is None else now_ns
+            line = _rejected(sequence, about, incarnation=incarnation, time_ns=time_ns)
+            lines.append(line._replace(code=refusal.code))
+    return lines
+
+
+def transcode(message: Mapping[str, object], *, sequence: int, incarnation: str) -> Transcoded:
+    """The lines of one decoded message, an event or a batch; raises WireError where no part of it can be used."""
+    tail: dict[str, object] = {"seq": sequence, "incarnation": incarnation}
+    if "events" not in message:
+        return Transcoded([_line(dict(message), is_sound=_is_sound(message), tail=tail)], None)
+    common, events = _parts(message)
+    splice = _Splice.of(common, tail=tail)
+    lines: list[Line] = []
+    refusal: WireError | None = None
+    for event in events:
+        try:
+            lines.append((splice and splice.line(event)) or _line(common | event, is_sound=False, tail=tail))
+        except WireError as exc:
+            refusal = refusal or exc
+    return Transcoded(lines, refusal)
+
+
+def _check_area(message: Mapping[str, object], subject: str) -> None:
+    """Raises InvalidField for an event of another area than its subject: permissions are on subjects."""
+    _, is_event, rest = subject.partition(".evt.")
+    area = rest.partition(".")[0]
+    events = message.get("events")
+    holders = [message, message.get("common"), *(events if isinstance(events, list) else ())]
+    for holder in holders if is_event else ():
+        kind = holder.get("type") if isinstance(holder, Mapping) else None
+        if isinstance(kind, str) and kind.partition(".")[0] != area:
+            raise InvalidField(
+                field="type", value=kind, problem=f"the subject {subject!r} is for events of area {area!r}"
+            )
+
+
+class _Splice(NamedTuple):
+    """The quick way for a batch: what its events share is checked and encoded once."""
+
+    common: dict[str, object]
+    head: bytes
+    tail: bytes
+    missing: frozenset[str]
+    """Required fields that each event must bring."""
+
+    @classmethod
+    def of(cls, common: dict[str, object], *, tail: dict[str, object]) -> _Splice | None:
+        """None if only the contract can tell whether these fields are in order."""
+        if not common or not _is_sound(common):
+            return None
+        ending = b"," + orjson.dumps(tail)[1:] + b"\n"
+        return cls(common, orjson.dumps(common)[:-1] + b",", ending, _REQUIRED - common.keys())
+
+    def line(self, event: dict[str, object]) -> Line | None:
+        """None if only the contract can tell whether the event is in order."""
+        if not (event and event.keys() >= self.missing and self.common.keys().isdisjoint(event) and _is_sound(event)):
+            return None
+        time = event.get("time") or self.common["time"]
+        producer = event.get("producer") or self.common["producer"]
+        number = event.get("number") or self.common["number"]
+        data = self.head + orjson.dumps(event)[1:-1] + self.tail
+        return Line(_day_ns(cast("str", time)), cast("str", producer), cast("int", number), data)
+
+
+def _parts(message: Mapping[str, object]) -> tuple[dict[str, object], list[dict[str, object]]]:
+    common, events = message.get("common"), message["events"]
+    if not (
+        message.keys() == {"v", "common", "events"}
+        and _is_one(message["v"])
+        and type(common) is dict
+        and type(events) is list
+        and 1 <= len(events) <= 4096
+        and all(type(event) is dict for event in events)
+    ):
+        parsed = EventBatch.parse(message)
+        common, events = parsed.common, list(parsed.events)
+    return cast("dict[str, object]", common), cast("list[dict[str, object]]", events)
+
+
+def _line(event: dict[str, object], *, is_sound: bool, tail: dict[str, object]) -> Line:
+    """`event` is the caller's to give away. Raises WireError if the contract refuses it."""
+    if not (is_sound and event.keys() >= _REQUIRED):
+        Event.parse(event)
+    producer, number = cast("str", event["producer"]), cast("int", event["number"])
+    if number > _MAX_NUMBER:
+        raise BadMessage(f"field 'number' has value {number}: more than 64 bits", hint="count from 1")
+    day_ns = _day_ns(cast("str", event["time"]))
+    event.update(tail)
+    try:
+        return Line(day_ns, producer, number, orjson.dumps(event, option=orjson.OPT_APPEND_NEWLINE))
+    except orjson.JSONEncodeError as exc:
+        raise BadMessage(f"the event cannot be written as JSON: {exc}", hint="use numbers of 64 bits") from exc
+
+
+def _rejected(sequence: int, about: dict[str, object], *, incarnation: str, time_ns: int) -> Line:
+    producer = f"telemetry-rejected-{incarnation}"[:64]
+    event: dict[str, object] = {
+        "v": 1,
+        "id": f"{producer}-{sequence}",
+        "type": "bus.rejected",
+        "time": clock.rfc3339(time_ns),
+        "producer": producer,
+        "number": sequence,
+        "severity": "warning",
+        "source": "telemetry",
+        "host": this_host(),
+        "data": about,
+    }
+    return _line(event, is_sound=True, tail={"seq": sequence, "incarnation": incarnation})
+
+
+def _shown(payload: bytes) -> dict[str, object]:
+    """The beginning of a payload as text, where it is text, else as hex."""
+    start = payload[:_SHOWN_BYTES]
+    text = start.decode("utf-8", errors="ignore")
+    is_text = text.isprintable() and len(start) - len(text.encode()) < 4 and start.startswith(text.encode())
+    shown, encoding = (text, "utf8") if is_text else (start.hex(), "hex")
+    return {"bytes": len(payload), "payload": shown, "payload_encoding": encoding}
+
+
+# --- quick checks: each accepts nothing that the contract refuses ----------------------------------------------------
+
+
+def _is_one(value: object) -> bool:
+    return type(value) is int and value == 1
+
+
+@lru_cache(maxsize=4096)
+def _is_id(value: str) -> bool:
+    return _ID.fullmatch(value) is not None
+
+
+@lru_cache(maxsize=1024)
+def _is_type(value: str) -> bool:
+    return len(value) <= 64 and _TYPE.fullmatch(value) is not None
+
+
+@lru_cache(maxsize=64)
+def _midnight_ns(day: str) -> int:
+    """Raises ValueError if there is no such day."""
+    return clock.parse_rfc3339(f"{day}T00:00:00Z")
+
+
+def _day_ns(time: str) -> int:
+    match = _TIME.fullmatch(time)
+    if match is not None:
+        return _midnight_ns(match[1])
+    ns = clock.parse_rfc3339(time)
+    return ns - ns % DAY_NS
+
+
+def _is_time(value: object) -> bool:
+    if type(value) is not str:
+        return False
+    match = _TIME.fullmatch(value)
+    try:
+        return match is not None and _midnight_ns(match[1]) is not None
+    except ValueError:
+        return False
+
+
+def _text(limit: int) -> Callable[[object], bool]:
+    return lambda value: type(value) is str and len(value) <= limit
+
+
+def _whole(low: int, high: int) -> Callable[[object], bool]:
+    return lambda value: type(value) is int and low <= value <= high
+
+
+_CHECKS: Final[dict[str, Callable[[object], bool]]] = {
+    "v": _is_one,
+    "id": _text(128),
+    "type": lambda value: type(value) is str and _is_type(value),
+    "time": _is_time,
+    "producer": lambda value: type(value) is str and _is_id(value),
+    "number": _whole(1, _MAX_NUMBER),
+    "severity": lambda value: type(value) is str and value in ("debug", "info", "warning", "error"),
+    "source": _text(64),
+    "host": lambda value: type(value) is str and _is_id(value),
+    "job": lambda value: value is None or (type(value) is str and _is_id(value)),
+    "attempt": _whole(-_MAX_COUNT, _MAX_COUNT),
+    "lease_epoch": _whole(-_MAX_COUNT, _MAX_COUNT),
+    "step": _whole(0, _MAX_COUNT),
+    "trace": _text(128),
+    "data": lambda value: type(value) is dict,
+}
+_REQUIRED: Final = frozenset({"id", "type", "time", "producer", "number", "source", "host"})
+
+
+def _is_sound(fields: Mapping[str, object]) -> bool:
+    """Whether all fields are known and plainly in order; False says only that the contract has to look."""
+    for name, value in fields.items():
+        check = _CHECKS.get(name)
+        if check is None or not check(value):
+            return False
+    return True

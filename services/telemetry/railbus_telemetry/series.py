@@ -1,0 +1,230 @@
+"""The logs tree as its one writer sees it: append, rotate, close; after every kill as if nothing had happened.
+
+Invariants:
+- when `append` returns, its lines are on disk, each once; when it raises, none of them counts
+- at every instant each line stands in a whole file: in a plain file until the closed one has it (`closing`)
+- what was seen is saved (`sidecar`) before a plain file goes, so plain files and sidecar together know every key
+
+The event's own time decides the day; a time that cannot be right goes to the current day. Methods block on the disk and
+are called by one thread at a time, in the one process that holds the lock of the root.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+from pathlib import Path
+from typing import Final, Literal
+
+import orjson
+
+from railbus_shared import clock, log_reader
+from railbus_shared.errors import StorageFull
+from railbus_shared.layout import CLOSED_LOG_NAME, LOG_NAME, Layout
+from railbus_telemetry import closing
+from railbus_telemetry.appending import PlainFiles
+from railbus_telemetry.lines import DAY_NS, Line
+from railbus_telemetry.sidecar import SIDECAR_NAME, Sidecar
+
+logger = logging.getLogger(__name__)
+
+Rotation = Literal["hourly", "daily"]
+
+_PERIOD_NS: Final[dict[Rotation, int]] = {"hourly": 3600 * clock.NS_PER_S, "daily": DAY_NS}
+_IDLE_NS: Final = 60 * clock.NS_PER_S
+_RETRY_NS: Final = 30 * clock.NS_PER_S
+_AHEAD_DAYS: Final = 1
+_BEHIND_DAYS: Final = 30
+_SEEN_DAYS: Final = 8  # the stream holds a message for seven
+_REBUILD_DAYS: Final = 2
+
+
+@dataclass
+class _Period:
+    """A day's plain file that has lines."""
+
+    path: Path
+    first_ns: int
+    """When its first line was written."""
+    last_ns: int
+
+
+class LogSeries:
+    """The one writer of a logs tree; mends what a killed writer left when it is made."""
+
+    def __init__(self, layout: Layout, *, rotation: Rotation, incarnation: str, now_ns: Callable[[], int]) -> None:
+        self._layout = layout
+        self._period_ns = _PERIOD_NS[rotation]
+        self._incarnation = incarnation
+        self._now_ns = now_ns
+        self._plain = PlainFiles()
+        self._periods: dict[int, _Period] = {}
+        self._not_before_ns = 0
+        layout.logs.mkdir(parents=True, exist_ok=True)
+        self._memory = Sidecar()
+        self._recover()
+
+    # --- writing -----------------------------------------------------------------------------------------------------
+
+    def append(self, lines: Iterable[Line]) -> int:
+        """Write the lines that are not in the files yet; when it returns they are on disk.
+
+        Returns how many were new. On an error nothing was written; raises StorageFull where there was no space.
+        """
+        self._mend_suspects()
+        now_ns = self._now_ns()
+        fresh = self._fresh(lines)
+        by_day: dict[int, list[bytes]] = {}
+        for line in fresh:
+            by_day.setdefault(_day_of(line.day_ns, now_ns=now_ns), []).append(line.data)
+        paths = {day: self._folder(day) / LOG_NAME for day in by_day}
+        self._plain.append({paths[day]: b"".join(data) for day, data in by_day.items()})
+        for day, path in paths.items():
+            self._periods.setdefault(day, _Period(path, now_ns, now_ns)).last_ns = now_ns
+        for line in fresh:
+            self._memory.seen.add(line.producer, line.number, now_ns=now_ns)
+        return len(fresh)
+
+    def due(self, now_ns: int) -> bool:
+        """Whether a period has ended and waits to be closed."""
+        if 0 < self._not_before_ns - now_ns <= _RETRY_NS:
+            return False
+        return bool(self._ended(now_ns))
+
+    def rotate(self, now_ns: int) -> list[Path]:
+        """Close the periods that have ended; returns the closed files.
+
+        Raises StorageFull if there is no space; nothing is lost, and it is due again after half a minute.
+        """
+        try:
+            closed = self._close(self._ended(now_ns))
+        except StorageFull:
+            self._not_before_ns = now_ns + _RETRY_NS
+            raise
+        self._memory.seen.forget_idle(since_ns=now_ns - _SEEN_DAYS * DAY_NS)
+        return closed
+
+    def close_all(self) -> list[Path]:
+        """Close every period, ended or not, and return the closed files; the series can be used further."""
+        return self._close(sorted(self._periods))
+
+    # --- choosing ----------------------------------------------------------------------------------------------------
+
+    def _fresh(self, lines: Iterable[Line]) -> list[Line]:
+        seen = self._memory.seen
+        fresh: dict[tuple[str, int], Line] = {}
+        for line in lines:
+            key = (line.producer, line.number)
+            if key not in fresh and key not in seen:
+                fresh[key] = line
+        return list(fresh.values())
+
+    def _ended(self, now_ns: int) -> list[int]:
+        return [day for day, period in sorted(self._periods.items()) if self._has_ended(day, period, now_ns)]
+
+    def _has_ended(self, day: int, period: _Period, now_ns: int) -> bool:
+        if period.first_ns // self._period_ns != now_ns // self._period_ns:
+            return True
+        is_late = day != now_ns - now_ns % DAY_NS
+        return is_late and not 0 <= now_ns - period.last_ns < _IDLE_NS
+
+    def _folder(self, day_ns: int) -> Path:
+        return self._layout.day(_date(day_ns))
+
+    # --- closing -----------------------------------------------------------------------------------------------------
+
+    def _close(self, days: Sequence[int]) -> list[Path]:
+        self._mend_suspects()
+        return [self._close_day(day) for day in days if day in self._periods]
+
+    def _close_day(self, day: int) -> Path:
+        path = self._periods[day].path
+        self._plain.close(path)
+        self._check_closed(path.parent, day)
+        try:
+            self._memory.closed_bytes[_date(day).isoformat()] = closing.stage(path)
+            self._memory.save(self._layout.logs / SIDECAR_NAME, incarnation=self._incarnation)
+        except BaseException:
+            closing.remove_litter(path.parent)
+            raise
+        self._plain.suspects.add(path)
+        closed = closing.commit(path)
+        self._plain.suspects.discard(path)
+        del self._periods[day]
+        return closed
+
+    # --- mending -----------------------------------------------------------------------------------------------------
+
+    def _recover(self) -> None:
+        """Mend all that a killed writer left, and remember what is on disk."""
+        sidecar = self._layout.logs / SIDECAR_NAME
+        closing.remove_litter(self._layout.logs)
+        loaded = Sidecar.load(sidecar)
+        self._memory = loaded or Sidecar()
+        days = list(self._layout.log_days())
+        for day in days:
+            day_ns = _day_ns(day)
+            if day in days[-_REBUILD_DAYS:] or (self._folder(day_ns) / LOG_NAME).exists():
+                self._mend(day_ns)
+            else:
+                closing.remove_litter(self._folder(day_ns))
+        if loaded is None and days:
+            logger.warning("what was seen is read anew from the newest logs", extra={"sidecar": str(sidecar)})
+            for day in days[-_REBUILD_DAYS:]:
+                self._note_day(self._layout.day(day))
+
+    def _mend_suspects(self) -> None:
+        for path in list(self._plain.suspects):
+            day = date(*(int(part) for part in path.parent.parts[-3:]))
+            self._mend(_day_ns(day))
+            self._plain.suspects.discard(path)
+
+    def _mend(self, day: int) -> None:
+        folder = self._folder(day)
+        closing.remove_litter(folder)
+        self._check_closed(folder, day)
+        self._periods.pop(day, None)
+        if closing.mend_plain(folder, note=self._note):
+            plain = folder / LOG_NAME
+            self._periods[day] = _Period(plain, _first_ns(plain), self._now_ns())
+
+    def _check_closed(self, folder: Path, day: int) -> None:
+        """See that the closed file is whole, unless it has the size that this or a former writer left."""
+        closed, name = folder / CLOSED_LOG_NAME, _date(day).isoformat()
+        if closed.exists() and closed.stat().st_size != self._memory.closed_bytes.get(name):
+            self._memory.closed_bytes[name] = closing.mend_closed(closed)
+
+    def _note(self, producer: str, number: int) -> None:
+        self._memory.seen.add(producer, number, now_ns=self._now_ns())
+
+    def _note_day(self, folder: Path) -> None:
+        for line in log_reader.day_lines(folder):
+            key = closing.keys_of(line)
+            if key is not None:
+                self._note(*key)
+
+
+def _day_of(day_ns: int, *, now_ns: int) -> int:
+    """The day whose file an event goes to: its own, unless its clock must have been wrong."""
+    today = now_ns - now_ns % DAY_NS
+    return day_ns if -_BEHIND_DAYS * DAY_NS <= day_ns - today <= _AHEAD_DAYS * DAY_NS else today
+
+
+def _date(day_ns: int) -> date:
+    return datetime.fromtimestamp(day_ns // clock.NS_PER_S, tz=UTC).date()
+
+
+def _day_ns(day: date) -> int:
+    return int(datetime(day.year, day.month, day.day, tzinfo=UTC).timestamp()) * clock.NS_PER_S
+
+
+def _first_ns(plain: Path) -> int:
+    """The time of a file's first line: near enough to when it was written, and no harm if it is not."""
+    with plain.open("rb") as file:
+        first = file.readline()
+    try:
+        return clock.parse_rfc3339(str(orjson.loads(first)["time"]))
+    except (ValueError, KeyError, TypeError):
+        return 0

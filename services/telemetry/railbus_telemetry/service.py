@@ -1,0 +1,188 @@
+"""The telemetry service: takes every event from the stream and puts it on disk, once.
+
+Messages in: everything on `<prefix>.evt.>`, by the durable consumer `telemetry-writer`; requests `telemetry.query` and
+`telemetry.flush`. A batch is acknowledged once its bytes are flushed to disk; what cannot be written stays in the
+stream. One instance writes a root at a time; others stand by at its lock.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import logging
+import time
+from collections.abc import AsyncIterator, Mapping
+from typing import Final
+
+from railbus_shared import clock
+from railbus_shared.bus.consume import Delivery, consume_batches
+from railbus_shared.bus.endpoints import AnyEndpoint, Endpoint
+from railbus_shared.contracts.requests import EventLines, Flushed, Nothing, QueryEvents
+from railbus_shared.errors import RequestTimeout, StorageFull, TransientError
+from railbus_shared.log_reader import query
+from railbus_shared.service import Context, Description
+from railbus_shared.topology import event_consumer
+from railbus_shared.waiting import end, is_set_within
+from railbus_telemetry.lines import Line, batch
+from railbus_telemetry.series import LogSeries
+from railbus_telemetry.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+DESCRIPTION: Final = Description("telemetry", "Every event on disk once: the logs tree, and questions about it.")
+_TICK_S: Final = 1.0
+_FLUSH_S: Final = 40.0  # longer than a lost delivery takes to come again
+_POLL_S: Final = 0.05
+
+
+class TelemetryService:
+    """Writes the logs tree; one writer for each root."""
+
+    def __init__(self, context: Context, settings: Settings) -> None:
+        self._context = context
+        self._settings = settings
+        self._layout = context.common.layout
+        self._series: LogSeries | None = None
+        self._lock = asyncio.Lock()
+        self._progress = asyncio.Condition()
+        self._problem = "standing by: another telemetry service writes this root"
+        metrics = context.metrics
+        self._lines = metrics.counter("log_lines_written", "Events appended to the log files.")
+        self._doubles = metrics.counter("log_lines_skipped", "Events that were on disk already.")
+        self._append_seconds = metrics.histogram("log_append_seconds", "Time to append and flush a batch.")
+
+    def endpoints(self) -> list[AnyEndpoint]:
+        subjects = self._context.bus.subjects
+        return [
+            Endpoint("query", subjects.request("telemetry", "query"), QueryEvents, self._query),
+            Endpoint("flush", subjects.request("telemetry", "flush"), Nothing, self._flush),
+        ]
+
+    async def run(self) -> None:
+        """Write until told to stop; then close the period."""
+        async with self._only_writer():
+            if self._context.stopping.is_set():
+                return
+            await self._open_series()
+            async with asyncio.TaskGroup() as tasks:
+                rotating = tasks.create_task(self._rotate())
+                await consume_batches(
+                    self._context.bus,
+                    event_consumer(self._context.bus.subjects),
+                    self._write,
+                    stopping=self._context.stopping,
+                    batch=self._settings.batch,
+                )
+                await end(rotating)
+            await self._close()
+
+    async def checks(self) -> Mapping[str, str]:
+        return {"log": self._problem}
+
+    # --- writing -----------------------------------------------------------------------------------------------------
+
+    async def _write(self, deliveries: list[Delivery]) -> bool:
+        """Append a batch; while the disk is full, wait and try again, and acknowledge nothing."""
+        messages = [(d.sequence, d.subject, d.data) for d in deliveries]
+        lines = batch(messages, incarnation=self._context.bus.incarnation, telemetry=self._context.telemetry.producer)
+        while True:
+            try:
+                started = time.perf_counter()
+                appended = await self._append(lines)
+            except StorageFull as exc:
+                self._alarm(str(exc))
+                if await is_set_within(self._context.stopping, _TICK_S):
+                    return False
+                continue
+            self._problem = ""
+            self._append_seconds.observe(time.perf_counter() - started)
+            self._lines.inc(appended)
+            self._doubles.inc(len(lines) - appended)
+            async with self._progress:
+                self._progress.notify_all()
+            return True
+
+    async def _append(self, lines: list[Line]) -> int:
+        assert self._series is not None  # noqa: S101 - `run` opens it before anything is consumed
+        async with self._lock:
+            return await asyncio.to_thread(self._series.append, lines)
+
+    def _alarm(self, problem: str) -> None:
+        if problem != self._problem:
+            logger.error("events wait in the stream", extra={"problem": problem})
+        self._problem = problem
+
+    async def _next_batch(self) -> None:
+        """Until another batch is on disk, or a moment later: its acknowledgement may still be under way."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_POLL_S), self._progress:
+                await self._progress.wait()
+
+    async def _rotate(self) -> None:
+        assert self._series is not None  # noqa: S101
+        while True:
+            await asyncio.sleep(_TICK_S)
+            now_ns = clock.now_ns()
+            if self._series.due(now_ns):
+                try:
+                    async with self._lock:
+                        await asyncio.to_thread(self._series.rotate, now_ns)
+                except StorageFull as exc:
+                    self._alarm(str(exc))
+
+    async def _open_series(self) -> None:
+        self._series = await asyncio.to_thread(
+            LogSeries,
+            self._layout,
+            rotation=self._settings.rotation,
+            incarnation=self._context.bus.incarnation,
+            now_ns=clock.now_ns,
+        )
+        self._problem = ""
+
+    async def _close(self) -> list[str]:
+        """Close every open period; returns the files under the root that it went to."""
+        assert self._series is not None  # noqa: S101
+        async with self._lock:
+            closed = await asyncio.to_thread(self._series.close_all)
+        return [str(path.relative_to(self._layout.root)) for path in closed]
+
+    # --- requests ----------------------------------------------------------------------------------------------------
+
+    async def _query(self, request: QueryEvents) -> EventLines:
+        return await query(self._layout, request)
+
+    async def _flush(self, _: Nothing) -> Flushed:
+        """Wait until what the stream holds now is on disk, then close the period."""
+        if self._series is None:
+            raise TransientError("this telemetry service stands by", hint="ask again")
+        bus = self._context.bus
+        last = await bus.last_sequence(bus.subjects.events_stream)
+        written = 0
+        try:
+            async with asyncio.timeout(_FLUSH_S):
+                while (written := await bus.acknowledged(event_consumer(bus.subjects))) < last:
+                    await self._next_batch()
+        except TimeoutError as exc:
+            raise RequestTimeout(
+                f"events up to {last} are not on disk after {_FLUSH_S:g} s, only up to {written}",
+                hint=self._problem or "ask again",
+            ) from exc
+        return Flushed(files=tuple(await self._close()))
+
+    # --- one writer for each root ------------------------------------------------------------------------------------
+
+    @contextlib.asynccontextmanager
+    async def _only_writer(self) -> AsyncIterator[None]:
+        """Hold the writer's lock; stands by while another process has it."""
+        path = self._layout.state / "telemetry.lock"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a") as file:
+            while not self._context.stopping.is_set():
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    await is_set_within(self._context.stopping, _TICK_S)
+            yield

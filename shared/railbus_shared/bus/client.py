@@ -1,0 +1,133 @@
+"""A nats-py client that no publisher can deafen or turn against us, and the errors of nats-py as errors of ours."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+import nats.errors
+import nats.js.errors
+from nats.aio.client import PING_PROTO, Client
+from nats.aio.msg import Msg
+
+from railbus_shared.errors import (
+    BadMessage,
+    BusUnavailable,
+    NoResponder,
+    NotAuthorized,
+    NotFound,
+    QueueFull,
+    RailbusError,
+    RequestTimeout,
+    RevisionConflict,
+    StorageFull,
+)
+from railbus_shared.subjects import is_inbox
+
+logger = logging.getLogger(__name__)
+
+MALFORMED: Final = "Railbus-Malformed-Headers"
+"""Set on a message whose headers could not be parsed."""
+
+_WRONG_LAST_SEQUENCE: Final = {10071, 10164}
+_STATUS: Final = "Status"
+_STORAGE_FULL: Final = {10023, 10047}
+_QUEUE_FULL: Final = {10077}
+
+
+class RailbusClient(Client):
+    """nats-py 2.16, without three ways in which any publisher could harm whoever reads its messages.
+
+    An exception while a message is taken in, for its headers or for a subject that is not UTF-8, ends its read loop.
+    A stored message whose headers look like a status of the server makes every fetch fail. And its own answers on
+    `$SRV.*` go to any reply subject, with the asker's headers, so that they could overwrite a key.
+    """
+
+    async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes) -> None:
+        try:
+            await super()._process_msg(sid, subject, reply, data, headers)
+        except Exception:  # the read loop must outlive every message
+            logger.exception("message lost", extra={"subject": repr(subject[:80])})
+
+    async def _send_ping(self, future: asyncio.Future[bool] | None = None) -> None:
+        """Behind all that waits to be sent: nats-py writes it ahead of that, and `flush` then confirms nothing."""
+        if not self.is_connected:
+            await super()._send_ping(future)
+            return
+        self._pongs.append(future or asyncio.get_running_loop().create_future())
+        await self._send_command(PING_PROTO)
+        await self._flush_pending()
+
+    async def _process_headers(self, headers: bytes) -> dict[str, str] | None:
+        try:
+            parsed: dict[str, str] | None = await super()._process_headers(headers)
+        except (ValueError, IndexError, UnicodeError) as exc:
+            logger.warning("malformed headers", extra={"problem": repr(exc), "bytes": len(headers)})
+            return {MALFORMED: "1"}
+        return parsed
+
+    def _build_message(  # pyright: ignore[reportIncompatibleMethodOverride] - its caller checks for None
+        self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: dict[str, str] | None
+    ) -> Msg | None:
+        if reply.startswith(b"$JS.ACK.") and headers and _STATUS in headers:  # the server's own have no such reply
+            headers.clear()  # in place: the caller looks at them too
+            headers[MALFORMED] = "1"
+        if subject.startswith(b"$SRV."):
+            headers = None
+            if not is_inbox(reply.decode("ascii", "replace")):
+                logger.warning("request refused: its reply subject is not an inbox", extra={"reply": repr(reply[:80])})
+                return None
+        built: Msg | None = super()._build_message(sid, _utf8(subject), _utf8(reply), data, headers)
+        return built
+
+
+def _utf8(subject: bytes) -> bytes:
+    """A subject as nats-py can decode it."""
+    return subject if subject.isascii() else subject.decode("utf-8", "replace").encode()
+
+
+@contextmanager
+def bus_errors(subject: str) -> Iterator[None]:
+    """Translate what nats-py raises into errors of ours, naming the subject."""
+    try:
+        yield
+    except RailbusError:
+        raise
+    except (nats.errors.Error, TimeoutError, OSError, ValueError) as exc:
+        raise translated(exc, subject=subject) from exc
+
+
+def translated(exc: Exception, *, subject: str) -> RailbusError:
+    """The error of ours that says what an exception of nats-py means."""
+    match exc:
+        case nats.js.errors.APIError():
+            return _api_error(exc, subject)
+        case nats.errors.NoRespondersError() | nats.js.errors.NoStreamResponseError():
+            return NoResponder(f"nobody serves {subject!r}", hint="start the service, for instance with `railbus up`")
+        case nats.errors.AuthorizationError():
+            return NotAuthorized("NATS refused the credentials", hint="check RAILBUS_NATS_KEY_FILE")
+        case nats.errors.BadSubjectError():
+            return BadMessage(f"{subject!r} is not a subject", hint="use tokens joined by dots")
+        case TimeoutError():
+            return RequestTimeout(f"no answer from {subject!r} in time", hint="whether it was carried out is unknown")
+        case _:
+            return BusUnavailable(
+                f"NATS cannot carry {subject!r}: {exc or type(exc).__name__}", hint="is NATS running?"
+            )
+
+
+def _api_error(exc: nats.js.errors.APIError, subject: str) -> RailbusError:
+    code = exc.err_code or 0
+    text = f"JetStream refused {subject!r}: {exc.description} ({code})"
+    if code in _WRONG_LAST_SEQUENCE:
+        return RevisionConflict(text)
+    if code in _STORAGE_FULL:
+        return StorageFull(text, hint="free space, or raise the server's max_file_store")
+    if code in _QUEUE_FULL:
+        return QueueFull(text, hint="wait until messages are consumed, or raise the limit")
+    if exc.code == 404:
+        return NotFound(text)
+    return BusUnavailable(text)

@@ -1,0 +1,155 @@
+"""Create what must exist on the server, idempotently, and recognise the store.
+
+The store's incarnation is a random id in the metadata of the stream of jobs. A root keeps it in a marker file, with the
+names of the streams that existed: another incarnation, or a stream that is gone, means that the store was wiped or
+restored, and is refused until a person says so (`railbus up --new-store`).
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from pathlib import Path
+
+import nats.js.api as js
+import nats.js.errors
+import orjson
+
+from railbus_shared import files
+from railbus_shared.bus.client import bus_errors
+from railbus_shared.bus.connection import Bus
+from railbus_shared.errors import IncarnationMismatch, StoreMissing
+from railbus_shared.topology import Consumer, Stream, Topology, topology
+
+logger = logging.getLogger(__name__)
+
+_INCARNATION = "railbus-incarnation"
+
+
+async def ensure(bus: Bus, marker: Path) -> None:
+    """Make sure that all streams, buckets and consumers exist; sets `bus.incarnation`.
+
+    Raises StoreMissing, IncarnationMismatch, BusUnavailable.
+    """
+    wanted = topology(bus.subjects)
+    known = _read_marker(marker)
+    bus.incarnation = await _incarnation(bus, wanted, known)
+    for stream in wanted.streams:
+        await _ensure_stream(bus, stream, expected=stream.name in known.get("streams", []))
+    for consumer in wanted.consumers:
+        await _ensure_consumer(bus, consumer)
+    _write_marker(marker, bus.incarnation, wanted)
+
+
+async def _incarnation(bus: Bus, wanted: Topology, known: dict[str, list[str]]) -> str:
+    """The store's incarnation, made with the first stream if the store is new; compared with the marker's."""
+    first = wanted.streams[0]
+    expected = (known.get("incarnation") or [""])[0]
+    found = await _stream_metadata(bus, first.name)
+    if found is None:
+        if expected:
+            raise _missing(first.name)
+        await _create(bus, first, secrets.token_hex(8))
+        found = await _stream_metadata(bus, first.name) or {}
+    incarnation = found.get(_INCARNATION, "")
+    if expected and incarnation != expected:
+        raise IncarnationMismatch(
+            f"this NATS store is {incarnation!r}, but the root belongs to store {expected!r}",
+            hint="connect to the right server, restore its store, or start a new one with `railbus up --new-store`",
+        )
+    return incarnation
+
+
+async def _ensure_stream(bus: Bus, stream: Stream, *, expected: bool) -> None:
+    metadata = await _stream_metadata(bus, stream.name)
+    if metadata is None:
+        if expected:
+            raise _missing(stream.name)
+        await _create(bus, stream, bus.incarnation)
+        return
+    with bus_errors(stream.name):
+        await bus.client.jetstream().update_stream(_config(stream, metadata.get(_INCARNATION, bus.incarnation)))
+
+
+async def _create(bus: Bus, stream: Stream, incarnation: str) -> None:
+    with bus_errors(stream.name):
+        try:
+            await bus.client.jetstream().add_stream(_config(stream, incarnation))
+        except nats.js.errors.BadRequestError as exc:
+            if exc.err_code != 10058:  # taken: another service was quicker, with an incarnation of its own
+                raise
+            return
+        logger.info("stream created", extra={"stream": stream.name})
+
+
+async def _stream_metadata(bus: Bus, name: str) -> dict[str, str] | None:
+    with bus_errors(name):
+        info = await _info_or_none(bus, name)
+    return None if info is None else dict(info.config.metadata or {})
+
+
+async def _info_or_none(bus: Bus, name: str) -> js.StreamInfo | None:
+    try:
+        return await bus.client.jetstream().stream_info(name)
+    except nats.js.errors.NotFoundError:
+        return None
+
+
+async def _ensure_consumer(bus: Bus, consumer: Consumer) -> None:
+    policy = js.AckPolicy.ALL if consumer.ack == "all" else js.AckPolicy.EXPLICIT
+    config = js.ConsumerConfig(
+        durable_name=consumer.name,
+        ack_policy=policy,
+        ack_wait=consumer.ack_wait_s,
+        max_ack_pending=consumer.max_ack_pending,
+        max_deliver=-1,
+    )
+    with bus_errors(consumer.name):
+        await bus.client.jetstream().add_consumer(consumer.stream, config)
+
+
+def _config(stream: Stream, incarnation: str) -> js.StreamConfig:
+    return js.StreamConfig(
+        name=stream.name,
+        subjects=list(stream.subjects),
+        description=stream.description,
+        retention=js.RetentionPolicy.WORK_QUEUE if stream.retention == "workqueue" else js.RetentionPolicy.LIMITS,
+        storage=js.StorageType.FILE,
+        discard=js.DiscardPolicy.NEW if stream.discard == "new" else js.DiscardPolicy.OLD,
+        max_msgs=stream.max_msgs,
+        max_bytes=stream.max_bytes,
+        max_age=stream.max_age_s,
+        max_msgs_per_subject=stream.history,
+        duplicate_window=stream.duplicate_window_s,
+        allow_direct=True,
+        allow_rollup_hdrs=stream.is_bucket,
+        deny_delete=stream.is_bucket,
+        allow_msg_ttl=stream.allow_ttl or None,
+        allow_atomic=stream.allow_atomic or None,
+        metadata={_INCARNATION: incarnation},
+    )
+
+
+def _missing(name: str) -> StoreMissing:
+    return StoreMissing(
+        f"stream {name!r} existed and is gone from the NATS store",
+        hint="restore the store, or start a new one with `railbus up --new-store`",
+    )
+
+
+def _read_marker(marker: Path) -> dict[str, list[str]]:
+    try:
+        found = orjson.loads(marker.read_bytes())
+        return {"incarnation": [str(found["incarnation"])], "streams": [str(name) for name in found["streams"]]}
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, KeyError, TypeError) as exc:
+        raise IncarnationMismatch(f"marker {str(marker)!r} is damaged: {exc}", hint="remove it") from exc
+
+
+def _write_marker(marker: Path, incarnation: str, wanted: Topology) -> None:
+    marker.parent.mkdir(parents=True, exist_ok=True)
+    names = [stream.name for stream in wanted.streams]
+    content = files.to_json({"incarnation": incarnation, "streams": names})
+    if not marker.exists() or marker.read_bytes() != content:
+        files.write_whole(marker, content)

@@ -1,0 +1,1 @@
+"""The messages and files that processes exchange, as frozen pydantic models grouped by area."""

@@ -1,0 +1,165 @@
+"""The JSON files of the canonical tree. Their JSON Schemas in `docs/agi_json_schema/` are generated from here."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, JsonValue
+
+from railbus_shared.contracts.model import Contract, Count, EntrypointName, Id, Items, JsonMap, Name, Sha256, Time
+
+Dtype = Literal[
+    "bool",
+    "uint8",
+    "int8",
+    "uint16",
+    "int16",
+    "uint32",
+    "int32",
+    "uint64",
+    "int64",
+    "float16",
+    "bfloat16",
+    "float32",
+    "float64",
+]
+PayloadFormat = Literal["columns", "npy", "parquet", "raw"]
+FileName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,127}$")]
+"""A name in the same folder; no separators."""
+
+
+class Column(Contract):
+    """One column of a dataset."""
+
+    dtype: Dtype
+    shape: Items[Count]
+    """Of one sample; empty for a scalar."""
+    description: str = ""
+    num_classes: int | None = Field(default=None, ge=1)
+    """For a column of class labels 0 to num_classes - 1."""
+    labels: Items[str] = ()
+    """Names of the classes, or of the symbols of a vocabulary, in the order of their numbers."""
+
+
+class Split(Contract):
+    """A contiguous range of samples."""
+
+    first: Count
+    samples: int = Field(ge=1)
+
+
+class DatasetSchema(Contract):
+    """`schema.json`: what a dataset is, apart from where its bytes lie."""
+
+    format_version: Literal[1] = 1
+    name: Name
+    version: str = "1"
+    description: str = ""
+    licence: str = ""
+    source: str = ""
+    payload: PayloadFormat = "columns"
+    columns: dict[Name, Column] = Field(min_length=1, max_length=256)
+    splits: dict[Name, Split] = Field(min_length=1, max_length=64)
+    created_at: Time | None = None
+    """Left out where the same input must give the same bytes."""
+
+
+class ColumnExtent(Contract):
+    """Where one column of a shard lies in its payload."""
+
+    offset: Count
+    """Bytes from the start of the file."""
+    bytes: Count
+
+
+class Shard(Contract):
+    """One shard of an index."""
+
+    file: FileName
+    """Under `shards/`."""
+    bytes: Count
+    sha256: Sha256
+    first_sample: Count
+    samples: int = Field(ge=1)
+    columns: dict[Name, ColumnExtent] = Field(min_length=1, max_length=256)
+
+
+class IndexFile(Contract):
+    """`index.json`: the map of shards, offsets and hashes. Written last: it is the commit of a dataset."""
+
+    format_version: Literal[1] = 1
+    dataset: Name
+    schema_sha256: Sha256
+    """Of the bytes of `schema.json`."""
+    payload: PayloadFormat = "columns"
+    samples: int = Field(ge=1)
+    bytes: Count
+    shards: Items[Shard] = Field(min_length=1)
+
+
+class Parameter(Contract):
+    """One tensor of a model's state."""
+
+    dtype: str
+    shape: Items[Count]
+    trainable: bool = True
+
+
+class ModelSchema(Contract):
+    """`model_schema.json`: written with the first checkpoint of a model."""
+
+    format_version: Literal[1] = 1
+    model: Name
+    entrypoint: EntrypointName
+    params: JsonMap = Field(default_factory=dict)
+    dataset: Name
+    index_sha256: Sha256
+    """The dataset index that the first checkpoint was trained on."""
+    num_parameters: Count
+    parameters: dict[str, Parameter]
+    """Every tensor of the model's `state_dict`, by name."""
+    libraries: dict[str, str]
+    """Versions: python, torch, numpy, railbus."""
+    created_by_job: Id
+    created_at: Time
+
+
+class CheckpointFile(Contract):
+    """One file of a checkpoint."""
+
+    file: FileName
+    bytes: Count
+    sha256: Sha256
+
+
+class CheckpointMeta(Contract):
+    """`checkpoint-000123.meta.json`: the commit record of a checkpoint; without a valid one it does not exist."""
+
+    format_version: Literal[1] = 1
+    number: int = Field(ge=1)
+    model: Name
+    job: Id
+    attempt: int = Field(ge=1)
+    lease_epoch: int = Field(ge=1)
+    step: Count
+    epoch: Count
+    """Of the data."""
+    samples_seen: Count
+    entrypoint: EntrypointName
+    seed: Count
+    dataset: Name
+    index_sha256: Sha256
+    devices: Items[Id]
+    world_size: int = Field(default=1, ge=1)
+    precision: str
+    """Dtype of the parameters, or `mixed`."""
+    libraries: dict[str, str]
+    git_commit: str | None = None
+    """Of the entrypoint's source, where it is known."""
+    metrics: dict[str, JsonValue] = Field(default_factory=dict)
+    """The latest value of each metric."""
+    files: Items[CheckpointFile] = Field(min_length=1)
+    parent: int | None = None
+    """The number of the checkpoint that this attempt began from, or wrote before."""
+    reason: Literal["policy", "end", "stop", "request"] = "policy"
+    created_at: Time

@@ -1,0 +1,186 @@
+"""Jobs: what a user asks for (`JobSpec`) and what is true of it now (`JobRecord`)."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from typing import Annotated, Final, Literal
+
+import orjson
+from pydantic import BeforeValidator, Field, field_validator
+
+from railbus_shared.contracts.model import Contract, Count, EntrypointName, Id, Items, JsonMap, Name, Sha256, Time
+
+JobState = Literal["queued", "placed", "running", "checkpointing", "succeeded", "failed", "cancelled"]
+FINAL_STATES: Final = frozenset({"succeeded", "failed", "cancelled"})
+ACTIVE_STATES: Final = frozenset({"placed", "running", "checkpointing"})
+
+EndCause = Literal[
+    "ok",
+    "user_error",
+    "bad_input",
+    "signal",
+    "host_oom",
+    "device_oom",
+    "time_limit",
+    "cancelled",
+    "preempted",
+    "lease_lost",
+    "runner_lost",
+    "host_lost",
+    "storage_full",
+    "start_refused",
+]
+"""Why an attempt ended, one word of a closed list."""
+
+DeviceKind = Literal["gpu", "cpu"]
+
+
+def _one_or_many(value: object) -> object:
+    return [value] if isinstance(value, str) else value
+
+
+class DevicePreference(Contract):
+    """What a job wants of devices."""
+
+    kind: Annotated[Items[DeviceKind], BeforeValidator(_one_or_many), Field(min_length=1, max_length=2)] = (
+        "gpu",
+        "cpu",
+    )
+    """Kinds in order of preference; a MIG slice counts as a gpu."""
+    count: int = Field(default=1, ge=1, le=64)
+    """How many devices, all or nothing."""
+    min_memory_bytes: Count = 0
+    """Least memory of each device."""
+    labels: dict[str, str] = Field(default_factory=dict, max_length=16)
+    """Labels that each device must carry."""
+    same_host: Literal[True] = True
+    """All devices are on one host; a job that spans hosts is not supported yet."""
+    sharing: Literal["exclusive"] = "exclusive"
+    """A device has one holder at a time."""
+
+
+class CheckpointPolicy(Contract):
+    """When checkpoints are written and how many are kept; one more is always written at the end."""
+
+    every_steps: int | None = Field(default=None, ge=1)
+    every_s: float | None = Field(default=None, gt=0)
+    keep_last: int = Field(default=3, ge=1, le=1000)
+    """Newest checkpoints of the job that are kept; older ones go once a newer one is durable."""
+    keep_best: Literal[0] = 0
+    """How many more are kept for their metric; not supported yet."""
+
+
+_ENV_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}\Z")
+_ENV_REFUSED: Final = ("RAILBUS_", "LD_", "NATS_", "PYTHON")
+
+
+class JobSpec(Contract):
+    """What a user asks for; immutable once accepted."""
+
+    v: Literal[1] = 1
+    model: Name
+    """Name of the model; its checkpoints lie in `models/<model>/`."""
+    dataset: Name
+    """Name of the dataset under the root."""
+    entrypoint: EntrypointName
+    """A built-in's short name, or `package.module:function` from a folder that the runner allows."""
+    id: Id | None = None
+    """The submit key: same id and same spec is the same job, another spec is CONFLICT."""
+    name: str | None = Field(default=None, max_length=200)
+    """A name for people."""
+    owner: Id | None = None
+    priority: int = Field(default=0, ge=-100, le=100)
+    """Higher goes first."""
+    params: JsonMap = Field(default_factory=dict, max_length=256)
+    """Passed to the entrypoint."""
+    seed: int = Field(default=0, ge=0, le=2**63 - 1)
+    """Seed of the data order and of every random number generator of the trainer."""
+    devices: DevicePreference = DevicePreference()
+    max_attempts: int = Field(default=3, ge=1, le=100)
+    """Starts that may count as attempts; preemption and a lost host do not count."""
+    time_limit_s: float | None = Field(default=None, gt=0, le=366 * 86_400)
+    """Longest run of one attempt, seconds."""
+    after: Items[Id] = Field(default=(), max_length=64)
+    """Jobs that must have succeeded before this one is placed."""
+    checkpoint: CheckpointPolicy = CheckpointPolicy()
+    resume_from: str | None = Field(default=None, pattern=r"^checkpoint-[0-9]{6,12}$")
+    """A checkpoint of the same model to begin from, for instance `checkpoint-000123`."""
+    env: dict[str, str] = Field(default_factory=dict, max_length=64)
+    """Environment variables of the trainer."""
+
+    @field_validator("env")
+    @classmethod
+    def _env_is_harmless(cls, env: dict[str, str]) -> dict[str, str]:
+        for name, value in env.items():
+            if not _ENV_NAME.match(name) or "\0" in value:
+                raise ValueError(f"{name!r} cannot be an environment variable")
+            if name.upper().startswith(_ENV_REFUSED):
+                raise ValueError(
+                    f"{name!r} is set by the runner; names beginning with {', '.join(_ENV_REFUSED)} are refused"
+                )
+        return env
+
+    @property
+    def digest(self) -> str:
+        """Hex SHA-256 of the spec with its defaults; two specs are the same job if it is equal."""
+        return hashlib.sha256(orjson.dumps(self.to_map(), option=orjson.OPT_SORT_KEYS)).hexdigest()
+
+
+class ErrorBody(Contract):
+    """An error as it stands in a record, an event or an error reply."""
+
+    code: str
+    message: str
+    hint: str = ""
+    details: dict[str, str | int | float | bool | None] = Field(default_factory=dict)
+
+
+class CheckpointRef(Contract):
+    """A committed checkpoint of a job."""
+
+    number: int = Field(ge=1)
+    step: Count
+    sha256: Sha256
+    """Of the `.pt` file."""
+
+
+class JobRecord(Contract):
+    """What is true of a job now; a value in the bucket `railbus_jobs`, changed only by compare-and-set."""
+
+    v: Literal[1] = 1
+    id: Id
+    spec: JobSpec
+    spec_sha256: Sha256
+    sequence: Count
+    """Of the submission in the stream of jobs: the job's age."""
+    incarnation: str
+    state: JobState = "queued"
+    reason: str = ""
+    """Why it is in this state, for people: what a queued job waits for, why a failed one failed."""
+    attempt: int = Field(default=0, ge=0)
+    """Starts that counted."""
+    lease_epoch: int = Field(default=0, ge=0)
+    """The fencing number: raised at every placement; a write with an older one is refused."""
+    host: Id | None = None
+    devices: Items[Id] = ()
+    cancel_requested: bool = False
+    checkpoint: CheckpointRef | None = None
+    """The last committed one."""
+    end_cause: EndCause | None = None
+    """Of the last attempt that ended."""
+    error: ErrorBody | None = None
+    submitted_at: Time
+    changed_at: Time
+    started_at: Time | None = None
+    """When the first attempt began to run."""
+    ended_at: Time | None = None
+
+    @property
+    def is_final(self) -> bool:
+        return self.state in FINAL_STATES
+
+    @property
+    def is_active(self) -> bool:
+        """Whether the record holds devices."""
+        return self.state in ACTIVE_STATES

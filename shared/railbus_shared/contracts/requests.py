@@ -1,0 +1,230 @@
+"""Bodies of requests, and of answers that are no record, report or file."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from railbus_shared.contracts.devices import AttemptRef, DeviceInfo, HeldLease, HostReport, Lease, RunnerReport
+from railbus_shared.contracts.jobs import DevicePreference, JobRecord, JobState
+from railbus_shared.contracts.model import Contract, Count, Id, Items, Name, Sha256, Time
+
+
+class Nothing(Contract):
+    """A request without arguments, or an answer without content."""
+
+
+class JobRef(Contract):
+    """Names one job."""
+
+    id: Id
+
+
+class ListJobs(Contract):
+    """Asks for records, newest first."""
+
+    states: Items[JobState] = ()
+    """Only these states; all if empty."""
+    limit: int = Field(default=100, ge=1, le=500)
+
+
+class JobList(Contract):
+    """Answer to ListJobs."""
+
+    jobs: Items[JobRecord]
+    total: Count
+    """Records that met the request, also those beyond the limit."""
+
+
+class DeviceState(Contract):
+    """A device and who has it."""
+
+    device: DeviceInfo
+    state: Literal["free", "leased", "reclaiming", "draining", "unhealthy"]
+    holder: Id | None = None
+
+
+class DeviceList(Contract):
+    """Answer to `devices.list`."""
+
+    devices: Items[DeviceState]
+    hosts: Items[HostReport]
+    runners: Items[RunnerReport]
+
+
+class LeaseDevices(Contract):
+    """Asks for devices by hand, all or nothing."""
+
+    holder: Id
+    devices: DevicePreference = DevicePreference()
+    ttl_s: int = Field(default=60, ge=1, le=86_400)
+
+
+class HeldLeases(Contract):
+    """Leases with their revisions; both the answer to LeaseDevices and the argument of renew and release."""
+
+    leases: Items[HeldLease] = Field(min_length=1, max_length=64)
+    ttl_s: int = Field(default=60, ge=1, le=86_400)
+
+
+class DrainHost(Contract):
+    """Asks a host to take no new jobs, or to take them again."""
+
+    host: Id
+    draining: bool = True
+
+
+class StartAttempt(Contract):
+    """device_manager asks a runner to start a placed job."""
+
+    job: Id
+    lease_epoch: int = Field(ge=1)
+    leases: Items[HeldLease] = Field(min_length=1)
+    devices: Items[DeviceInfo] = Field(min_length=1)
+
+
+class StopAttempt(Contract):
+    """device_manager asks a runner to end an attempt gracefully, then hard."""
+
+    job: Id
+    lease_epoch: int = Field(ge=1)
+    grace_s: float = Field(default=30.0, ge=0, le=3600)
+    reason: Literal["cancelled", "preempted"] = "cancelled"
+
+
+class DatasetRef(Contract):
+    """Names one dataset."""
+
+    dataset: Name
+
+
+class SplitSummary(Contract):
+    """One split of a dataset."""
+
+    samples: Count
+
+
+class DatasetSummary(Contract):
+    """What is true of a dataset now; key of its name in `railbus_datasets`, and the answer to `data.describe`."""
+
+    v: Literal[1] = 1
+    dataset: Name
+    description: str = ""
+    format: str
+    samples: Count
+    bytes: Count
+    num_shards: Count
+    splits: dict[str, SplitSummary]
+    columns: Items[str]
+    index_sha256: Sha256
+    hosts: Items[Id] = ()
+    described_at: Time
+
+
+class DatasetList(Contract):
+    """Answer to `data.list`."""
+
+    datasets: Items[DatasetSummary]
+
+
+class OpenStream(Contract):
+    """A runner asks its dataloader for the shards of a job's dataset."""
+
+    job: Id
+    lease_epoch: int = Field(ge=1)
+    dataset: Name
+    seed: int = 0
+    rank: int = Field(default=0, ge=0)
+    world_size: int = Field(default=1, ge=1)
+
+
+class StreamShard(Contract):
+    """A shard on this host, ready to be mapped once `verified`."""
+
+    number: Count
+    path: str
+    sha256: Sha256
+    verified: bool
+
+
+class OpenedStream(Contract):
+    """Answer to OpenStream: where the schema, the index and the shards lie on this host."""
+
+    stream: Id
+    dataset: Name
+    schema_path: str
+    index_path: str
+    index_sha256: Sha256
+    shards: Items[StreamShard]
+
+
+class VerifyShards(Contract):
+    """Asks that shards be verified before they are read; without numbers, all of them."""
+
+    dataset: Name
+    shards: Items[Count] = ()
+    again: bool = False
+    """Whether to hash also what is remembered as verified."""
+
+
+class VerifiedShards(Contract):
+    """Answer to VerifyShards: every shard asked for has the hash that the index states."""
+
+    dataset: Name
+    shards: Items[Count]
+    bytes: Count
+
+
+class QueryEvents(Contract):
+    """Asks telemetry for events from the files, oldest first."""
+
+    job: Id | None = None
+    types: Items[str] = ()
+    """Only types that begin with one of these."""
+    since: Time | None = None
+    limit: int = Field(default=200, ge=1, le=1000)
+    """The newest that match, at most so many."""
+
+
+class EventLines(Contract):
+    """Answer to QueryEvents: events as they stand in the files."""
+
+    events: Items[dict[str, object]]
+    truncated: bool = False
+
+
+class Flushed(Contract):
+    """Answer to `telemetry.flush`: everything published before the request is in closed files."""
+
+    files: Items[str]
+    """Paths under the root, of the files that the flush closed."""
+
+
+__all__ = [
+    "AttemptRef",
+    "DatasetList",
+    "DatasetRef",
+    "DatasetSummary",
+    "DeviceList",
+    "DeviceState",
+    "DrainHost",
+    "EventLines",
+    "Flushed",
+    "HeldLeases",
+    "JobList",
+    "JobRef",
+    "Lease",
+    "LeaseDevices",
+    "ListJobs",
+    "Nothing",
+    "OpenStream",
+    "OpenedStream",
+    "QueryEvents",
+    "SplitSummary",
+    "StartAttempt",
+    "StopAttempt",
+    "StreamShard",
+    "VerifiedShards",
+    "VerifyShards",
+]

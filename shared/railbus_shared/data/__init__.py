@@ -1,0 +1,1 @@
+"""Datasets: their index, their payloads, their order. NumPy only."""

@@ -1,0 +1,96 @@
+"""The canonical tree: where everything lies under one root.
+
+    <root>/
+    ├── datasets/<dataset_name>/{schema.json, index.json, shards/shard-00000.data}
+    ├── models/<model_name>/{model_schema.json, checkpoints/checkpoint-000123.{pt,meta.json}}
+    ├── logs/<YYYY>/<MM>/<DD>/{trainer.log.jsonl.gz, trainer.log.jsonl}
+    └── .railbus/                       what railbus keeps for itself: keys, NATS store, run files
+
+No other module joins these names. Every name is checked before a path is built from it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Final
+
+from railbus_shared.names import checked_name
+
+LOG_NAME: Final = "trainer.log.jsonl"
+CLOSED_LOG_NAME: Final = "trainer.log.jsonl.gz"
+_CHECKPOINT: Final = re.compile(r"checkpoint-([0-9]{6,})\.meta\.json\Z")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Paths under one root."""
+
+    root: Path
+
+    @property
+    def datasets(self) -> Path:
+        return self.root / "datasets"
+
+    @property
+    def models(self) -> Path:
+        return self.root / "models"
+
+    @property
+    def logs(self) -> Path:
+        return self.root / "logs"
+
+    @property
+    def state(self) -> Path:
+        """What railbus keeps for itself; nothing in it is part of the canonical layout."""
+        return self.root / ".railbus"
+
+    def dataset(self, name: str) -> Path:
+        return self.datasets / checked_name(name, kind="dataset")
+
+    def schema(self, name: str) -> Path:
+        return self.dataset(name) / "schema.json"
+
+    def index(self, name: str) -> Path:
+        return self.dataset(name) / "index.json"
+
+    def shards(self, name: str) -> Path:
+        return self.dataset(name) / "shards"
+
+    def model(self, name: str) -> Path:
+        return self.models / checked_name(name, kind="model")
+
+    def model_schema(self, name: str) -> Path:
+        return self.model(name) / "model_schema.json"
+
+    def checkpoints(self, name: str) -> Path:
+        return self.model(name) / "checkpoints"
+
+    def day(self, day: date) -> Path:
+        return self.logs / f"{day:%Y}" / f"{day:%m}" / f"{day:%d}"
+
+    def log_days(self) -> Iterator[date]:
+        """Days that have a log folder, oldest first; a folder that looks like a day and is none is passed over."""
+        for path in sorted(self.logs.glob("[0-9][0-9][0-9][0-9]/[0-9][0-9]/[0-9][0-9]")):
+            with contextlib.suppress(ValueError):
+                yield date.fromisoformat("-".join(path.relative_to(self.logs).parts))
+
+
+def shard_name(number: int) -> str:
+    return f"shard-{number:05d}.data"
+
+
+def checkpoint_stem(number: int) -> str:
+    """`checkpoint-000123`; at least six digits, more where the serial needs them."""
+    return f"checkpoint-{number:06d}"
+
+
+def checkpoint_number(meta_name: str) -> int | None:
+    """The serial in the name of a checkpoint's meta file, or None if it is no such name."""
+    match = _CHECKPOINT.match(meta_name)
+    number = int(match[1]) if match and len(match[1]) <= 12 else 0
+    return number if number > 0 and meta_name == f"{checkpoint_stem(number)}.meta.json" else None

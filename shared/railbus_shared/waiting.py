@@ -1,0 +1,34 @@
+"""Waiting for an event or for time to pass, whichever comes first.
+
+`asyncio.wait_for` is banned in this project: on Python 3.11 it loses a cancellation that arrives together with the
+result (python/cpython#86296), and a task that cannot be cancelled never drains.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, Final
+
+_AGAIN_S: Final = 0.5
+
+
+async def is_set_within(event: asyncio.Event, timeout_s: float) -> bool:
+    """Wait until the event is set, or so many seconds; tells whether it is set."""
+    try:
+        async with asyncio.timeout(timeout_s):
+            await event.wait()
+    except TimeoutError:
+        return event.is_set()
+    return True
+
+
+async def end(*tasks: asyncio.Task[Any]) -> None:
+    """Cancel tasks until they have ended: nats-py waits with `wait_for` inside, so one cancellation may be lost.
+
+    What they raised stays in them, for the TaskGroup that they belong to.
+    """
+    pending = {task for task in tasks if not task.done()}
+    while pending:
+        for task in pending:
+            task.cancel()
+        _, pending = await asyncio.wait(pending, timeout=_AGAIN_S)

@@ -1,0 +1,201 @@
+"""Bytes to maps and back: msgpack out; msgpack or JSON in, told apart by the first byte.
+
+Decoding is total: any bytes give a map with string keys or raise a `WireError`, within bounded time and memory. A
+payload is a map without extension types and without binary, so that JSON can say the same.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from enum import Enum
+from typing import Final, cast
+
+import msgpack
+import orjson
+
+from railbus_shared.errors import BadMessage, MessageTooLarge
+
+MAX_BYTES: Final = 512 * 1024
+MAX_DEPTH: Final = 32
+MAX_NODES: Final = 100_000  # maps and arrays in one message; a batch of 1000 events has some 3000
+_MAX_ITEMS: Final = 65_536
+_INT_DIGITS: Final = 20  # of 2**64 - 1; orjson turns larger numbers into inexact floats
+_SCALARS: Final = frozenset({str, int, bool, type(None)})
+
+
+class Encoding(Enum):
+    """How a message is written; an answer is written like its request."""
+
+    MSGPACK = "application/msgpack"
+    JSON = "application/json"
+
+
+def encoding_of(data: bytes) -> Encoding:
+    """Msgpack or JSON, by the first byte: msgpack maps begin 0x80-0x8f, 0xde, 0xdf, JSON objects with `{` or space."""
+    if not data:
+        raise BadMessage("the payload is empty", hint="send one map, as msgpack or JSON")
+    first = data[0]
+    if 0x80 <= first <= 0x8F or first in (0xDE, 0xDF):
+        return Encoding.MSGPACK
+    if first in b"{ \t\r\n":
+        return Encoding.JSON
+    raise BadMessage(
+        f"the payload begins with byte 0x{first:02x}, which starts neither a msgpack map nor a JSON object",
+        hint="send one map, as msgpack or JSON",
+    )
+
+
+def decode(data: bytes, *, limit_bytes: int = MAX_BYTES) -> dict[str, object]:
+    """The map in a payload; raises BadMessage or MessageTooLarge."""
+    if len(data) > limit_bytes:
+        raise MessageTooLarge(size_bytes=len(data), limit_bytes=limit_bytes)
+    if encoding_of(data) is Encoding.JSON:
+        return _decode_json(data)
+    return _decode_msgpack(data)
+
+
+def encode(message: Mapping[str, object], *, encoding: Encoding = Encoding.MSGPACK) -> bytes:
+    """A map as bytes; raises BadMessage if it cannot be said in both encodings, MessageTooLarge over the limit."""
+    _check_shape(message)
+    try:
+        if encoding is Encoding.JSON:
+            data = orjson.dumps(message)
+        else:
+            data = cast("bytes", msgpack.packb(message, use_bin_type=True))
+    except (TypeError, ValueError, OverflowError) as exc:
+        raise BadMessage(f"the message cannot be encoded: {exc}", hint="use maps, lists, strings and numbers") from exc
+    if len(data) > MAX_BYTES:
+        raise MessageTooLarge(size_bytes=len(data), limit_bytes=MAX_BYTES)
+    return data
+
+
+def finite(value: object) -> object:
+    """A number that JSON can say: NaN and the infinities become the strings `NaN`, `Infinity`, `-Infinity`."""
+    if not isinstance(value, float) or math.isfinite(value):
+        return value
+    if math.isnan(value):
+        return "NaN"
+    return "Infinity" if value > 0 else "-Infinity"
+
+
+def _decode_json(data: bytes) -> dict[str, object]:
+    try:
+        value = orjson.loads(data)
+    except orjson.JSONDecodeError as exc:
+        raise BadMessage(
+            f"the payload is not valid JSON: {exc}", hint="check for a cut or unbalanced document"
+        ) from exc
+    except RecursionError as exc:
+        raise BadMessage(f"the payload is nested deeper than {MAX_DEPTH}") from exc
+    if not isinstance(value, dict):
+        raise BadMessage("the payload is not a map", hint="send one JSON object")
+    _check_shape(value)
+    json.loads(data.decode(), object_pairs_hook=_unique, parse_int=_whole)  # what orjson lets pass
+    return value
+
+
+def _unique(pairs: list[tuple[str, object]]) -> None:
+    if len(dict(pairs)) != len(pairs):
+        raise BadMessage("a map in the payload has the same key twice", hint="give each key once")
+
+
+def _whole(digits: str) -> int:
+    if len(digits) <= _INT_DIGITS and -(2**63) <= int(digits) < 2**64:
+        return 0
+    raise BadMessage("the payload holds a whole number beyond 64 bits", hint="write it as a string")
+
+
+class _Counter:
+    """Counts containers while msgpack builds them, so that a bomb is refused before it is unpacked whole."""
+
+    def __init__(self) -> None:
+        self.nodes = 0
+
+    def count(self) -> None:
+        self.nodes += 1
+        if self.nodes > MAX_NODES:
+            raise BadMessage(f"the payload has more than {MAX_NODES} maps and arrays")
+
+    def array(self, items: list[object]) -> list[object]:
+        self.count()
+        return items
+
+    def map(self, pairs: list[tuple[object, object]]) -> dict[object, object]:
+        self.count()
+        built = dict(pairs)
+        if len(built) != len(pairs):
+            raise BadMessage("a map in the payload has the same key twice", hint="give each key once")
+        if not all(type(key) is str for key in built):
+            raise BadMessage("a map in the payload has a key that is not a string", hint="use string keys")
+        return built
+
+
+def _decode_msgpack(data: bytes) -> dict[str, object]:
+    counter = _Counter()
+    try:
+        value = msgpack.unpackb(
+            data,
+            raw=False,
+            strict_map_key=True,
+            max_str_len=MAX_BYTES,
+            max_bin_len=0,
+            max_ext_len=0,
+            max_array_len=_MAX_ITEMS,
+            max_map_len=_MAX_ITEMS,
+            list_hook=counter.array,
+            object_pairs_hook=counter.map,
+        )
+    except BadMessage:
+        raise
+    except (ValueError, msgpack.exceptions.UnpackException, RecursionError, TypeError) as exc:
+        reason = str(exc) or type(exc).__name__
+        raise BadMessage(
+            f"the payload is not valid msgpack: {reason}", hint="send one map without extension types"
+        ) from exc
+    if not isinstance(value, dict):
+        raise BadMessage("the payload is not a map", hint="send one msgpack map")
+    _check_shape(value)
+    return value
+
+
+def _check_shape(root: Mapping[str, object]) -> None:
+    """Refuse what is too deep, too many, or cannot be said in both encodings; iterative, so depth costs no stack."""
+    nodes = 0
+    level: list[object] = [root]
+    for _ in range(MAX_DEPTH):
+        below: list[object] = []
+        for container in level:
+            for value in _values(container):
+                kind = type(value)
+                if kind is dict or kind is list or kind is tuple:
+                    below.append(value)
+                elif kind not in _SCALARS:
+                    _check_scalar(value)
+        nodes += len(below)
+        if nodes > MAX_NODES:
+            raise BadMessage(f"the payload has more than {MAX_NODES} maps and arrays")
+        if not below:
+            return
+        level = below
+    raise BadMessage(f"the payload is nested deeper than {MAX_DEPTH}", hint="flatten it")
+
+
+def _values(container: object) -> Iterable[object]:
+    if not isinstance(container, Mapping):
+        return cast("Iterable[object]", container)
+    if not all(isinstance(key, str) for key in container):
+        raise BadMessage("a map in the payload has a key that is not a string", hint="use string keys")
+    return container.values()
+
+
+def _check_scalar(value: object) -> None:
+    """A value of a type that is not common: floats, and subclasses of what may pass."""
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise BadMessage("the payload holds NaN or an infinity", hint="write it as a string")
+    elif isinstance(value, bytes):
+        raise BadMessage("the payload holds binary", hint="pass bulk data as files")
+    elif not isinstance(value, str | int):
+        raise BadMessage(f"the payload holds a {type(value).__name__}", hint="use maps, lists, strings and numbers")

@@ -1,0 +1,102 @@
+"""What a user reads when something is wrong: one line that says what, one that says what to do, and a status."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from commands import environment, railbus
+
+
+@pytest.fixture
+def nowhere() -> str:
+    """The URL of a port where nothing listens."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return f"nats://127.0.0.1:{probe.getsockname()[1]}"
+
+
+@pytest.mark.parametrize("command", [["jobs"], ["devices"], ["job", "@last"], ["cancel", "j-1"], ["events", "-f"]])
+def test_without_a_bus_the_remedy_is_named(command: list[str], tmp_path: Path, nowhere: str) -> None:
+    done = railbus(*command, cwd=tmp_path, env={"RAILBUS_NATS_URL": nowhere})
+    assert done.status == 5
+    assert done.out == ""
+    assert done.err.startswith("error[BUS_UNAVAILABLE]: NATS at nats://127.0.0.1:")
+    assert "hint: start it with `railbus up`" in done.err
+    assert "Traceback" not in done.err
+
+
+@pytest.mark.parametrize("where", ["before", "after", "environment"])
+def test_a_traceback_is_shown_where_it_is_asked_for(where: str, tmp_path: Path, nowhere: str) -> None:
+    env = {"RAILBUS_NATS_URL": nowhere, **({"RAILBUS_DEBUG": "1"} if where == "environment" else {})}
+    words = {"before": ["--traceback", "jobs"], "after": ["jobs", "--traceback"], "environment": ["jobs"]}[where]
+    done = railbus(*words, cwd=tmp_path, env=env)
+    assert done.status == 5
+    assert "Traceback" in done.err
+
+
+def test_a_bad_setting_is_named_with_its_variable(tmp_path: Path) -> None:
+    done = railbus("jobs", cwd=tmp_path, env={"RAILBUS_CONNECT_TIMEOUT_S": "soon"})
+    assert done.status == 2
+    assert done.err.startswith("error[BAD_SETTING]: setting RAILBUS_CONNECT_TIMEOUT_S has value 'soon'")
+
+
+def test_a_file_that_is_not_there_is_wrong_usage(tmp_path: Path) -> None:
+    done = railbus("submit", "nope.yaml", cwd=tmp_path)
+    assert done.status == 2
+    assert "'nope.yaml' does not exist" in done.err
+
+
+def test_a_reader_that_goes_away_is_no_trouble(tmp_path: Path) -> None:
+    line = b'{"common": {"v": 1}, "events": [' + b",".join([b'{"number": 1}'] * 20_000) + b"]}"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "railbus.cli.main", "decode"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment({}),
+        cwd=tmp_path,
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdin.write(line)
+    process.stdin.close()
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.wait(10) == 1
+    assert process.stderr.read() == b""
+    process.stderr.close()
+
+
+@pytest.mark.parametrize(
+    ("text", "place", "problem"),
+    [
+        ("model: m\ndataset: [digits\n", "job.yaml:3:1", "not valid YAML"),
+        ("model: m\n\tdataset: d\n", "job.yaml:2:1", "tab"),
+        ("model: m\nmodel: n\n", "job.yaml:2:1", "the key 'model' stands here twice"),
+        ("- model\n", "job.yaml", "not a map of fields"),
+        ("", "job.yaml", "not a map of fields"),
+        ("model: m\ndataset: d\nentrypoint: classifier\nprioritty: 3\n", "job.yaml:4:1", "did you mean 'priority'?"),
+        ("model: m\ndataset: d\n", "job.yaml", "the field is required"),
+        (
+            "model: m\ndataset: d\nentrypoint: classifier\ndevices:\n  kind: gpu\n  cuont: 2\n",
+            "job.yaml:6:3",
+            "did you mean 'count'?",
+        ),
+        ("model: ../m\ndataset: d\nentrypoint: classifier\n", "job.yaml:1:1", "not a valid name"),
+        ('{"model": "m", "dataset": "d", "entrypoint": "x", "seed": "7"}', "job.yaml:1:51", "without quotes"),
+    ],
+)
+def test_a_bad_job_file_is_pointed_at(text: str, place: str, problem: str, tmp_path: Path) -> None:
+    (tmp_path / "job.yaml").write_text(text)
+    done = railbus("submit", "job.yaml", cwd=tmp_path)
+    assert done.status == 6, done.err
+    assert f"{place}: " in done.err
+    assert problem in done.err
+    assert "hint: " in done.err
+    assert done.out == ""

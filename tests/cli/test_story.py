@@ -1,0 +1,100 @@
+"""Events become words: what is said of each type, and how metrics are thinned."""
+
+from __future__ import annotations
+
+import pytest
+
+from railbus.cli.story import Story
+from railbus_shared import clock
+
+
+def event(kind: str, *, at_s: float = 0.0, job: str = "j-1", **fields: object) -> dict[str, object]:
+    data = fields.pop("data", {})
+    return {"type": kind, "time": clock.rfc3339(int(at_s * 1e9)), "job": job, "host": "h", "data": data, **fields}
+
+
+@pytest.mark.parametrize(
+    ("told", "text"),
+    [
+        (
+            event("job.queued", data={"entrypoint": "classifier", "model": "m", "dataset": "d"}),
+            "queued: classifier of m on d",
+        ),
+        (event("job.placed", data={"placed_on": "h", "devices": ["h-cpu0"]}), "placed on h-cpu0 of h"),
+        (event("job.started", attempt=1), "running"),
+        (event("job.started", attempt=2), "running, attempt 2"),
+        (event("job.first_step", data={"seconds": 0.203}), "first step after 203 ms"),
+        (
+            event("train.metrics", step=120, data={"loss": 0.123456, "lr": 0.001}),
+            "step    120  loss 0.1235  lr 0.001",
+        ),
+        (event("train.metrics", step=23, data={"accuracy": 0.97222}), "step     23  accuracy 97.22%"),
+        (
+            event(
+                "job.checkpointed",
+                step=460,
+                data={"checkpoint": "checkpoint-000003", "sha256": "ab12" * 16, "bytes": 123_456},
+            ),
+            "checkpoint-000003  step 460  123 kB  sha256 ab12ab12ab12…",
+        ),
+        (
+            event("checkpoint.resumed", step=460, data={"checkpoint": "checkpoint-000003"}),
+            "resumed from checkpoint-000003 at step 460",
+        ),
+        (
+            event("train.text", data={"name": "sample", "text": "\nThe first line  \n\n  the third\x1b[2J"}),
+            "sample:\n    | The first line\n    |\n    |   the third\N{REPLACEMENT CHARACTER}[2J",
+        ),
+        (event("train.text", data={}), "text:\n    |"),
+        (event("job.output", data={"stream": "stdout", "line": "hello"}), "| hello"),
+        (event("job.succeeded", data={"metrics": {"accuracy": 0.981}}), "succeeded  (accuracy 98.10%)"),
+        (
+            event("job.failed", data={"error": {"code": "BAD_PARAMS", "message": "lr is no number", "hint": "fix it"}}),
+            "failed: BAD_PARAMS: lr is no number (fix it)",
+        ),
+        (event("job.failed", data={"cause": "host_oom"}), "failed: host_oom"),
+        (event("job.cancelled", data={}), "cancelled"),
+        (event("job.requeued", data={"cause": "runner_lost"}), "back in the queue (runner_lost)"),
+        (event("app.rows_written", data={"rows": 1000}), "app.rows_written  rows=1000"),
+        (event("job.failed", data={"error": "no map"}), "failed: no reason given"),
+        ({}, "event"),
+        ({"type": 3, "data": [1]}, "3"),
+    ],
+)
+def test_an_event_is_told_in_words(told: dict[str, object], text: str) -> None:
+    line = Story().tell(told)
+    assert line is not None
+    assert line.text == text
+
+
+@pytest.mark.parametrize("kind", ["checkpoint.written", "checkpoint.removed"])
+def test_what_is_said_better_by_another_event_is_left_out(kind: str) -> None:
+    assert Story().tell(event(kind)) is None
+
+
+def test_a_long_text_is_cut_and_says_so() -> None:
+    line = Story().tell(event("train.text", data={"name": "sample", "text": "x" * 3234}))
+    assert line is not None
+    assert line.text == f"sample:\n    | {'x' * 2000}\n    | … and 1,234 characters more"
+
+
+def test_losses_are_thinned_and_evaluations_never_are() -> None:
+    story = Story(metrics_s=2.0)
+    losses = [story.tell(event("train.metrics", at_s=step * 0.1, data={"loss": 1.0})) for step in range(50)]
+    scores = [story.tell(event("train.metrics", at_s=step * 0.1, data={"accuracy": 0.5})) for step in range(50)]
+    assert [at for at, line in enumerate(losses) if line] == [0, 20, 40]
+    assert all(scores)
+
+
+def test_each_job_has_its_own_pace() -> None:
+    story = Story(metrics_s=2.0, names_job=True)
+    lines = [story.tell(event("train.metrics", job=job, data={"loss": 1.0})) for job in ("j-1", "j-2", "j-1")]
+    assert [line and line.text.split()[0] for line in lines] == ["j-1", "j-2", None]
+
+
+def test_without_the_trainers_own_figure_the_first_step_counts_from_the_start() -> None:
+    story = Story()
+    story.tell(event("job.started", at_s=10.0))
+    line = story.tell(event("job.first_step", at_s=10.25))
+    assert line is not None
+    assert line.text == "first step after 250 ms"

@@ -1,0 +1,146 @@
+"""Submitting and looking at jobs on a real bus with a real device_manager; nothing here can run them."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from commands import Done, environment, railbus
+from servers import Server
+
+_JOB = "model: m\ndataset: d\nentrypoint: classifier\ndevices: {kind: gpu, count: 7}\n"
+
+
+class Place:
+    """A folder with a job file, and the environment that leads to the test's bus."""
+
+    def __init__(self, folder: Path, url: str) -> None:
+        self.folder = folder
+        self.env = {"RAILBUS_NATS_URL": url, "RAILBUS_ROOT": str(folder / "learning"), "RAILBUS_HEARTBEAT_S": "0.3"}
+        (folder / "job.yaml").write_text(_JOB)
+
+    def railbus(self, *words: str, stdin: bytes = b"") -> Done:
+        return railbus(*words, cwd=self.folder, env=self.env, stdin=stdin)
+
+    def start(self, *words: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, *words],
+            cwd=self.folder,
+            env=environment(self.env),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+
+@pytest.fixture
+def place(server: Server, tmp_path: Path) -> Iterator[Place]:
+    made = Place(tmp_path, server.url)
+    made.env["RAILBUS_DEVICE_MANAGER_HTTP_PORT"] = "0"
+    with (tmp_path / "device_manager.log").open("wb") as log:
+        manager = subprocess.Popen(
+            [sys.executable, "-m", "railbus_device_manager"], env=environment(made.env), stdout=log, stderr=log
+        )
+    try:
+        deadline_s = time.monotonic() + 10
+        while (done := made.railbus("jobs", "--json")).status != 0:
+            assert time.monotonic() < deadline_s, f"{done.err}{(tmp_path / 'device_manager.log').read_text()}"
+        yield made
+    finally:
+        manager.terminate()
+        manager.wait(10)
+
+
+@pytest.mark.timeout(60)  # a dozen commands, each a process of its own
+def test_a_job_goes_from_submission_to_cancellation(place: Place) -> None:
+    done = place.railbus("submit", "job.yaml")
+    job = done.out.split()[2].rstrip(";")
+    assert done.out == f"queued job {job}; follow: railbus logs -f {job}\n"
+
+    records = place.railbus("jobs", "--json").json()
+    assert isinstance(records, dict)
+    assert [(record["id"], record["state"]) for record in records["jobs"]] == [(job, "queued")]
+    assert place.railbus("jobs", "-q").out == f"{job}\n"
+    assert place.railbus("jobs", "--state", "running", "-q").out == ""
+
+    for name in (job, job[:5], "@last"):
+        shown = place.railbus("job", name, "--json").json()
+        assert isinstance(shown, dict)
+        assert shown["job"]["id"] == job
+
+    assert place.railbus("cancel", "@last").out == f"job {job} is cancelled\n"
+    assert "cancelled" in place.railbus("job", job).out
+    assert place.railbus("logs", "-f", job).status == 9
+
+
+def test_a_job_from_stdin_with_settings_is_what_was_asked_for(place: Place) -> None:
+    done = place.railbus("submit", "-", "--set", "lr=1e-3", "--json", stdin=_JOB.encode())
+    record = done.json()
+    assert isinstance(record, dict)
+    assert record["spec"]["params"] == {"lr": 0.001}
+
+
+def test_the_same_id_with_another_spec_is_a_conflict(place: Place) -> None:
+    (place.folder / "job.yaml").write_text(f"id: mine\n{_JOB}")
+    assert place.railbus("submit", "job.yaml", "-q").out == "mine\n"
+    assert place.railbus("submit", "job.yaml", "-q").out == "mine\n"
+    done = place.railbus("submit", "job.yaml", "--set", "x=1")
+    assert done.status == 1
+    assert done.err.startswith("error[CONFLICT]: field 'id' has value 'mine'")
+
+
+def test_a_job_that_does_not_exist_is_not_found(place: Place) -> None:
+    for command in ("job", "cancel"):
+        done = place.railbus(command, "j-000000-9")
+        assert (done.status, done.err.startswith("error[JOB_NOT_FOUND]")) == (3, True)
+    assert place.railbus("job", "@last").status == 3
+
+
+def test_following_tells_the_story_and_returns_the_jobs_code(place: Place) -> None:
+    (place.folder / "job.yaml").write_text(f"id: mine\n{_JOB}")
+    following = place.start("-m", "railbus.cli.main", "submit", "job.yaml", "--follow")
+    assert following.stdout is not None
+    story = iter(following.stdout.readline, "")
+    assert any("queued: classifier of m on d" in line for line in story)
+    place.railbus("cancel", "mine")
+    rest = following.stdout.read()
+    assert "cancelled" in rest
+    assert following.wait(10) == 9
+    following.stdout.close()
+
+
+def test_ctrl_c_only_leaves_and_says_so(place: Place) -> None:
+    (place.folder / "job.yaml").write_text(f"id: mine\n{_JOB}")
+    following = place.start("-m", "railbus.cli.main", "submit", "job.yaml", "--follow")
+    assert following.stdout is not None
+    with contextlib.closing(following.stdout):
+        assert any("queued: " in line for line in iter(following.stdout.readline, ""))
+        following.send_signal(signal.SIGINT)
+        rest = following.stdout.read()
+    assert following.wait(10) == 130
+    assert "left job mine, which goes on; follow it again: railbus logs -f mine" in rest
+    assert "Traceback" not in rest
+    record = place.railbus("job", "mine", "--json").json()
+    assert isinstance(record, dict)
+    assert record["job"]["state"] == "queued"
+
+
+def test_without_a_dataloader_its_questions_are_answered_by_the_remedy(place: Place) -> None:
+    done = place.railbus("logs", "-n", "5")
+    assert done.status == 5
+    assert "error[NO_RESPONDER]" in done.err
+    assert "railbus up" in done.err
+
+
+def test_devices_are_listed(place: Place) -> None:
+    found = place.railbus("devices", "--json").json()
+    assert isinstance(found, dict)
+    assert any(state["device"]["kind"] == "cpu" for state in found["devices"])
+    assert "DEVICE" in place.railbus("devices").out

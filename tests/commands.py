@@ -1,0 +1,45 @@
+"""Runs `railbus` as a user does: a process of its own, its output on pipes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Done:
+    """How a command ended."""
+
+    status: int
+    out: str
+    err: str
+
+    def json(self) -> object:
+        return json.loads(self.out)
+
+
+def environment(env: Mapping[str, str]) -> dict[str, str]:
+    """This process's environment without what belongs to railbus, and with `env`."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("RAILBUS_")}
+    return {**kept, **env}
+
+
+def railbus(
+    *arguments: str, cwd: Path, env: Mapping[str, str] | None = None, stdin: bytes = b"", timeout_s: float = 15
+) -> Done:
+    """Run a command line to its end."""
+    done = subprocess.run(
+        [sys.executable, "-m", "railbus.cli.main", *arguments],
+        cwd=cwd,
+        env=environment(env or {}),
+        input=stdin,
+        capture_output=True,
+        timeout=timeout_s,
+        check=False,
+    )
+    return Done(done.returncode, done.stdout.decode(), done.stderr.decode())

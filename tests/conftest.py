@@ -1,0 +1,39 @@
+"""A real nats-server for each test that asks for one: a free port, JetStream, the durability that users get."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from railbus_shared.bus import topology
+from railbus_shared.bus.connection import Bus
+from railbus_shared.settings import CommonSettings
+from servers import Server
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    folder = tmp_path / "nats"
+    folder.mkdir()
+    running = Server(folder)
+    running.start()
+    yield running
+    running.stop()
+
+
+@pytest.fixture
+def common(server: Server, tmp_path: Path) -> CommonSettings:
+    """Settings of a process on the test's server, with short lives and periods."""
+    return CommonSettings(
+        root=tmp_path / "learning", nats_url=server.url, host="testhost", lease_ttl_s=2, heartbeat_s=0.3
+    )
+
+
+@pytest.fixture
+async def bus(common: CommonSettings) -> AsyncIterator[Bus]:
+    """A connection to a server on which everything exists."""
+    async with Bus.open(common, name="test") as opened:
+        await topology.ensure(opened, common.layout.state / "store.json")
+        yield opened

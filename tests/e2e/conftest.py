@@ -1,0 +1,35 @@
+"""One `railbus up` for the tests that leave it whole, and one of its own for each test that breaks it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from railbus.importing import import_dataset
+from railbus_shared.layout import Layout
+from running_up import RunningUp, start_up
+
+SHORT = {"RAILBUS_LEASE_TTL_S": "4", "RAILBUS_HEARTBEAT_S": "0.5"}
+
+
+def _running(folder: Path) -> Iterator[RunningUp]:
+    import_dataset(Layout(folder / "learning"), "digits")
+    up = start_up(folder, env=SHORT)
+    try:
+        up.wait_until(up.is_ready, timeout_s=60, what="all services ready")
+        yield up
+    finally:
+        status = up.stop()
+    assert status == 0, up.output.read_text() + up.logs()
+
+
+@pytest.fixture(scope="module")
+def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningUp]:
+    yield from _running(tmp_path_factory.mktemp("up"))
+
+
+@pytest.fixture
+def fragile_up(tmp_path: Path) -> Iterator[RunningUp]:
+    yield from _running(tmp_path)

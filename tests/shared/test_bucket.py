@@ -1,0 +1,144 @@
+"""Buckets on a real server: compare-and-set, time-to-live, atomic batches, watches over restarts."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+
+import pytest
+
+from railbus_shared.bus.bucket import Bucket, Entry, SnapshotEnd, Write
+from railbus_shared.bus.connection import Bus
+from railbus_shared.errors import RevisionConflict
+from servers import Server
+from until import until
+
+
+async def test_a_key_can_be_created_once(bus: Bus) -> None:
+    bucket = Bucket(bus, bus.subjects.jobs)
+    revision = await bucket.create("a", {"x": 1})
+    with pytest.raises(RevisionConflict):
+        await bucket.create("a", {"x": 2})
+    assert await bucket.get("a") == Entry("a", {"x": 1}, revision)
+
+
+async def test_a_write_with_an_old_revision_is_refused_and_changes_nothing(bus: Bus) -> None:
+    bucket = Bucket(bus, bus.subjects.jobs)
+    first = await bucket.create("a", {"x": 1})
+    second = await bucket.write(Write("a", {"x": 2}, first))
+    with pytest.raises(RevisionConflict):
+        await bucket.write(Write("a", {"x": 3}, first))
+    assert await bucket.get("a") == Entry("a", {"x": 2}, second)
+
+
+async def test_a_deleted_key_reads_as_none_and_can_be_created_again(bus: Bus) -> None:
+    bucket = Bucket(bus, bus.subjects.jobs)
+    revision = await bucket.create("a", {"x": 1})
+    await bucket.write(Write("a", None, revision))
+    assert await bucket.get("a") is None
+    await bucket.create("a", {"x": 2})
+    entry = await bucket.get("a")
+    assert entry is not None
+    assert entry.value == {"x": 2}
+
+
+async def test_a_missing_key_reads_as_none(bus: Bus) -> None:
+    assert await Bucket(bus, bus.subjects.jobs).get("nothing") is None
+
+
+async def test_a_key_with_a_time_to_live_vanishes_and_renewal_keeps_it(bus: Bus) -> None:
+    bucket = Bucket(bus, bus.subjects.leases)
+    await bucket.create("dies", {}, ttl_s=1)
+    revision = await bucket.create("lives", {}, ttl_s=1)
+    deadline = time.monotonic() + 3
+    while time.monotonic() < deadline:
+        revision = await bucket.write(Write("lives", {}, revision, ttl_s=1))
+        await asyncio.sleep(0.2)
+    assert await bucket.get("dies") is None
+    assert await bucket.get("lives") is not None
+
+
+async def test_a_renewed_key_still_expires(bus: Bus) -> None:
+    bucket = Bucket(bus, bus.subjects.leases)
+    revision = await bucket.create("a", {}, ttl_s=1)
+    await bucket.write(Write("a", {}, revision, ttl_s=1))
+
+    async def gone() -> bool:
+        return await bucket.get("a") is None
+
+    await until(gone, seconds=5)
+
+
+async def test_several_keys_are_written_all_or_none(bus: Bus) -> None:
+    bucket = Bucket(bus, bus.subjects.leases)
+    await bucket.create("taken", {"by": "other"}, ttl_s=60)
+    with pytest.raises(RevisionConflict):
+        await bucket.write_all([Write("free", {}, 0, 60), Write("taken", {}, 0, 60)])
+    assert await bucket.get("free") is None
+    revisions = await bucket.write_all([Write("a", {"n": 1}, 0, 60), Write("b", {"n": 2}, 0, 60)])
+    entries = [await bucket.get("a"), await bucket.get("b")]
+    assert [entry.revision for entry in entries if entry] == revisions
+
+
+async def test_a_snapshot_holds_every_key_but_the_deleted(bus: Bus) -> None:
+    bucket = Bucket(bus, bus.subjects.devices)
+    assert await bucket.snapshot() == {}
+    for number in range(300):
+        await bucket.put(f"key{number}", {"n": number})
+    entry = await bucket.get("key7")
+    assert entry is not None
+    await bucket.write(Write("key7", None, entry.revision))
+    found = await bucket.snapshot()
+    assert len(found) == 299
+    assert found["key299"].value == {"n": 299}
+
+
+async def _collect(bucket: Bucket, into: asyncio.Queue[Entry | SnapshotEnd]) -> None:
+    async with contextlib.aclosing(bucket.watch()) as watch:
+        async for entry in watch:
+            into.put_nowait(entry)
+
+
+async def test_a_watch_tells_what_is_there_then_what_changes(bus: Bus) -> None:
+    bucket = Bucket(bus, bus.subjects.jobs)
+    await bucket.create("a", {"n": 1})
+    told: asyncio.Queue[Entry | SnapshotEnd] = asyncio.Queue()
+    async with asyncio.TaskGroup() as tasks, asyncio.timeout(10):
+        watching = tasks.create_task(_collect(bucket, told))
+        first = await told.get()
+        assert isinstance(first, Entry)
+        assert first.value == {"n": 1}
+        assert await told.get() == SnapshotEnd()
+        await bucket.create("b", {"n": 2})
+        second = await told.get()
+        assert isinstance(second, Entry)
+        assert (second.key, second.value) == ("b", {"n": 2})
+        watching.cancel()
+
+
+async def test_a_watch_of_an_empty_bucket_ends_its_snapshot(bus: Bus) -> None:
+    told: asyncio.Queue[Entry | SnapshotEnd] = asyncio.Queue()
+    async with asyncio.TaskGroup() as tasks, asyncio.timeout(10):
+        watching = tasks.create_task(_collect(Bucket(bus, bus.subjects.jobs), told))
+        assert await told.get() == SnapshotEnd()
+        watching.cancel()
+
+
+async def test_a_watch_begins_anew_after_a_restart_of_the_server(bus: Bus, server: Server) -> None:
+    bucket = Bucket(bus, bus.subjects.jobs)
+    await bucket.create("a", {"n": 1})
+    told: asyncio.Queue[Entry | SnapshotEnd] = asyncio.Queue()
+    async with asyncio.TaskGroup() as tasks, asyncio.timeout(15):
+        watching = tasks.create_task(_collect(bucket, told))
+        while await told.get() != SnapshotEnd():
+            pass
+        server.kill()
+        server.start()
+        while await told.get() != SnapshotEnd():
+            pass
+        await bucket.create("b", {"n": 2})
+        entry = await told.get()
+        assert isinstance(entry, Entry)
+        assert entry.key == "b"
+        watching.cancel()

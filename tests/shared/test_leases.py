@@ -1,0 +1,200 @@
+"""Leases on a real server: one holder at a time, all or nothing, and no answer that the store does not bear out."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import signal
+import time
+
+import pytest
+
+import railbus_shared.bus.bucket
+from railbus_shared import leases
+from railbus_shared.bus import connection
+from railbus_shared.bus.bucket import Bucket
+from railbus_shared.bus.connection import Bus
+from railbus_shared.contracts.devices import DeviceInfo, HeldLease, Lease
+from railbus_shared.errors import LeaseLost, NoFreeDevice, TransientError
+from railbus_shared.settings import CommonSettings
+from servers import Server
+from until import until
+
+
+def _devices(*numbers: int) -> list[DeviceInfo]:
+    return [DeviceInfo(id=f"h-cpu{n}", host="h", kind="cpu", name="cpu", index=n, memory_bytes=1) for n in numbers]
+
+
+async def _grant(bucket: Bucket, *numbers: int, holder: str = "j-1", ttl_s: int = 60) -> tuple[HeldLease, ...]:
+    return await leases.grant(bucket, _devices(*numbers), holder=holder, lease_epoch=1, ttl_s=ttl_s)
+
+
+async def _holders(bucket: Bucket) -> dict[str, str]:
+    found = await bucket.snapshot()
+    return {key: Lease.parse(entry.value or {}).holder for key, entry in found.items()}
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half a second instead of three until an acknowledgement counts as lost."""
+    monkeypatch.setattr(connection, "_PUBLISH_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(railbus_shared.bus.bucket, "_SNAPSHOT_TIMEOUT_S", 0.5)
+
+
+@pytest.fixture
+def bucket(bus: Bus) -> Bucket:
+    return Bucket(bus, bus.subjects.leases)
+
+
+async def test_a_lease_is_granted_renewed_released_and_granted_again(bucket: Bucket) -> None:
+    held = await _grant(bucket, 0, 1)
+    assert await _holders(bucket) == {"h-cpu0": "j-1", "h-cpu1": "j-1"}
+    with pytest.raises(NoFreeDevice, match="'h-cpu1' is leased to 'j-1'"):
+        await _grant(bucket, 1, holder="j-2")
+    renewed = await leases.renew(bucket, held, ttl_s=60)
+    assert [one.lease for one in renewed] == [one.lease for one in held]
+    assert all(new.revision > old.revision for new, old in zip(renewed, held, strict=True))
+    await leases.release(bucket, renewed)
+    assert await _holders(bucket) == {}
+    await _grant(bucket, 0, holder="j-2")
+    assert await _holders(bucket) == {"h-cpu0": "j-2"}
+
+
+async def test_several_devices_are_leased_all_or_none(bucket: Bucket) -> None:
+    await _grant(bucket, 1)
+    with pytest.raises(NoFreeDevice):
+        await _grant(bucket, 0, 1, 2, holder="j-2")
+    assert await _holders(bucket) == {"h-cpu1": "j-1"}
+    with pytest.raises(ValueError, match="at least one"):
+        await _grant(bucket)
+
+
+async def test_a_release_leaves_the_leases_of_others_alone(bucket: Bucket) -> None:
+    held = await _grant(bucket, 0)
+    await leases.release(bucket, held)
+    await _grant(bucket, 0, holder="j-2")
+    await leases.release(bucket, held)
+    assert await _holders(bucket) == {"h-cpu0": "j-2"}
+
+
+async def test_eight_racing_claimers_never_lease_a_device_twice(
+    common: CommonSettings, bus: Bus, bucket: Bucket
+) -> None:
+    granted: list[tuple[str, HeldLease]] = []
+
+    async def claim(number: int) -> None:
+        choice = random.Random(number)
+        async with Bus.open(common, name=f"claimer{number}") as own:
+            mine = Bucket(own, own.subjects.leases)
+            order = list(range(20))
+            choice.shuffle(order)
+            for device in order:
+                wanted = [device] if choice.random() < 0.7 else [device, (device + 7) % 20]
+                try:
+                    leased = await _grant(mine, *wanted, holder=f"j-{number}")
+                except NoFreeDevice:
+                    continue
+                granted.extend((f"j-{number}", held) for held in leased)
+
+    await asyncio.gather(*(claim(number) for number in range(8)))
+    assert sorted(held.lease.device for _, held in granted) == sorted(f"h-cpu{n}" for n in range(20))
+    assert await _holders(bucket) == {held.lease.device: holder for holder, held in granted}
+    for holder, held in granted:
+        entry = await bucket.get(held.lease.device)
+        assert entry is not None
+        assert entry.revision == held.revision, holder
+
+
+async def _until_gone(bucket: Bucket, device: str) -> None:
+    async def gone() -> bool:
+        return await bucket.get(device) is None
+
+    await until(gone, seconds=5)
+
+
+async def test_an_expired_lease_cannot_be_renewed_but_be_taken_up_again_if_nobody_has_it(bucket: Bucket) -> None:
+    held = await _grant(bucket, 0, 1, ttl_s=1)
+    await _until_gone(bucket, "h-cpu0")
+    await _until_gone(bucket, "h-cpu1")
+    with pytest.raises(LeaseLost):
+        await leases.renew(bucket, held, ttl_s=60)
+    assert await _holders(bucket) == {}
+    again = await leases.regrant(bucket, held, ttl_s=60)
+    assert [one.lease for one in again] == [one.lease for one in held]
+    assert await _holders(bucket) == {"h-cpu0": "j-1", "h-cpu1": "j-1"}
+    await leases.renew(bucket, again, ttl_s=60)
+
+
+async def test_a_lease_that_others_have_or_had_since_is_not_taken_up_again(bucket: Bucket) -> None:
+    held = await _grant(bucket, 0, 1, ttl_s=1)
+    await _until_gone(bucket, "h-cpu0")
+    await _until_gone(bucket, "h-cpu1")
+    other = await _grant(bucket, 1, holder="j-2")
+    with pytest.raises(LeaseLost):
+        await leases.regrant(bucket, held, ttl_s=60)
+    assert await _holders(bucket) == {"h-cpu1": "j-2"}
+    await leases.release(bucket, other)
+    with pytest.raises(LeaseLost):
+        await leases.regrant(bucket, held, ttl_s=60)
+    assert await _holders(bucket) == {}
+
+
+async def test_a_renewal_with_an_old_revision_finds_its_own_newer_one(bucket: Bucket) -> None:
+    held = await _grant(bucket, 0, 1)
+    newer = await leases.renew(bucket, held, ttl_s=60)  # as if its acknowledgement had been lost
+    newest = await leases.renew(bucket, held, ttl_s=60)
+    assert all(new.revision > old.revision for new, old in zip(newest, newer, strict=True))
+
+
+async def test_renewal_keeps_a_lease_and_keeps_it_mortal(bucket: Bucket) -> None:
+    held = await _grant(bucket, 0, ttl_s=1)
+    deadline = time.monotonic() + 2
+    while time.monotonic() < deadline:
+        held = await leases.renew(bucket, held, ttl_s=1)
+        await asyncio.sleep(0.2)
+    assert await bucket.get("h-cpu0") is not None
+    await _until_gone(bucket, "h-cpu0")
+
+
+async def _paused(server: Server, seconds: float) -> None:
+    assert server.process is not None
+    server.process.send_signal(signal.SIGSTOP)
+    try:
+        await asyncio.sleep(seconds)
+    finally:
+        server.process.send_signal(signal.SIGCONT)
+
+
+@pytest.mark.parametrize("devices", [(0,), (0, 1)])
+async def test_a_grant_whose_acknowledgement_is_lost_ends_in_an_answer_that_is_true(
+    bucket: Bucket, server: Server, impatient: None, devices: tuple[int, ...]
+) -> None:
+    await _grant(bucket, 9)  # so that everything is warm
+    pause = asyncio.ensure_future(_paused(server, 0.8))
+    await asyncio.sleep(0)
+    began = asyncio.ensure_future(leases.grant(
+        bucket, _devices(*devices), holder="j-1", lease_epoch=1, ttl_s=60
+    ))  # fmt: skip
+    await pause
+    try:
+        held = await began
+    except TransientError:
+        held = ()  # nothing is known, and the lease lapses by itself if it has been stored
+    found = await bucket.snapshot()
+    assert all(found[one.lease.device].revision == one.revision for one in held)
+    if held:
+        await leases.renew(bucket, held, ttl_s=60)
+
+
+async def test_a_renewal_whose_acknowledgement_is_lost_ends_in_an_answer_that_is_true(
+    bucket: Bucket, server: Server, impatient: None
+) -> None:
+    held = await _grant(bucket, 0, 1)
+    pause = asyncio.ensure_future(_paused(server, 0.8))
+    await asyncio.sleep(0)
+    renewed = await leases.renew(bucket, held, ttl_s=60)
+    await pause
+    found = await bucket.snapshot()
+    assert [found[one.lease.device].revision for one in renewed] == [one.revision for one in renewed]
+    assert all(new.revision > old.revision for new, old in zip(renewed, held, strict=True))
+    await leases.renew(bucket, renewed, ttl_s=60)

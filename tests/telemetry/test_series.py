@@ -1,0 +1,421 @@
+"""The logs tree on a real disk: days, periods, duplicates, restarts, damage and a full disk."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import logging
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import orjson
+import pytest
+
+from railbus_shared import clock, wire
+from railbus_shared.errors import StorageFull
+from railbus_shared.layout import Layout
+from railbus_telemetry import appending, closing
+from railbus_telemetry.lines import DAY_NS, Line, batch
+from railbus_telemetry.series import LogSeries, Rotation
+
+HOUR_NS = 3600 * clock.NS_PER_S
+NOON_NS = clock.parse_rfc3339("2026-11-23T12:00:00Z")
+
+
+class Clock:
+    """A time that tests set."""
+
+    def __init__(self) -> None:
+        self.ns = NOON_NS
+
+    def __call__(self) -> int:
+        return self.ns
+
+
+@pytest.fixture
+def now() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def layout(tmp_path: Path) -> Layout:
+    return Layout(tmp_path / "learning")
+
+
+def series(layout: Layout, now: Clock, rotation: Rotation = "hourly") -> LogSeries:
+    """A writer as a start of the service makes it; an earlier one of the test is as good as killed."""
+    return LogSeries(layout, rotation=rotation, incarnation="4f09ac", now_ns=now)
+
+
+def lines(*numbers: int, at_ns: int = NOON_NS, producer: str = "p-1", pad: int = 0) -> list[Line]:
+    events = [
+        {"id": f"{producer}-{n}", "type": "train.metrics", "time": clock.rfc3339(at_ns), "producer": producer,
+         "number": n, "source": "test", "host": "h", "data": {"pad": "x" * pad}}
+        for n in numbers
+    ]  # fmt: skip
+    return batch(((1, "s", wire.encode(event)) for event in events), incarnation="4f09ac", telemetry="t")
+
+
+def numbers_in(path: Path) -> list[int]:
+    """Numbers in a file, in order; of a closed one as `zcat` reads it."""
+    data = run("zcat", path) if path.suffix == ".gz" else path.read_bytes()
+    return [orjson.loads(line)["number"] for line in data.splitlines()]
+
+
+def run(program: str, *arguments: str | Path) -> bytes:
+    return subprocess.run([shutil.which(program) or program, *arguments], capture_output=True, check=True).stdout
+
+
+def tree(layout: Layout) -> dict[str, list[int]]:
+    """Every visible log file with the numbers in it."""
+    found = sorted(path for path in layout.logs.rglob("*") if path.is_file() and not path.name.startswith("."))
+    return {str(path.relative_to(layout.logs)): numbers_in(path) for path in found}
+
+
+PLAIN = "2026/11/23/trainer.log.jsonl"
+CLOSED = f"{PLAIN}.gz"
+
+
+def test_appended_lines_stand_in_the_plain_file_of_their_day(layout: Layout, now: Clock) -> None:
+    writer = series(layout, now)
+    assert writer.append(lines(1, 2)) == 2
+    assert writer.append(lines(3)) == 1
+    assert writer.append([]) == 0
+    assert tree(layout) == {PLAIN: [1, 2, 3]}
+
+
+def test_what_comes_twice_is_written_once(layout: Layout, now: Clock) -> None:
+    writer = series(layout, now)
+    assert writer.append(lines(1, 2, 1)) == 2
+    assert writer.append([*lines(2, 3), *lines(2, producer="p-2")]) == 2
+    assert tree(layout) == {PLAIN: [1, 2, 3, 2]}
+
+
+def test_closing_makes_a_day_that_zcat_reads_and_the_standard_library_too(layout: Layout, now: Clock) -> None:
+    writer = series(layout, now)
+    for number in (1, 2, 3):
+        writer.append(lines(number, pad=100_000))
+        assert [str(path.relative_to(layout.logs)) for path in writer.close_all()] == [CLOSED]
+    assert writer.close_all() == []
+    assert tree(layout) == {CLOSED: [1, 2, 3]}
+    with gzip.open(layout.logs / CLOSED) as file:
+        assert len(file.read().splitlines()) == 3
+
+
+@pytest.mark.parametrize(
+    ("rotation", "later_ns", "is_due"),
+    [
+        ("hourly", 0, False),
+        ("hourly", HOUR_NS - 1, False),
+        ("hourly", HOUR_NS, True),
+        ("hourly", -1, True),
+        ("hourly", 24 * HOUR_NS, True),
+        ("daily", HOUR_NS, False),
+        ("daily", 12 * HOUR_NS - 1, False),
+        ("daily", 12 * HOUR_NS, True),
+        ("daily", -13 * HOUR_NS, True),
+    ],
+)
+def test_a_period_is_due_once_the_clock_has_left_it(
+    layout: Layout, now: Clock, rotation: Rotation, later_ns: int, is_due: bool
+) -> None:
+    writer = series(layout, now, rotation)
+    writer.append(lines(1))
+    now.ns += later_ns
+    assert writer.due(now.ns) is is_due
+    assert len(writer.rotate(now.ns)) == is_due
+    assert tree(layout) == ({CLOSED: [1]} if is_due else {PLAIN: [1]})
+    assert not writer.due(now.ns)
+
+
+def test_a_day_of_hours_is_one_file_of_many_members(layout: Layout, now: Clock) -> None:
+    writer = series(layout, now)
+    for hour in range(6):
+        writer.append(lines(hour + 1, at_ns=now.ns))
+        now.ns += HOUR_NS
+        writer.rotate(now.ns)
+    assert tree(layout) == {CLOSED: [1, 2, 3, 4, 5, 6]}
+    assert (layout.logs / CLOSED).read_bytes().count(b"\x1f\x8b\x08") >= 6
+
+
+@pytest.mark.parametrize(
+    ("days", "folder"),
+    [
+        (0, "2026/11/23"),
+        (1, "2026/11/24"),
+        (2, "2026/11/23"),
+        (400, "2026/11/23"),
+        (-1, "2026/11/22"),
+        (-30, "2026/10/24"),
+        (-31, "2026/11/23"),
+        (-20_000, "2026/11/23"),
+    ],
+)
+def test_the_time_of_an_event_decides_its_day_unless_it_cannot_be_right(
+    layout: Layout, now: Clock, days: int, folder: str
+) -> None:
+    series(layout, now).append(lines(1, at_ns=NOON_NS + days * DAY_NS))
+    assert tree(layout) == {f"{folder}/trainer.log.jsonl": [1]}
+
+
+def test_late_events_join_their_own_day_after_a_minute(layout: Layout, now: Clock) -> None:
+    writer = series(layout, now)
+    writer.append([*lines(1), *lines(2, at_ns=NOON_NS - DAY_NS)])
+    now.ns += 59 * clock.NS_PER_S
+    assert not writer.due(now.ns)
+    now.ns += clock.NS_PER_S
+    assert [path.parent.name for path in writer.rotate(now.ns)] == ["22"]
+    writer.append(lines(3, at_ns=NOON_NS - DAY_NS))
+    now.ns += 60 * clock.NS_PER_S
+    writer.rotate(now.ns)
+    assert tree(layout) == {"2026/11/22/trainer.log.jsonl.gz": [2, 3], PLAIN: [1]}
+
+
+def test_few_files_are_open_however_many_days_arrive(layout: Layout, now: Clock) -> None:
+    writer = series(layout, now)
+    late = [line for day in range(20) for line in lines(day + 1, at_ns=NOON_NS - day * DAY_NS)]
+    for some in (late, late, lines(99)):
+        writer.append(some)
+        assert writer._plain.num_open <= appending.MAX_OPEN
+    assert sum(len(numbers) for numbers in tree(layout).values()) == 21
+    assert len(writer.close_all()) == 20
+
+
+def test_a_plain_file_that_someone_removed_does_not_swallow_lines(layout: Layout, now: Clock) -> None:
+    writer = series(layout, now)
+    writer.append(lines(1))
+    (layout.logs / PLAIN).unlink()
+    writer.append(lines(2))
+    assert tree(layout) == {PLAIN: [2]}
+
+
+# --- restarts --------------------------------------------------------------------------------------------------------
+
+
+def test_a_new_writer_knows_what_stands_in_plain_and_in_closed_files(layout: Layout, now: Clock) -> None:
+    writer = series(layout, now)
+    writer.append(lines(1, 2))
+    writer.close_all()
+    writer.append(lines(3))
+    assert series(layout, now).append(lines(1, 2, 3, 4)) == 1
+    assert tree(layout) == {CLOSED: [1, 2], PLAIN: [3, 4]}
+
+
+def test_the_sidecar_alone_knows_what_older_days_hold(layout: Layout, now: Clock) -> None:
+    writer = series(layout, now)
+    for day in (5, 4, 3, 0):
+        writer.append(lines(10 - day, at_ns=NOON_NS - day * DAY_NS))
+    writer.close_all()
+    assert series(layout, now).append(lines(5, at_ns=NOON_NS - 5 * DAY_NS)) == 0
+
+
+def _flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    at = data.index(b"[[") if b"[[" in data else data.index(b"p-1")
+    data[at + 2] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("harm", ["missing", "empty", "torn", "flipped", "foreign"])
+def test_without_its_sidecar_a_writer_reads_the_newest_two_days(layout: Layout, now: Clock, harm: str) -> None:
+    writer = series(layout, now)
+    writer.append([*lines(1), *lines(2, at_ns=NOON_NS - DAY_NS)])
+    writer.close_all()
+    sidecar = layout.logs / ".seen.json"
+    match harm:
+        case "missing":
+            sidecar.unlink()
+        case "empty":
+            sidecar.write_bytes(b"")
+        case "torn":
+            sidecar.write_bytes(sidecar.read_bytes()[:-5])
+        case "flipped":
+            _flip(sidecar)
+        case _:
+            sidecar.write_bytes(b'{"v":1,"content":{}}')
+    assert series(layout, now).append([*lines(1), *lines(2, at_ns=NOON_NS - DAY_NS), *lines(3)]) == 1
+
+
+@pytest.mark.parametrize("tail", [b'{"v":1,"producer":"p-1","num', b"\0" * 40, b"\0" * 40 + b"\n", b"noise\n", b"{}\n"])
+def test_a_torn_tail_is_cut_and_the_lines_before_it_stay(layout: Layout, now: Clock, tail: bytes) -> None:
+    series(layout, now).append(lines(1, 2))
+    with (layout.logs / PLAIN).open("ab") as file:
+        file.write(tail)
+    assert series(layout, now).append(lines(2, 3)) == 1
+    assert tree(layout) == {PLAIN: [1, 2, 3]}
+
+
+def test_a_plain_file_without_a_complete_line_goes(layout: Layout, now: Clock) -> None:
+    series(layout, now).append(lines(1))
+    (layout.logs / PLAIN).write_bytes(b'{"v":1')
+    writer = series(layout, now)
+    assert tree(layout) == {}
+    assert writer.append(lines(1)) == 1
+
+
+def test_a_plain_file_that_was_closed_before_the_kill_is_dropped(layout: Layout, now: Clock) -> None:
+    writer = series(layout, now)
+    writer.append(lines(1))
+    writer.close_all()
+    writer.append(lines(2, 3))
+    plain = (layout.logs / PLAIN).read_bytes()
+    writer.close_all()
+    (layout.logs / PLAIN).write_bytes(plain)
+    (layout.logs / ".seen.json").unlink()
+    assert series(layout, now).append(lines(1, 2, 3)) == 0
+    assert tree(layout) == {CLOSED: [1, 2, 3]}
+
+
+def test_litter_of_a_killed_writer_is_removed(layout: Layout, now: Clock) -> None:
+    series(layout, now).append(lines(1))
+    litter = [layout.logs / ".seen.json.77-aa.tmp", layout.logs / "2026/11/23/.trainer.log.jsonl.gz.tmp"]
+    for path in litter:
+        path.write_bytes(b"half")
+    series(layout, now)
+    assert not any(path.exists() for path in litter)
+
+
+@pytest.mark.parametrize("lost_bytes", [1, 8, 30])
+def test_a_damaged_closed_file_is_kept_aside_and_reported(
+    layout: Layout, now: Clock, lost_bytes: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    writer = series(layout, now)
+    writer.append(lines(1, 2))
+    writer.close_all()
+    writer.append(lines(3, 4))
+    writer.close_all()
+    closed = layout.logs / CLOSED
+    damaged = closed.read_bytes()[:-lost_bytes]
+    closed.write_bytes(damaged)
+    with caplog.at_level(logging.ERROR):
+        again = series(layout, now)
+    assert "damaged" in caplog.text
+    assert closed.with_name(f"{closed.name}.damaged").read_bytes() == damaged
+    assert numbers_in(closed)[:2] == [1, 2]
+    again.append(lines(5))
+    again.close_all()
+    assert numbers_in(closed)[-1] == 5
+
+
+class LossyCompressor:
+    """A compressor that leaves out the last byte of each chunk, as broken memory might."""
+
+    def __init__(self) -> None:
+        self._whole = zlib.compressobj(1, wbits=31)
+
+    def compress(self, data: bytes, /) -> bytes:
+        return self._whole.compress(data[:-1])
+
+    def flush(self) -> bytes:
+        return self._whole.flush()
+
+
+def test_a_period_that_reads_back_differently_stays_plain(
+    layout: Layout, now: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = series(layout, now)
+    writer.append(lines(1))
+    writer.close_all()
+    writer.append(lines(2))
+    with monkeypatch.context() as broken:
+        broken.setattr(closing, "_compressor", LossyCompressor)
+        with pytest.raises(OSError, match="reads back differently"):
+            writer.close_all()
+    assert tree(layout) == {PLAIN: [2], CLOSED: [1]}
+    assert writer.append(lines(1, 2, 3)) == 1
+    writer.close_all()
+    assert tree(layout) == {CLOSED: [1, 2, 3]}
+
+
+def test_recovered_periods_are_closed_like_others(layout: Layout, now: Clock) -> None:
+    series(layout, now).append(lines(1))
+    writer = series(layout, now)
+    assert not writer.due(now.ns)
+    now.ns += HOUR_NS
+    assert writer.due(now.ns)
+    writer.rotate(now.ns)
+    assert tree(layout) == {CLOSED: [1]}
+
+
+# --- no space --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Layout]:
+    """A disk of 1 MiB."""
+    if os.geteuid() != 0:
+        pytest.skip("mounting needs root")
+    root = tmp_path / "disk"
+    root.mkdir()
+    run("mount", "-t", "tmpfs", "-o", "size=1m", "none", root)
+    try:
+        yield Layout(root)
+    finally:
+        run("umount", "--lazy", root)
+
+
+@pytest.mark.root
+def test_on_a_full_disk_an_append_fails_whole_and_a_later_one_works(small_disk: Layout, now: Clock) -> None:
+    writer = series(small_disk, now)
+    ballast = small_disk.root / "ballast"
+    ballast.write_bytes(b"x" * 500_000)
+    writer.append(lines(1))
+    before = (small_disk.logs / PLAIN).stat().st_size
+    with pytest.raises(StorageFull):
+        writer.append([*lines(2, at_ns=NOON_NS - DAY_NS), *lines(*range(3, 13), pad=60_000)])
+    assert (small_disk.logs / PLAIN).stat().st_size == before
+    assert tree(small_disk) == {PLAIN: [1]}
+    ballast.unlink()
+    assert writer.append([*lines(2, at_ns=NOON_NS - DAY_NS), *lines(*range(3, 13), pad=60_000)]) == 11
+    assert tree(small_disk) == {"2026/11/22/trainer.log.jsonl": [2], PLAIN: [1, *range(3, 13)]}
+
+
+@pytest.mark.root
+def test_on_a_full_disk_a_period_stays_plain_until_there_is_space(small_disk: Layout, now: Clock) -> None:
+    writer = series(small_disk, now)
+    writer.append(lines(1))
+    ballast = small_disk.root / "ballast"
+    with ballast.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while file.write(b"x" * 4096):
+            pass
+    now.ns += HOUR_NS
+    with pytest.raises(StorageFull):
+        writer.rotate(now.ns)
+    assert not writer.due(now.ns)
+    assert tree(small_disk)[PLAIN] == [1]
+    ballast.unlink()
+    now.ns += 31 * clock.NS_PER_S
+    assert writer.due(now.ns)
+    writer.rotate(now.ns)
+    assert tree(small_disk) == {CLOSED: [1]}
+
+
+def _append_within(layout: Layout, now: Clock, limit_bytes: int) -> int:
+    """In a child: 0 if an append that would pass the limit fails whole and a smaller one works."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    writer = series(layout, now)
+    writer.append(lines(1))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, limit_bytes))
+    try:
+        writer.append(lines(*range(2, 20), pad=1000))
+    except StorageFull:
+        return 0 if writer.append(lines(2)) == 1 else 1
+    return 2
+
+
+def test_a_write_that_stops_half_way_is_taken_back(layout: Layout, now: Clock) -> None:
+    child = os.fork()
+    if child == 0:
+        code = 3
+        try:
+            code = _append_within(layout, now, 5000)
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert tree(layout) == {PLAIN: [1, 2]}

@@ -1,0 +1,236 @@
+"""A real dataset on disk, the plan of a job on it, and the runner's end of a trainer for tests."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from railbus_runner.frames import (
+    Commit,
+    Committed,
+    Ended,
+    Events,
+    Exited,
+    Fork,
+    Forked,
+    Frame,
+    FrameBuffer,
+    Plan,
+    Ready,
+    Verified,
+    Verify,
+    pack,
+)
+from railbus_shared import clock, files
+from railbus_shared.contracts.artifacts import Column, DatasetSchema, IndexFile, Split
+from railbus_shared.contracts.devices import DeviceInfo
+from railbus_shared.contracts.jobs import CheckpointRef, JobSpec
+from railbus_shared.contracts.model import JsonMap
+from railbus_shared.contracts.requests import OpenedStream, StreamShard
+from railbus_shared.data import writer
+from railbus_shared.layout import Layout
+
+Array = np.ndarray[Any, np.dtype[Any]]
+A = TypeVar("A", Ready, Forked, Exited)
+
+
+def write_dataset(
+    root: Path, columns: Mapping[str, Array], *, described: Mapping[str, Column], splits: Mapping[str, int]
+) -> None:
+    """Dataset `d` in two shards or so, its splits one after the other."""
+    first, ranges = 0, {}
+    for name, samples in splits.items():
+        ranges[name] = Split(first=first, samples=samples)
+        first += samples
+    schema = DatasetSchema(name="d", columns=dict(described), splits=ranges)
+    size = sum(values.nbytes for values in columns.values())
+    writer.write_dataset(Layout(root), schema, [columns], shard_bytes=size // 2 + 1)
+
+
+def plan(
+    root: Path,
+    entrypoint: str,
+    *,
+    params: Mapping[str, object] | None = None,
+    job: str = "j-1",
+    model: str = "m",
+    attempt: int = 1,
+    code: Path | None = None,
+    recorded: CheckpointRef | None = None,
+    deadline_s: float = 3600.0,
+    **spec: object,
+) -> Plan:
+    """Of one attempt on dataset `d`; `spec` are more fields of the job's spec."""
+    layout = Layout(root)
+    index = IndexFile.parse(json.loads(layout.index("d").read_bytes()))
+    shards = tuple(
+        StreamShard(number=n, path=str(layout.shards("d") / shard.file), sha256=shard.sha256, verified=False)
+        for n, shard in enumerate(index.shards)
+    )
+    return Plan(
+        job=job,
+        spec=JobSpec.parse(
+            {"model": model, "dataset": "d", "entrypoint": entrypoint, "params": dict(params or {}), "seed": 7, **spec}
+        ),
+        attempt=attempt,
+        lease_epoch=attempt,
+        host="h",
+        producer=f"trainer-{attempt}",
+        root=str(root),
+        devices=(DeviceInfo(id="h-cpu0", host="h", kind="cpu", name="cpu", index=0, cores=(), memory_bytes=1 << 30),),
+        stream=OpenedStream(
+            stream="s-1",
+            dataset="d",
+            schema_path=str(layout.schema("d")),
+            index_path=str(layout.index("d")),
+            index_sha256=files.sha256_file(layout.index("d")),
+            shards=shards,
+        ),
+        entrypoint_dirs=(str(code),) if code is not None else (),
+        checkpoint=recorded,
+        deadline_boottime_s=clock.boottime_s() + deadline_s,
+    )
+
+
+class WarmHost:
+    """The real pre-warmed process, from which trainers are forked."""
+
+    def __init__(self) -> None:
+        self._sock, theirs = socket.socketpair()
+        fd = theirs.fileno()
+        command = [sys.executable, "-W", "error", "-P", "-m", "railbus_runner.warm", str(fd)]
+        env = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}  # threads that spin are slow where tests run side by side
+        self._process = subprocess.Popen(command, pass_fds=(fd,), stdin=subprocess.DEVNULL, env=env)
+        theirs.close()
+        self._buffer = FrameBuffer()
+        self._frames: list[Frame] = []
+        self._forks = 0
+        self._wait_for(Ready)
+
+    def fork(self) -> tuple[int, str, socket.socket]:
+        """Pid and attempt of a new trainer, and the runner's end of its socket."""
+        ours, theirs = socket.socketpair()
+        self._forks += 1
+        attempt = f"test.{self._forks}"
+        socket.send_fds(self._sock, [pack(Fork(attempt=attempt))], [theirs.fileno(), 2, 2])
+        theirs.close()
+        return self._wait_for(Forked).pid, attempt, ours
+
+    def exit_code(self, attempt: str) -> int:
+        """Of a trainer, once it has ended."""
+        exited = self._wait_for(Exited)
+        assert exited.attempt == attempt
+        return exited.status
+
+    def close(self) -> None:
+        self._sock.close()
+        self._process.wait()
+
+    def _wait_for(self, kind: type[A]) -> A:
+        while True:
+            for frame in self._frames:
+                if isinstance(frame, kind):
+                    self._frames.remove(frame)
+                    return frame
+            self._frames += self._buffer.feed(self._sock.recv(1 << 16))
+
+
+class RunnerEnd:
+    """A real trainer, and a runner of a few lines that answers it.
+
+    Attributes:
+        events: everything that it has recorded.
+        frames: everything else that it has sent.
+        exit_code: once it has ended.
+    """
+
+    def __init__(
+        self,
+        warm: WarmHost,
+        plan: Plan,
+        *,
+        on_frame: Callable[[RunnerEnd, Frame], Sequence[Frame] | None] | None = None,
+    ) -> None:
+        self.events: list[JsonMap] = []
+        self.frames: list[Frame] = []
+        self.exit_code: int | None = None
+        self._warm = warm
+        self._on_frame = on_frame
+        self._buffer = FrameBuffer()
+        self._pid, self._attempt, self._sock = warm.fork()
+        self.send(plan)
+
+    def send(self, *frames: Frame) -> None:
+        if frames:
+            self._sock.sendall(b"".join(map(pack, frames)))
+
+    def run(self) -> int:
+        """Serve the trainer to its end; gives its exit code."""
+        try:
+            while data := self._sock.recv(1 << 18):
+                for frame in self._buffer.feed(data):
+                    self._take(frame)
+        except (ConnectionResetError, BrokenPipeError):
+            pass
+        self._sock.close()
+        self.exit_code = self._warm.exit_code(self._attempt)
+        return self.exit_code
+
+    def kill(self) -> None:
+        os.kill(self._pid, signal.SIGKILL)
+
+    def hang_up(self) -> None:
+        """As if the runner had died."""
+        self._sock.shutdown(socket.SHUT_RDWR)
+
+    def is_silent(self) -> bool:
+        """Whether the trainer has sent nothing since it was last read."""
+        return not select.select([self._sock], [], [], 0)[0]
+
+    @property
+    def ended(self) -> Ended:
+        (ended,) = [frame for frame in self.frames if isinstance(frame, Ended)]
+        return ended
+
+    def of_type(self, kind: str) -> list[JsonMap]:
+        return [event for event in self.events if event["type"] == kind]
+
+    def curve(self, name: str) -> list[Any]:
+        """Values of a metric in the order told."""
+        told = [event["data"] for event in self.of_type("train.metrics")]
+        return [data[name] for data in told if isinstance(data, dict) and name in data]
+
+    @property
+    def recorded(self) -> CheckpointRef:
+        """What the job record would name now."""
+        meta = [frame for frame in self.frames if isinstance(frame, Commit)][-1].meta
+        return CheckpointRef(number=meta.number, step=meta.step, sha256=meta.files[0].sha256)
+
+    def _take(self, frame: Frame) -> None:
+        if isinstance(frame, Events):
+            self.events += frame.events
+        else:
+            self.frames.append(frame)
+        answers = self._on_frame(self, frame) if self._on_frame is not None else None
+        self.send(*(answers if answers is not None else usual(frame)))
+
+
+def usual(frame: Frame) -> Sequence[Frame]:
+    """What a runner answers when all is well."""
+    match frame:
+        case Verify():
+            return [Verified(shards=frame.shards)]
+        case Commit():
+            return [Committed(number=frame.meta.number)]
+        case _:
+            return []
