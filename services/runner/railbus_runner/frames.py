@@ -6,7 +6,7 @@ one version, so there is no version field. The sockets are Unix socket pairs: no
     runner  -> warm     fork                            (with three descriptors: the trainer's socket, stdout, stderr)
     warm    -> runner   ready, forked, exited
     runner  -> trainer  plan, deadline, stop, save, verified, committed, refused
-    trainer -> runner   events, verify, commit, ended
+    trainer -> runner   events, verify, ahead, commit, ended
 """
 
 from __future__ import annotations
@@ -123,6 +123,15 @@ class Verified(Contract):
     error: ErrorBody | None = None
 
 
+class Ahead(Contract):
+    """What the trainer will read next, and what it has unmapped; nobody answers."""
+
+    f: Literal["ahead"] = "ahead"
+    shards: Items[int] = ()
+    """In the order in which they will be read for the first time, from the trainer's place on."""
+    released: Items[int] = ()
+
+
 class Commit(Contract):
     """The checkpoint's data is durable and its meta lies flushed under its temporary name."""
 
@@ -164,7 +173,7 @@ class Ended(Contract):
 Frame = (
     Fork | Ready | Forked | Exited
     | Plan | Deadline | Stop | Save | Verified | Committed | Refused
-    | Events | Verify | Commit | Ended
+    | Events | Verify | Ahead | Commit | Ended
 )  # fmt: skip
 
 _FRAME: Final[TypeAdapter[Frame]] = TypeAdapter(Annotated[Frame, Field(discriminator="f")])

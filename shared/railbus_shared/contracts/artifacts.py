@@ -33,7 +33,11 @@ class Column(Contract):
 
     dtype: Dtype
     shape: Items[Count]
-    """Of one sample; empty for a scalar."""
+    """Of one sample, or of one item where the length varies; empty for a scalar."""
+    variable_length: bool = False
+    """Whether each sample has its own number of items, for instance of tokens, or of bytes of an image file."""
+    encoding: str = Field(default="", pattern=r"^[a-z0-9.+-]{0,32}$")
+    """How bytes are to be read, for instance `utf-8`, `json`, `jpeg`, `png`; empty for plain numbers."""
     description: str = ""
     num_classes: int | None = Field(default=None, ge=1)
     """For a column of class labels 0 to num_classes - 1."""
@@ -41,11 +45,26 @@ class Column(Contract):
     """Names of the classes, or of the symbols of a vocabulary, in the order of their numbers."""
 
 
-class Split(Contract):
-    """A contiguous range of samples."""
+class SampleRange(Contract):
+    """Samples one after the other."""
 
     first: Count
     samples: int = Field(ge=1)
+
+
+class Split(Contract):
+    """Some of the samples, under a name."""
+
+    first: Count
+    samples: int = Field(ge=1)
+    """How many there are in all."""
+    ranges: Items[SampleRange] = ()
+    """Where they lie, in order, if not in one run from `first`; a dataset that was appended to has several."""
+
+    @property
+    def runs(self) -> tuple[SampleRange, ...]:
+        """Where the samples lie, in order."""
+        return self.ranges or (SampleRange(first=self.first, samples=self.samples),)
 
 
 class DatasetSchema(Contract):
@@ -64,12 +83,40 @@ class DatasetSchema(Contract):
     """Left out where the same input must give the same bytes."""
 
 
+class Extent(Contract):
+    """Some bytes of a file, one after the other."""
+
+    offset: Count
+    """Bytes from the start of the file."""
+    bytes: Count
+
+
 class ColumnExtent(Contract):
     """Where one column of a shard lies in its payload."""
 
     offset: Count
     """Bytes from the start of the file."""
     bytes: Count
+    offsets: Extent | None = None
+    """Of a column of variable length: where each sample begins, counted in items, and where the last one ends.
+
+    Little-endian int64 (samples + 1,), in the shard's sidecar if it has one, else in the same file.
+    """
+
+
+class Sidecar(Contract):
+    """A file that belongs to a shard: the offsets of its columns of variable length."""
+
+    file: FileName
+    """Under `shards/`."""
+    bytes: Count
+    sha256: Sha256
+
+
+class RowGroup(Contract):
+    """Samples of a Parquet file that are decoded together."""
+
+    samples: int = Field(ge=1)
 
 
 class Shard(Contract):
@@ -81,7 +128,11 @@ class Shard(Contract):
     sha256: Sha256
     first_sample: Count
     samples: int = Field(ge=1)
-    columns: dict[Name, ColumnExtent] = Field(min_length=1, max_length=256)
+    columns: dict[Name, ColumnExtent] = Field(default_factory=dict, max_length=256)
+    """Of every column; empty in a Parquet file, which tells its own layout."""
+    sidecar: Sidecar | None = None
+    row_groups: Items[RowGroup] = ()
+    """Of a Parquet file."""
 
 
 class IndexFile(Contract):
@@ -89,6 +140,10 @@ class IndexFile(Contract):
 
     format_version: Literal[1] = 1
     dataset: Name
+    version: int = Field(default=1, ge=1)
+    """Raised by every append; older versions stay readable."""
+    parent_sha256: Sha256 | None = None
+    """Of the `index.json` that this version was made from by an append."""
     schema_sha256: Sha256
     """Of the bytes of `schema.json`."""
     payload: PayloadFormat = "columns"

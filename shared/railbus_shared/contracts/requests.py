@@ -166,6 +166,8 @@ class VerifyShards(Contract):
     shards: Items[Count] = ()
     again: bool = False
     """Whether to hash also what is remembered as verified."""
+    stream: Id | None = None
+    """The stream whose trainer is about to map them: they stay where they are until it releases them."""
 
 
 class VerifiedShards(Contract):
@@ -174,6 +176,25 @@ class VerifiedShards(Contract):
     dataset: Name
     shards: Items[Count]
     bytes: Count
+
+
+class StreamProgress(Contract):
+    """A runner tells its dataloader what the trainer of a stream reads next, and what it no longer holds.
+
+    A stream that is not heard of for a while counts as closed.
+    """
+
+    stream: Id
+    ahead: Items[Count] = ()
+    """Shards in the order in which the trainer will read them for the first time, from its place on."""
+    released: Items[Count] = ()
+    """Shards that the trainer has unmapped."""
+
+
+class CloseStream(Contract):
+    """The trainer of a stream has ended."""
+
+    stream: Id
 
 
 class QueryEvents(Contract):
@@ -203,6 +224,7 @@ class Flushed(Contract):
 
 __all__ = [
     "AttemptRef",
+    "CloseStream",
     "DatasetList",
     "DatasetRef",
     "DatasetSummary",
@@ -224,6 +246,7 @@ __all__ = [
     "SplitSummary",
     "StartAttempt",
     "StopAttempt",
+    "StreamProgress",
     "StreamShard",
     "VerifiedShards",
     "VerifyShards",
