@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from railbus_shared.contracts.artifacts import Column, DatasetSchema, Split
 from railbus_shared.data.index import DatasetIndex
+from railbus_shared.data.readers import ShardReader, numpy_dtype, open_shard
 from railbus_shared.data.writer import write_dataset
 from railbus_shared.layout import Layout
 
@@ -42,6 +43,26 @@ def write(layout: Layout, samples: int, *, name: str = "d", num_shards: int = 1,
     size = sum(array.nbytes for array in held.values())
     found = write_dataset(layout, schema(samples, name=name, test=test), [held], shard_bytes=-(-size // num_shards))
     assert len(found.file.shards) == num_shards
+    return found
+
+
+def read(layout: Layout, index: DatasetIndex) -> Arrays:
+    """All columns of fixed length, their shards joined."""
+    shards = [
+        read_shard(open_shard(layout.shards(index.schema.name) / shard.file, index, number), index, number)
+        for number, shard in enumerate(index.file.shards)
+    ]
+    return {name: np.concatenate([shard[name] for shard in shards]) for name in shards[0]}
+
+
+def read_shard(reader: ShardReader, index: DatasetIndex, number: int) -> Arrays:
+    """All columns of fixed length of a shard."""
+    rows = np.arange(index.file.shards[number].samples, dtype=np.int64)
+    found: Arrays = {}
+    for name, column in index.schema.columns.items():
+        if not column.variable_length:
+            found[name] = np.empty((len(rows), *column.shape), numpy_dtype(column))
+            reader.take(name, rows, found[name])
     return found
 
 

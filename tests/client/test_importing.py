@@ -12,9 +12,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+import small_datasets
 from railbus.importing import import_dataset
 from railbus_shared.data.index import DatasetIndex
-from railbus_shared.data.readers import open_shard
 from railbus_shared.errors import Conflict, InvalidField, InvalidName, NotFound
 from railbus_shared.layout import Layout
 
@@ -28,13 +28,11 @@ def layout(tmp_path: Path) -> Layout:
 
 def columns(layout: Layout, index: DatasetIndex, split: str | None = None) -> dict[str, Array]:
     """All columns of a dataset, or of one split."""
-    folder = layout.shards(index.schema.name)
-    shards = [open_shard(folder / shard.file, index, number).columns for number, shard in enumerate(index.file.shards)]
     part = slice(None)
     if split is not None:
         found = index.split(split)
         part = slice(found.first, found.first + found.samples)
-    return {name: np.concatenate([shard[name] for shard in shards])[part] for name in index.schema.columns}
+    return {name: array[part] for name, array in small_datasets.read(layout, index).items()}
 
 
 def sizes(index: DatasetIndex) -> dict[str, int]:

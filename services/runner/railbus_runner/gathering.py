@@ -61,9 +61,9 @@ class Gatherer:
         for name, column in self._columns.items():
             tensor, array = column.buffer(len(where.rows), is_pinned=self._is_cuda)
             if len(present) == 1:
-                self._readers[present[0]].columns[name].take(where.rows, axis=0, out=array, mode="clip")
+                self._readers[present[0]].take(name, where.rows, array)
             for number, here in places:
-                array[here] = column.taken(self._readers[number].columns[name], where.rows[here])
+                array[here] = column.taken(self._readers[number], name, where.rows[here])
             batch[name] = tensor.to(self._device, non_blocking=True) if self._is_cuda else tensor
         return batch
 
@@ -100,8 +100,10 @@ class _Column:
         array = page_aligned_empty(shape, self._array_dtype) if is_large else np.empty(shape, self._array_dtype)
         return torch.from_numpy(array).view(self._dtype), array
 
-    def taken(self, column: Array, rows: Positions) -> Array:
-        """Rows of a column in scratch memory, good until the next call; `clip` spares NumPy a hidden copy."""
+    def taken(self, reader: ShardReader, name: str, rows: Positions) -> Array:
+        """Rows of a column in scratch memory, good until the next call."""
         if self._scratch is None or len(self._scratch) < len(rows):
             self._scratch = page_aligned_empty((len(rows), *self._shape), self._array_dtype)
-        return column.take(rows, axis=0, out=self._scratch[: len(rows)], mode="clip")
+        scratch = self._scratch[: len(rows)]
+        reader.take(name, rows, scratch)
+        return scratch

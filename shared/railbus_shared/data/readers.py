@@ -1,4 +1,4 @@
-"""Readers of payloads: a shard's columns as arrays that are mapped, not read."""
+"""Readers of payloads: one interface, whatever a shard's bytes are; arrays are mapped, not read."""
 
 from __future__ import annotations
 
@@ -6,48 +6,104 @@ import math
 import mmap
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Final, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from railbus_shared.contracts.artifacts import Column
+from railbus_shared.contracts.artifacts import Column, ColumnExtent
 from railbus_shared.data.index import DatasetIndex
+from railbus_shared.data.order import Positions
 from railbus_shared.errors import NotSupported, ShardCorrupt
 
 Array = npt.NDArray[Any]
 
 _PAGE_BYTES: Final = mmap.PAGESIZE
+_SHORT_BYTES: Final = 128
+"""Samples up to this size are gathered item by item in one call; longer ones each by a copy of their own."""
 
 
 class ShardReader(Protocol):
-    """A shard that is open."""
+    """A shard that is open, whatever its payload.
 
-    @property
-    def columns(self) -> Mapping[str, Array]:
-        """Read-only arrays of shape (samples, *shape); bfloat16 as its bits in uint16."""
+    Rows are int64 (N,) within the shard; one that it does not have is the caller's mistake, and no check is made.
+    bfloat16 passes as its bits in uint16.
+    """
+
+    def take(self, column: str, rows: Positions, out: Array) -> None:
+        """Rows of a column of fixed length into `out` (N, *shape), contiguous and of the column's dtype."""
+        ...
+
+    def lengths(self, column: str, rows: Positions) -> Positions:
+        """How many items rows of a column of variable length have, int64 (N,)."""
+        ...
+
+    def take_items(self, column: str, rows: Positions, out: Array) -> None:
+        """Items of rows of a column of variable length, back to back into `out` (sum of their lengths, *shape)."""
         ...
 
 
-class ColumnsReader:
-    """A shard of the `columns` payload: a safetensors file, mapped once; offsets come from the index."""
+@dataclass(frozen=True)
+class MappedColumn:
+    """One column in mapped memory."""
 
-    def __init__(self, path: Path, index: DatasetIndex, number: int) -> None:
-        """Raises ShardCorrupt if the file is missing or not of the index's size."""
-        shard = index.file.shards[number]
-        mapped = _mapped(path, size_bytes=shard.bytes)
-        columns = {
-            name: np.frombuffer(
-                mapped,
-                dtype=numpy_dtype(column),
-                count=shard.samples * math.prod(column.shape),
-                offset=shard.columns[name].offset,
-            ).reshape(shard.samples, *column.shape)
+    values: Array
+    """(samples, *shape), or all items (items, *shape) where the length varies."""
+    offsets: Positions | None = None
+    """Where each sample begins, and where the last one ends (samples + 1,); None for a column of fixed length."""
+
+
+class MappedShard:
+    """A shard whose columns lie in mapped memory, which stays mapped for as long as the reader lives."""
+
+    def __init__(self, columns: Mapping[str, MappedColumn]) -> None:
+        self._values = {name: column.values for name, column in columns.items()}
+        self._offsets = {name: column.offsets for name, column in columns.items() if column.offsets is not None}
+
+    def take(self, column: str, rows: Positions, out: Array) -> None:
+        self._values[column].take(rows, axis=0, out=out, mode="clip")  # any other mode makes a hidden copy
+
+    def lengths(self, column: str, rows: Positions) -> Positions:
+        offsets = self._offsets[column]
+        lengths: Positions = offsets.take(rows + 1)
+        lengths -= offsets.take(rows)
+        return lengths
+
+    def take_items(self, column: str, rows: Positions, out: Array) -> None:
+        values, offsets = self._values[column], self._offsets[column]
+        starts, ends = offsets.take(rows), offsets.take(rows + 1)
+        if out.nbytes > _SHORT_BYTES * len(rows):
+            pieces = [values[start:end] for start, end in zip(starts.tolist(), ends.tolist(), strict=True)]
+            np.concatenate(pieces, out=out)
+            return
+        lengths = ends - starts
+        shifts = starts - (np.cumsum(lengths) - lengths)
+        items = np.repeat(shifts, lengths)
+        items += np.arange(len(items))
+        values.take(items, axis=0, out=out, mode="clip")
+
+
+def _columns_shard(path: Path, index: DatasetIndex, number: int) -> ShardReader:
+    """A shard of the `columns` payload: a safetensors file, mapped once; offsets come from the index."""
+    shard = index.file.shards[number]
+    mapped = _mapped(path, size_bytes=shard.bytes)
+    return MappedShard(
+        {
+            name: _column(mapped, column, shard.columns[name], samples=shard.samples)
             for name, column in index.schema.columns.items()
         }
-        self.columns: Mapping[str, Array] = MappingProxyType(columns)
+    )
+
+
+def _column(mapped: mmap.mmap, column: Column, extent: ColumnExtent, *, samples: int) -> MappedColumn:
+    dtype = numpy_dtype(column)
+    count = extent.bytes // dtype.itemsize
+    values = np.frombuffer(mapped, dtype, count, extent.offset).reshape(-1, *column.shape)
+    if extent.offsets is None:
+        return MappedColumn(values)
+    return MappedColumn(values, np.frombuffer(mapped, np.int64, samples + 1, extent.offsets.offset))
 
 
 def _mapped(path: Path, *, size_bytes: int) -> mmap.mmap:
@@ -70,7 +126,7 @@ def open_shard(path: Path, index: DatasetIndex, number: int) -> ShardReader:
             f"dataset {index.schema.name!r} has payload {index.schema.payload!r}, which this version cannot read",
             hint="import it again with payload 'columns'",
         )
-    return ColumnsReader(path, index, number)
+    return _columns_shard(path, index, number)
 
 
 def numpy_dtype(column: Column) -> np.dtype[Any]:
