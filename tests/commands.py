@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from until import PATIENCE_S
+
 
 @dataclass(frozen=True)
 class Done:
@@ -30,7 +32,7 @@ def environment(env: Mapping[str, str]) -> dict[str, str]:
 
 
 def railbus(
-    *arguments: str, cwd: Path, env: Mapping[str, str] | None = None, stdin: bytes = b"", timeout_s: float = 15
+    *arguments: str, cwd: Path, env: Mapping[str, str] | None = None, stdin: bytes = b"", timeout_s: float = PATIENCE_S
 ) -> Done:
     """Run a command line to its end."""
     done = subprocess.run(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import socket
 import subprocess
@@ -9,6 +10,8 @@ import sysconfig
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from until import PATIENCE_S
 
 
 def server_binary() -> str:
@@ -34,24 +37,28 @@ class Server:
         return f"nats://127.0.0.1:{self.port}"
 
     def start(self) -> None:
-        if not self.port:
-            with socket.socket() as probe:
-                probe.bind(("127.0.0.1", 0))
-                self.port = probe.getsockname()[1]
+        """Return once it greets. The server chooses its first port itself, so that nobody can take it in between."""
         config = self.folder / "nats.conf"
         store = f'jetstream {{ store_dir: "{self.folder}/store", sync_interval: always }}\n' if self.jetstream else ""
-        config.write_text(f'listen: "127.0.0.1:{self.port}"\nserver_name: test\n{store}{self.extra}\n')
+        listen = f'listen: "127.0.0.1:{self.port or -1}"\nports_file_dir: "{self.folder}"\n'
+        config.write_text(f"{listen}server_name: test\n{store}{self.extra}\n")
         with (self.folder / "nats.log").open("ab") as log:
             self.process = subprocess.Popen([server_binary(), "-c", str(config)], stdout=log, stderr=log)
-        deadline = time.monotonic() + 10
-        while True:
-            try:
-                with socket.create_connection(("127.0.0.1", self.port), timeout=1) as client:
-                    assert client.recv(4) == b"INFO"
-                    return
-            except OSError:
-                assert time.monotonic() < deadline, (self.folder / "nats.log").read_text()
-                time.sleep(0.01)
+        deadline = time.monotonic() + PATIENCE_S
+        while not self._greets():
+            is_alive = self.process.poll() is None and time.monotonic() < deadline
+            assert is_alive, (self.folder / "nats.log").read_text()
+            time.sleep(0.01)
+
+    def _greets(self) -> bool:
+        assert self.process is not None
+        ports = self.folder / f"nats-server_{self.process.pid}.ports"
+        try:
+            self.port = int(json.loads(ports.read_bytes())["nats"][0].rsplit(":", 1)[1])
+            with socket.create_connection(("127.0.0.1", self.port), timeout=1) as client:
+                return client.recv(4) == b"INFO"
+        except (OSError, ValueError):  # the file is not there yet, or not whole
+            return False
 
     def kill(self) -> None:
         assert self.process is not None

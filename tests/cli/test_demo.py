@@ -67,7 +67,7 @@ def test_the_demo_leaves_a_model_that_is_right_and_a_tree_that_is_whole(tmp_path
     assert not (layout.state / "bus.json").exists()
 
 
-@pytest.mark.timeout(90)  # the runner imports torch
+@pytest.mark.timeout(180)  # the runner imports torch
 def test_up_serves_until_ctrl_c_and_leaves_nothing_running(tmp_path: Path) -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "railbus.cli.main", "up", "--nats-port", "0", "--http-port-base", "0"],

@@ -14,6 +14,7 @@ import pytest
 
 from commands import Done, environment, railbus
 from servers import Server
+from until import PATIENCE_S
 
 _JOB = "model: m\ndataset: d\nentrypoint: classifier\ndevices: {kind: gpu, count: 7}\n"
 
@@ -49,16 +50,16 @@ def place(server: Server, tmp_path: Path) -> Iterator[Place]:
             [sys.executable, "-m", "railbus_device_manager"], env=environment(made.env), stdout=log, stderr=log
         )
     try:
-        deadline_s = time.monotonic() + 10
+        deadline_s = time.monotonic() + PATIENCE_S
         while (done := made.railbus("jobs", "--json")).status != 0:
             assert time.monotonic() < deadline_s, f"{done.err}{(tmp_path / 'device_manager.log').read_text()}"
         yield made
     finally:
         manager.terminate()
-        manager.wait(10)
+        manager.wait(PATIENCE_S)
 
 
-@pytest.mark.timeout(60)  # a dozen commands, each a process of its own
+@pytest.mark.timeout(120)  # a dozen commands, each a process of its own
 def test_a_job_goes_from_submission_to_cancellation(place: Place) -> None:
     done = place.railbus("submit", "job.yaml")
     job = done.out.split()[2].rstrip(";")
@@ -112,7 +113,7 @@ def test_following_tells_the_story_and_returns_the_jobs_code(place: Place) -> No
     place.railbus("cancel", "mine")
     rest = following.stdout.read()
     assert "cancelled" in rest
-    assert following.wait(10) == 9
+    assert following.wait(PATIENCE_S) == 9
     following.stdout.close()
 
 
@@ -124,7 +125,7 @@ def test_ctrl_c_only_leaves_and_says_so(place: Place) -> None:
         assert any("queued: " in line for line in iter(following.stdout.readline, ""))
         following.send_signal(signal.SIGINT)
         rest = following.stdout.read()
-    assert following.wait(10) == 130
+    assert following.wait(PATIENCE_S) == 130
     assert "left job mine, which goes on; follow it again: railbus logs -f mine" in rest
     assert "Traceback" not in rest
     record = place.railbus("job", "mine", "--json").json()

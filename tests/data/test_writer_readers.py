@@ -32,6 +32,7 @@ from railbus_shared.errors import (
     StorageFull,
 )
 from railbus_shared.layout import Layout
+from until import PATIENCE_S
 
 MIB = 1 << 20
 
@@ -368,10 +369,10 @@ def test_a_writer_killed_while_it_spools_leaves_no_dataset_and_the_next_cleans_u
     assert tree(layout.datasets) == whole
 
 
-@pytest.mark.timeout(60)  # a process and its flushes for each of some thirty steps
+@pytest.mark.timeout(180)  # a process and its flushes for each of some thirty steps
 def test_a_writer_killed_at_any_step_leaves_all_or_nothing_and_the_next_completes(tmp_path: Path) -> None:
     with python(KILLED_AT_EVERY_STEP, tmp_path) as process:
-        out, err = process.communicate(timeout=55)
+        out, err = process.communicate(timeout=170)
     assert process.returncode == 0, err
     num_steps = int(out)
     assert num_steps > 20
@@ -387,7 +388,7 @@ def test_two_writers_at_once_wait_for_each_other_and_both_succeed(whole: dict[st
         with python(WRITER, layout.root) as other:
             assert other.stdout is not None
             assert select.select([other.stdout], [], [], 2.0)[0] == []
-            outs = [one.communicate("\n", timeout=15)[0], other.communicate(timeout=15)[0]]
+            outs = [one.communicate("\n", timeout=PATIENCE_S)[0], other.communicate(timeout=PATIENCE_S)[0]]
     assert [one.returncode, other.returncode] == [0, 0]
     assert [out.split()[-1] for out in outs] == [hashlib.sha256(whole["d/index.json"]).hexdigest()] * 2
     assert tree(layout.datasets) == whole
@@ -400,7 +401,7 @@ signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
 """
     with python(limit + WRITER, layout.root) as process:
-        _, err = process.communicate(timeout=15)
+        _, err = process.communicate(timeout=PATIENCE_S)
     assert StorageFull.__name__ in err
     assert list(layout.datasets.iterdir()) == []
 

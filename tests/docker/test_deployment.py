@@ -18,11 +18,12 @@ from railbus.embedded.permissions import USERS
 from railbus_shared.bus.connection import Bus
 from railbus_shared.errors import ConfigError, NotAuthorized
 from railbus_shared.settings import CommonSettings
+from until import PATIENCE_S
 
 
 def _run(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "railbus.deployment", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=15, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
 
 
 def _seeds(folder: Path) -> dict[str, str]:
@@ -101,7 +102,7 @@ async def test_nats_server_runs_with_it_knows_the_users_only_and_answers_the_hea
 
 
 def _ports(folder: Path) -> tuple[str, str]:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + PATIENCE_S
     while time.monotonic() < deadline:
         for path in folder.glob("nats-server_*.ports"):
             found = json.loads(path.read_bytes())
@@ -112,7 +113,7 @@ def _ports(folder: Path) -> tuple[str, str]:
 
 def _status(url: str) -> int:
     try:
-        with urllib.request.urlopen(url, timeout=5) as answer:  # noqa: S310 - our own server's
+        with urllib.request.urlopen(url, timeout=PATIENCE_S) as answer:  # noqa: S310 - our own server's
             return int(answer.status)
     except urllib.error.HTTPError as exc:
         return exc.code

@@ -11,7 +11,7 @@ from railbus.importing import import_dataset
 from railbus_shared.layout import Layout
 from running_up import RunningUp, start_up
 
-SHORT = {"RAILBUS_LEASE_TTL_S": "4", "RAILBUS_HEARTBEAT_S": "0.5"}
+SHORT = {"RAILBUS_LEASE_TTL_S": "6", "RAILBUS_HEARTBEAT_S": "0.5"}
 
 
 def _running(folder: Path) -> Iterator[RunningUp]:

@@ -15,6 +15,7 @@ from railbus_shared import wire
 from railbus_shared.contracts.requests import QueryEvents
 from railbus_shared.files import to_json
 from running_up import SERVICES, RunningUp, finished
+from until import PATIENCE_S
 
 pytestmark = pytest.mark.timeout(150)  # starts services that import torch
 
@@ -51,7 +52,7 @@ async def test_a_bad_request_is_refused_with_field_value_and_remedy(
     up: RunningUp, spec: dict[str, Any], code: str, field: str
 ) -> None:
     async with up.raw_client() as raw:
-        reply = await raw.request("railbus.req.jobs.submit", json.dumps(spec).encode(), timeout=15)
+        reply = await raw.request("railbus.req.jobs.submit", json.dumps(spec).encode(), timeout=PATIENCE_S)
     body = json.loads(reply.data)
     assert reply.headers is not None
     assert int(reply.headers["Nats-Service-Error-Code"]) >= 400
@@ -68,7 +69,7 @@ async def test_a_bad_job_event_becomes_a_rejected_event_with_its_id(
         ack = await raw.jetstream().publish("railbus.jobs.submit", wire.encode(spec))
         incarnation = json.loads((up.layout.state / "store.json").read_bytes())["incarnation"]
         job = f"j-{incarnation[:6]}-{ack.seq}"
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_S):
             mine: list[dict[str, Any]] = []
             while not mine:  # each round waits until telemetry has everything on disk
                 mine = [event for event in await _rejections(client) if event.get("job") == job]
@@ -90,9 +91,9 @@ async def test_a_bad_job_event_becomes_a_rejected_event_with_its_id(
 )
 async def test_garbage_is_answered_and_recorded(up: RunningUp, payload: bytes, code: str) -> None:
     async with up.raw_client() as raw, up.client() as client:
-        reply = await raw.request("railbus.req.jobs.submit", payload, timeout=15)
+        reply = await raw.request("railbus.req.jobs.submit", payload, timeout=PATIENCE_S)
         assert wire.decode(reply.data)["code"] == code
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_S):
             mine: list[dict[str, Any]] = []
             while not mine:  # the answer may come before its event is published
                 mine = [event for event in await _rejections(client) if event["data"].get("bytes") == len(payload)]
@@ -104,7 +105,9 @@ async def test_the_same_submission_is_the_same_job_and_another_spec_is_a_conflic
     async with up.raw_client() as raw, up.client() as client:
         first, second = await client.submit(spec), await client.submit(spec)
         assert first.sequence == second.sequence
-        reply = await raw.request("railbus.req.jobs.submit", json.dumps({**spec, "seed": 1}).encode(), timeout=15)
+        reply = await raw.request(
+            "railbus.req.jobs.submit", json.dumps({**spec, "seed": 1}).encode(), timeout=PATIENCE_S
+        )
         assert json.loads(reply.data)["code"] == "CONFLICT"
         events = await finished(client, "twice")
     assert [event["type"] for event in events].count("job.started") == 1

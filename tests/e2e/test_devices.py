@@ -11,7 +11,7 @@ from railbus_shared import wire
 from railbus_shared.contracts.jobs import JobRecord
 from railbus_shared.errors import LeaseLost, NoFreeDevice, error_from_wire
 from running_up import RunningUp, finished
-from until import until
+from until import PATIENCE_S, until
 
 pytestmark = pytest.mark.timeout(120)  # starts services that import torch
 
@@ -26,7 +26,7 @@ JOB: dict[str, Any] = {
 
 async def _ask(up: RunningUp, verb: str, body: dict[str, object]) -> dict[str, Any]:
     async with up.raw_client() as raw:
-        reply = await raw.request(f"railbus.req.devices.{verb}", wire.encode(body), timeout=10)
+        reply = await raw.request(f"railbus.req.devices.{verb}", wire.encode(body), timeout=PATIENCE_S)
     answer = wire.decode(reply.data)
     if "code" in answer:
         raise error_from_wire(answer)
@@ -39,7 +39,7 @@ async def _until(client: Client, job: str, claim: str) -> JobRecord:
     async def says_so() -> bool:
         return claim in (await client.job(job)).reason
 
-    await until(says_so, seconds=15)
+    await until(says_so)
     return await client.job(job)
 
 
@@ -72,7 +72,7 @@ async def test_a_lease_by_hand_that_is_not_renewed_ends_by_itself(up: RunningUp)
         async def is_free() -> bool:
             return await _only_state(client) == "free"
 
-        await until(is_free, seconds=10)
+        await until(is_free)
 
 
 async def test_a_drained_host_takes_no_jobs_until_it_is_undrained(up: RunningUp) -> None:

@@ -75,7 +75,7 @@ async def test_a_trainer_does_not_notice_the_death_of(fragile_up: RunningUp, ser
         up.kill(service)
         events = await finished(client, job)
         record = await client.job(job)
-        up.wait_until(up.is_ready, timeout_s=30, what="ready again")
+        up.wait_until(up.is_ready, timeout_s=60, what="ready again")
         await client.flush()
     assert (record.state, record.attempt, record.lease_epoch) == ("succeeded", 1, 1)
     assert not [event for event in events if event["type"] == "checkpoint.resumed"]
@@ -92,13 +92,13 @@ async def test_a_runner_paused_past_its_lease_finds_itself_fenced(fragile_up: Ru
         job = (await client.submit({**JOB, "params": {"epochs": 40, "pause_s": 0.03}})).id
         await until_event(client, job, "job.checkpointed")
         up.kill("runner", signal.SIGSTOP)
-        await until_event(client, job, "job.requeued", timeout_s=30)
+        await until_event(client, job, "job.requeued", timeout_s=60)
         up.kill("runner", signal.SIGCONT)
-        await until_event(client, job, "job.started", count=2, timeout_s=40)
+        await until_event(client, job, "job.started", count=2, timeout_s=60)
         record = await client.job(job)
         assert record.lease_epoch == 2
         await client.cancel(job)
-        await finished(client, job, timeout_s=40)
+        await finished(client, job, timeout_s=60)
         await client.flush()
     epochs = [e["lease_epoch"] for e in up.log_lines() if e.get("job") == job and e["type"] == "job.checkpointed"]
     assert epochs == sorted(epochs)
@@ -122,4 +122,4 @@ async def test_readiness_follows_nats_and_liveness_does_not(fragile_up: RunningU
             assert up.get(service, "/livez")[0] == 200
     finally:
         up.kill("nats", signal.SIGCONT)
-    await asyncio.to_thread(up.wait_until, up.is_ready, timeout_s=30, what="ready again")
+    await asyncio.to_thread(up.wait_until, up.is_ready, timeout_s=60, what="ready again")

@@ -15,6 +15,7 @@ import pytest
 from railbus_shared import wire
 from railbus_shared.files import sha256_file
 from running_up import RunningUp, finished, until_event
+from until import PATIENCE_S
 
 pytestmark = pytest.mark.timeout(150)  # starts services that import torch, and trains
 
@@ -46,9 +47,9 @@ async def test_a_job_published_by_a_foreign_client_trains_to_completion(up: Runn
         events = await finished(client, job)
         assert events[-1]["type"] == "job.succeeded"
         subjects = set()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE_S):
             while f"railbus.evt.job.{job}.succeeded" not in subjects:
-                message = await heard.next_msg(5)
+                message = await heard.next_msg(PATIENCE_S)
                 subjects.add(message.subject)
                 assert isinstance(msgpack.unpackb(message.data), dict)
         assert f"railbus.evt.job.{job}.placed" in subjects
@@ -57,11 +58,11 @@ async def test_a_job_published_by_a_foreign_client_trains_to_completion(up: Runn
 async def test_a_request_is_answered_in_its_own_encoding_with_the_record(up: RunningUp) -> None:
     async with up.raw_client() as raw, up.client() as client:
         body = json.dumps({**JOB, "id": "by-request"}).encode()
-        reply = await raw.request("railbus.req.jobs.submit", body, timeout=15)
+        reply = await raw.request("railbus.req.jobs.submit", body, timeout=PATIENCE_S)
         record = json.loads(reply.data)
         assert (record["id"], record["spec"]["model"]) == ("by-request", "digits-raw")
         await finished(client, "by-request")
-        again = await raw.request("railbus.req.jobs.get", wire.encode({"id": "by-request"}), timeout=5)
+        again = await raw.request("railbus.req.jobs.get", wire.encode({"id": "by-request"}), timeout=PATIENCE_S)
         assert msgpack.unpackb(again.data)["state"] == "succeeded"
 
 
@@ -133,7 +134,7 @@ async def test_a_running_job_can_be_cancelled(up: RunningUp) -> None:
         record = await client.submit(job)
         await until_event(client, record.id, "job.first_step")
         await client.cancel(record.id)
-        await finished(client, record.id, timeout_s=30)
+        await finished(client, record.id, timeout_s=60)
         record = await client.job(record.id)
     assert (record.state, record.end_cause) == ("cancelled", "cancelled")
 
@@ -146,6 +147,6 @@ async def test_the_trainer_has_no_credentials_of_the_bus(up: RunningUp) -> None:
         ledger = json.loads(next((up.layout.state / "runner" / "attempts").glob(f"{record.id}.*.json")).read_bytes())
         environment = Path(f"/proc/{ledger['pid']}/environ").read_bytes()
         await client.cancel(record.id)
-        await finished(client, record.id, timeout_s=30)
+        await finished(client, record.id, timeout_s=60)
     assert b"RAILBUS_" not in environment
     assert b"NATS" not in environment

@@ -18,6 +18,7 @@ from railbus.embedded.nats_server import BINARY_SETTING, NatsServer, find_server
 from railbus.embedded.permissions import USERS, permissions
 from railbus.embedded.server_config import ServerFiles, render
 from railbus_shared.errors import BusUnavailable, PortInUse, ServerNotFound
+from until import PATIENCE_S
 
 Make = Callable[..., NatsServer]
 
@@ -43,7 +44,7 @@ def make(tmp_path: Path) -> Iterator[Make]:
 
 
 def _greeting(port: int) -> bytes:
-    with socket.create_connection(("127.0.0.1", port), timeout=2) as connection:
+    with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_S) as connection:
         return connection.recv(5)
 
 
@@ -56,7 +57,7 @@ def _is_alive(pid: int) -> bool:
     return stat.rsplit(") ", 1)[1][0] not in "ZX"
 
 
-def _gone(pid: int, *, within_s: float = 5.0) -> bool:
+def _gone(pid: int, *, within_s: float = PATIENCE_S) -> bool:
     deadline_s = time.monotonic() + within_s
     while _is_alive(pid):
         if time.monotonic() > deadline_s:
@@ -93,7 +94,7 @@ def test_killed_it_starts_again_on_the_same_port(make: Make) -> None:
     port, pid = server.port, server.pid
     assert pid is not None
     os.kill(pid, signal.SIGKILL)
-    assert server.wait(5) == -signal.SIGKILL
+    assert server.wait(PATIENCE_S) == -signal.SIGKILL
     assert server.poll() == -signal.SIGKILL
     server.start()
     assert server.port == port
@@ -185,7 +186,7 @@ def test_it_holds_no_pipe_of_its_parent_so_a_command_substitution_returns(tmp_pa
         ["/bin/sh", "-c", shell, sys.executable, _PARENT, str(tmp_path)],
         capture_output=True,
         text=True,
-        timeout=10,
+        timeout=PATIENCE_S,
         check=True,
     )
     assert done.stdout.startswith("got ")

@@ -25,6 +25,7 @@ from railbus_shared.bus import topology
 from railbus_shared.bus.bucket import Bucket, SnapshotEnd, Write
 from railbus_shared.bus.connection import Bus
 from railbus_shared.settings import CommonSettings
+from until import PATIENCE_S
 
 STREAMS = ("RAILBUS_JOBS", "RAILBUS_EVENTS", "KV_railbus_jobs")
 OWN = ("railbus.evt.app.mine.happened", "railbus.evt.log.mine.line")
@@ -34,7 +35,7 @@ BUCKETS = ("jobs", "devices", "leases", "datasets", "leader")
 T = TypeVar("T")
 
 
-async def within(answer: Awaitable[T], *, timeout_s: float = 5) -> T:
+async def within(answer: Awaitable[T], *, timeout_s: float = PATIENCE_S) -> T:
     async with asyncio.timeout(timeout_s):
         return await answer
 
@@ -260,7 +261,7 @@ async def test_any_service_may_be_the_first_to_create_what_must_exist(cluster: C
 
 async def test_a_person_submits_a_job_and_gets_the_receipt(stores: Cluster) -> None:
     async with stores.client(HUMAN) as (client, errors):
-        reply = await client.request("railbus.jobs.submit", b'{"model": "m"}', timeout=2)
+        reply = await client.request("railbus.jobs.submit", b'{"model": "m"}', timeout=PATIENCE_S)
         assert json.loads(reply.data) == {"stream": "RAILBUS_JOBS", "seq": 1}
         assert errors == []
 
@@ -283,7 +284,7 @@ async def test_a_person_hears_events_live_and_from_the_stream(stores: Cluster) -
     async with stores.client("runner") as (runner, _), stores.client(HUMAN) as (person, errors):
         live = await person.subscribe("railbus.evt.>")
         await person.flush()
-        await runner.request("railbus.evt.job.j1.started", b"{}", timeout=2)
+        await runner.request("railbus.evt.job.j1.started", b"{}", timeout=PATIENCE_S)
         assert (await live.next_msg(2)).subject == "railbus.evt.job.j1.started"
         stored = await person.jetstream().subscribe("railbus.evt.>", stream="RAILBUS_EVENTS", ordered_consumer=True)
         assert (await stored.next_msg(2)).subject == "railbus.evt.job.j1.started"
@@ -311,7 +312,7 @@ async def test_a_service_answers_a_person_and_another_service(cluster: Cluster) 
         await server.flush()
         for user in (HUMAN, "runner", "device_manager"):
             async with cluster.client(user) as (asker, _):
-                assert (await asker.request("railbus.req.data.list", b"{}", timeout=2)).data == b"here"
+                assert (await asker.request("railbus.req.data.list", b"{}", timeout=PATIENCE_S)).data == b"here"
         assert errors == []
 
 

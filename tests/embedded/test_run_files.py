@@ -79,8 +79,8 @@ def test_a_reader_that_looks_at_the_lock_for_an_instant_does_not_stop_a_start(pa
     reader = os.open(paths.lock, os.O_RDONLY)
     fcntl.flock(reader, fcntl.LOCK_SH)
     let_go = threading.Timer(0.1, os.close, [reader])
-    let_go.start()
     started_s = time.monotonic()
+    let_go.start()
     acquire(paths).close()
     assert time.monotonic() - started_s > 0.05
     let_go.join()

@@ -15,6 +15,7 @@ from railbus.embedded.server_config import Limits, ServerFiles, render
 from railbus_shared.errors import BadSetting
 from railbus_shared.subjects import Subjects
 from railbus_shared.topology import topology
+from until import PATIENCE_S
 
 
 def _render(folder: Path, *, port: int = 0, prefix: str = "railbus") -> bytes:
@@ -27,7 +28,7 @@ def _check(folder: Path, config: bytes) -> subprocess.CompletedProcess[str]:
     path = folder / "nats.conf"
     path.write_bytes(config)
     return subprocess.run(
-        [str(find_server()), "-t", "-c", str(path)], capture_output=True, text=True, timeout=10, check=False
+        [str(find_server()), "-t", "-c", str(path)], capture_output=True, text=True, timeout=PATIENCE_S, check=False
     )
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from railbus.embedded.run_files import RunPaths, read_bus
+from until import PATIENCE_S
 
 TINY = Path(__file__).with_name("tiny_services.py")
 NAMES = ("device_manager", "dataloader", "runner", "telemetry")
@@ -111,7 +112,7 @@ def _is_alive(pid: int) -> bool:
     return stat.rsplit(") ", 1)[1][0] not in "ZX"
 
 
-def _alive(pids: dict[str, int], *, within_s: float = 5.0) -> list[str]:
+def _alive(pids: dict[str, int], *, within_s: float = PATIENCE_S) -> list[str]:
     """Those that still run when the time is over; returns early if none does."""
     deadline_s = time.monotonic() + within_s
     while left := [name for name, pid in pids.items() if _is_alive(pid)]:
@@ -162,9 +163,9 @@ def test_a_service_holds_neither_the_lock_nor_other_descriptors_of_the_superviso
 def test_what_crashes_is_started_again_later_each_time(up: Up) -> None:
     before = up.pid_of("dataloader")
     for wait in ("0.25", "0.5"):
+        killed_s = time.monotonic()
         os.kill(up.pid_of("dataloader"), signal.SIGKILL)
         up.wait_for(rf"dataloader +ended killed by SIGKILL; starts again in {wait} s")
-        killed_s = time.monotonic()
         up.wait_for("dataloader +started")
         assert time.monotonic() - killed_s > float(wait) - 0.05
         up.wait_for("dataloader +ready")
@@ -181,7 +182,7 @@ def test_a_killed_nats_server_comes_back_on_its_port(up: Up, root: Path) -> None
     up.wait_for(r"nats-server +ended killed by SIGKILL; starts again in 0\.25 s")
     up.wait_for(f"nats-server +restarting {bus.url}")
     port = int(bus.url.rsplit(":", 1)[1])
-    deadline_s = time.monotonic() + 5
+    deadline_s = time.monotonic() + PATIENCE_S
     while True:
         try:
             with socket.create_connection(("127.0.0.1", port), timeout=1) as connection:
@@ -219,15 +220,13 @@ def test_ctrl_c_reaches_the_supervisor_only(up: Up) -> None:
 
 def test_a_second_signal_kills_what_does_not_end(root: Path, ups: list[Up]) -> None:
     (root / ".railbus/run/runner.stubborn").touch()
-    ups.append(Up(root))
+    ups.append(Up(root, "drain_s=600"))
     ups[0].wait_ready()
     pids = ups[0].pids()
     os.kill(ups[0].process.pid, signal.SIGTERM)
     ups[0].wait_for("railbus +draining")
-    started_s = time.monotonic()
     os.kill(ups[0].process.pid, signal.SIGINT)
     assert ups[0].finish() == 130
-    assert time.monotonic() - started_s < 5
     assert ups[0].drained() == []
     assert [line for line in ups[0].lines if re.search("runner +killed", line)]
     assert _alive(pids, within_s=0) == []
@@ -235,7 +234,7 @@ def test_a_second_signal_kills_what_does_not_end(root: Path, ups: list[Up]) -> N
 
 def test_a_service_that_does_not_end_in_time_is_killed_and_the_others_still_drain(root: Path, ups: list[Up]) -> None:
     (root / ".railbus/run/runner.stubborn").touch()
-    ups.append(Up(root, "drain_s=0.3"))
+    ups.append(Up(root, "drain_s=2"))
     ups[0].wait_ready()
     pids = ups[0].pids()
     os.kill(ups[0].process.pid, signal.SIGTERM)
@@ -283,7 +282,7 @@ def test_a_setting_that_must_change_ends_the_start_with_the_services_own_words(r
 
 def test_a_service_that_never_gets_ready_is_named_with_its_problem(root: Path, ups: list[Up]) -> None:
     (root / ".railbus/run/runner.unready").touch()
-    ups.append(Up(root, "ready_s=0.7"))
+    ups.append(Up(root, "ready_s=4"))
     assert ups[0].finish() == 2
     assert re.search(r"SERVICES_NOT_READY: .*runner: work: there is none.*runner\.log", ups[0].lines[-1])
     assert "telemetry:" not in ups[0].lines[-1]
@@ -315,7 +314,7 @@ def test_within_a_command_substitution_it_returns_and_nothing_holds_the_pipe(roo
         ["/bin/sh", "-c", shell + 'kill -9 $up); echo "returned"', sys.executable, str(TINY), str(root)],
         capture_output=True,
         text=True,
-        timeout=15,
+        timeout=PATIENCE_S,
         check=True,
     )
     assert done.stdout == "returned\n"
@@ -323,6 +322,8 @@ def test_within_a_command_substitution_it_returns_and_nothing_holds_the_pipe(roo
 
 def test_importing_it_loads_no_service_no_nats_and_no_torch() -> None:
     code = "import sys, railbus.embedded.up; print(*sorted({name.split('.')[0] for name in sys.modules}))"
-    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=10, check=True).stdout
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE_S, check=True
+    ).stdout
     assert "railbus" in loaded.split()
     assert not {"nats", "torch", "aiohttp", "numpy", *(f"railbus_{name}" for name in NAMES)} & set(loaded.split())

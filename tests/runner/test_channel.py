@@ -83,7 +83,7 @@ def recorder(end: RunnerEnd) -> Recorder:
 def test_a_poll_of_a_silent_channel_returns_at_once_and_changes_nothing(end: RunnerEnd) -> None:
     began = time.monotonic()
     end.channel.poll()
-    assert time.monotonic() - began < 0.5
+    assert time.monotonic() - began < 5
     assert (end.channel.stop, end.channel.save_requested, end.channel.deadline_boottime_s) == (None, False, 0.0)
 
 
@@ -145,8 +145,8 @@ def test_past_its_deadline_a_trainer_waits_for_a_later_one_or_a_stop(end: Runner
     end.send(Deadline(boottime_s=clock.boottime_s() - 1), Save())
     end.channel.poll()
     timer = threading.Timer(0.3, end.send, (order,))
-    timer.start()
     began = time.monotonic()
+    timer.start()
     end.channel.await_deadline()
     assert time.monotonic() - began >= 0.25
     timer.join()
@@ -156,8 +156,8 @@ def test_a_stop_does_not_suffice_where_something_is_to_be_committed(end: RunnerE
     end.send(Stop(reason="preempted"))
     end.channel.poll()
     timer = threading.Timer(0.3, end.send, (Deadline(boottime_s=clock.boottime_s() + 60),))
-    timer.start()
     began = time.monotonic()
+    timer.start()
     end.channel.await_deadline(stop_suffices=False)
     assert time.monotonic() - began >= 0.25
     timer.join()
@@ -177,11 +177,14 @@ def test_events_are_complete_and_numbered_without_gaps(end: RunnerEnd, recorder:
     assert (events[1].severity, events[1].step, events[1].data) == ("warning", None, {})
 
 
-def test_events_wait_for_company_but_no_longer_than_a_tenth_of_a_second(end: RunnerEnd, recorder: Recorder) -> None:
+def test_events_wait_for_company_but_no_longer_than_a_tenth_of_a_second(end: RunnerEnd) -> None:
+    now_s = 5.0
+    recorder = Recorder(end.channel.send, producer="t-1", common=COMMON, clock_s=lambda: now_s)
     recorder.record("app.one")
+    now_s = 5.09
     recorder.flush_if_due()
     assert end.events() == []
-    time.sleep(0.12)
+    now_s = 5.11
     recorder.flush_if_due()
     assert [event["type"] for event in end.events()] == ["app.one"]
 

@@ -35,6 +35,7 @@ from railbus_shared.errors import (
     StorageFull,
 )
 from railbus_shared.layout import Layout
+from until import PATIENCE_S
 
 SHA = "0" * 64
 TIME = "2026-01-01T00:00:00.000000000Z"
@@ -160,7 +161,7 @@ def test_four_processes_never_take_the_same_number(tmp_path: Path) -> None:
     workers = [context.Process(target=_claim_many, args=(tmp_path, f"j-{n}", numbers)) for n in range(4)]
     for worker in workers:
         worker.start()
-    taken = [numbers.get(timeout=15) for _ in range(200)]
+    taken = [numbers.get(timeout=PATIENCE_S) for _ in range(200)]
     for worker in workers:
         worker.join()
     assert [number for number, count in Counter(taken).items() if count > 1] == []
@@ -225,7 +226,7 @@ t.store(root).write({"step": 2}, describe=t.describer(step=2), commit=commit)
 """
 
 
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(120)  # many children, each killed at another step
 @pytest.mark.parametrize("moment", STEPS)
 def test_killed_at_any_moment_a_write_counts_whole_or_not_at_all(tmp_path: Path, moment: str) -> None:
     write(tmp_path, 1)

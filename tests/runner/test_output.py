@@ -8,6 +8,7 @@ import os
 import pytest
 
 from railbus_runner.output import LineSplitter, read_output
+from until import PATIENCE_S, until
 
 CASES = [
     (b"", []),
@@ -52,11 +53,11 @@ async def test_a_pipe_is_read_to_its_end_and_closed() -> None:
     seen: list[tuple[str, list[str]]] = []
     reading = asyncio.create_task(read_output(read, "stdout", lambda name, lines: seen.append((name, lines))))
     os.write(write, b"first\nsec")
-    await asyncio.sleep(0.05)
+    await until(lambda: bool(seen))
     assert seen == [("stdout", ["first"])]
     os.write(write, b"ond\nlast")
     os.close(write)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE_S):
         await reading
     assert seen[1:] == [("stdout", ["second"]), ("stdout", ["last"])]
     with pytest.raises(OSError, match="Bad file descriptor"):
@@ -68,7 +69,7 @@ async def test_a_reader_that_is_cancelled_gives_the_incomplete_line() -> None:
     seen: list[str] = []
     reading = asyncio.create_task(read_output(read, "stderr", lambda _, lines: seen.extend(lines)))
     os.write(write, b"Traceback\nKeyErr")
-    await asyncio.sleep(0.05)
+    await until(lambda: bool(seen))
     reading.cancel()
     with pytest.raises(asyncio.CancelledError):
         await reading

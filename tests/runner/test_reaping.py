@@ -19,6 +19,7 @@ from railbus_runner.forked import COOKIE
 from railbus_runner.processes import ProcessId
 from railbus_runner.reaping import AttemptLedger, AttemptState, ProcessGroup, reap
 from railbus_shared.contracts.devices import AttemptRef
+from until import PATIENCE_S
 
 REF = AttemptRef(job="j-1", lease_epoch=3)
 OTHER = AttemptRef(job="j-2", lease_epoch=1)
@@ -115,7 +116,7 @@ def tree() -> Iterator[GroupTree]:
 def test_without_a_group_the_whole_family_of_a_living_trainer_dies(ledger: AttemptLedger) -> None:
     with family() as trainer:
         state = ledger.add(REF, pid=trainer.pids[0], group=None)
-        assert reap(state, deadline_s=5).is_gone
+        assert reap(state, deadline_s=PATIENCE_S).is_gone
         assert trainer.alive == []
 
 
@@ -123,7 +124,7 @@ def test_without_a_group_or_a_cookie_the_session_of_a_dead_trainer_dies(ledger: 
     with family() as trainer:
         state = ledger.add(REF, pid=trainer.pids[0], group=None)
         trainer.kill_leader()
-        assert reap(state, deadline_s=5).is_gone
+        assert reap(state, deadline_s=PATIENCE_S).is_gone
         assert sorted(trainer.alive) == sorted(trainer.pids[2:])  # what left the session, nothing can tell
 
 
@@ -139,7 +140,7 @@ def test_by_the_cookie_those_that_left_the_session_of_a_dead_trainer_die_too(led
             started_at="2026-01-01T00:00:00.000000000Z",
             boot=processes.boot_id(),
         )
-        assert reap(state, deadline_s=5).is_gone
+        assert reap(state, deadline_s=PATIENCE_S).is_gone
         assert trainer.alive == []
 
 
@@ -178,7 +179,7 @@ def test_a_member_that_was_seen_is_remembered_when_its_parent_is_gone() -> None:
         trainer.kill_leader()
         assert {process.pid for process in group.members()} == set(trainer.pids[1:])
         group.kill()
-        until_s = time.monotonic() + 5
+        until_s = time.monotonic() + PATIENCE_S
         while group.members():
             assert time.monotonic() < until_s
             time.sleep(0.01)
@@ -193,7 +194,7 @@ def test_a_process_that_outlives_sigkill_is_named_and_its_attempt_is_kept(ledger
         assert set(report.stuck) == set(trainer.pids)
         assert not report.is_gone
         assert [state.ref for state in ledger.states()] == [REF]
-        assert ledger.reap(REF, deadline_s=5).is_gone
+        assert ledger.reap(REF, deadline_s=PATIENCE_S).is_gone
         assert ledger.states() == []
 
 
@@ -206,7 +207,7 @@ def test_a_trainer_that_died_before_it_was_recorded_can_be_reaped(ledger: Attemp
         trainer.kill_leader()
         state = ledger.add(REF, pid=trainer.pids[0], group=None)
         assert (state.start_ticks, state.cookie) == (0, "")
-        assert ledger.reap(REF, deadline_s=5).is_gone
+        assert ledger.reap(REF, deadline_s=PATIENCE_S).is_gone
         assert trainer.pids[1] not in trainer.alive
 
 
@@ -230,11 +231,11 @@ def test_a_new_runner_sweeps_what_the_former_one_left(ledger: AttemptLedger, tmp
         ledger.add(OTHER, pid=second.pids[0], group=None)
         first.kill_leader()
         restarted = AttemptLedger(tmp_path / "attempts")
-        assert restarted.sweep(deadline_s=5) == [REF, OTHER]
+        assert restarted.sweep(deadline_s=PATIENCE_S) == [REF, OTHER]
         assert first.alive == []  # those that left the session of a dead trainer too: they carry the cookie
         assert second.alive == []
         assert restarted.states() == []
-        assert restarted.sweep(deadline_s=5) == []
+        assert restarted.sweep(deadline_s=PATIENCE_S) == []
 
 
 def test_what_cannot_be_killed_is_not_reported_as_swept(ledger: AttemptLedger) -> None:
@@ -251,7 +252,7 @@ def test_an_attempt_of_an_earlier_boot_is_gone_and_nothing_is_killed_for_it(
         state = ledger.add(REF, pid=bystander.pids[0], group=None)
         path = tmp_path / "attempts" / "j-1.3.json"
         path.write_text(json.dumps({**state.to_map(), "boot": "another"}))
-        assert ledger.sweep(deadline_s=5) == [REF]
+        assert ledger.sweep(deadline_s=PATIENCE_S) == [REF]
         assert sorted(bystander.alive) == sorted(bystander.pids)
         assert not path.exists()
 
@@ -279,7 +280,7 @@ def test_by_its_group_everything_of_a_dead_trainer_dies(ledger: AttemptLedger, t
     with family(group=group) as trainer:
         ledger.add(REF, pid=trainer.pids[0], group=group)
         trainer.kill_leader()
-        assert ledger.reap(REF, deadline_s=5).is_gone
+        assert ledger.reap(REF, deadline_s=PATIENCE_S).is_gone
         assert trainer.alive == []
     assert tree.groups() == {}
 
@@ -293,7 +294,7 @@ def test_a_new_runner_sweeps_groups_with_and_without_a_file(
         ledger.add(REF, pid=first.pids[0], group=recorded)
         first.kill_leader()
         second.kill_leader()
-        assert AttemptLedger(tmp_path / "attempts").sweep(deadline_s=5, tree=tree) == [REF]
+        assert AttemptLedger(tmp_path / "attempts").sweep(deadline_s=PATIENCE_S, tree=tree) == [REF]
         assert (first.alive, second.alive) == ([], [])
     assert tree.groups() == {}
 
@@ -304,5 +305,5 @@ def test_a_group_that_vanished_is_no_hindrance(ledger: AttemptLedger, tree: Grou
     with family() as trainer:
         ledger.add(REF, pid=trainer.pids[0], group=group)
         group.remove()
-        assert ledger.reap(REF, deadline_s=5).is_gone
+        assert ledger.reap(REF, deadline_s=PATIENCE_S).is_gone
         assert trainer.alive == []

@@ -22,6 +22,7 @@ from railbus_runner.forked import EXIT_SETUP_FAILED
 from railbus_runner.frames import Fork
 from railbus_runner.warm_process import WarmProcess
 from railbus_shared.errors import RunnerLost, TrainerLost
+from until import PATIENCE_S, until
 
 HERE = Path(__file__).parent
 SECRETS = {"RAILBUS_RUNNER_NATS_KEY": "secret", "NATS_CREDS": "secret", "railbus_lower": "secret"}
@@ -98,10 +99,10 @@ async def forked(warm: WarmProcess, attempt: str, folder: Path, **fields: object
     return child
 
 
-async def gone(pid: int, *, within_s: float = 5.0) -> bool:
-    until = time.monotonic() + within_s
+async def gone(pid: int, *, within_s: float = PATIENCE_S) -> bool:
+    until_s = time.monotonic() + within_s
     while processes.process_info(pid) is not None:
-        if time.monotonic() > until:
+        if time.monotonic() > until_s:
             return False
         await asyncio.sleep(0.01)
     return True
@@ -113,7 +114,7 @@ async def test_a_trainer_is_forked_and_its_exit_code_comes_back(warm: WarmProces
     child.order(do="exit", code=7)
     assert await warm.wait_exit("j.1") == 7
     assert await gone(child.pid)
-    assert entered_s - child.started_s < 1.0  # 15 ms when the machine is idle; an import of torch takes seconds
+    assert entered_s - child.started_s < 2.0  # 15 ms when the machine is idle; an import of torch takes seconds
     child.close()
 
 
@@ -246,10 +247,7 @@ async def test_an_orphan_of_a_trainer_is_adopted_and_buried(warm: WarmProcess, t
     assert info is not None
     assert info.parent == warm.pid
     os.kill(orphan, signal.SIGKILL)
-    until_s = time.monotonic() + 5
-    while Path(f"/proc/{orphan}").exists():  # a zombie would stay
-        assert time.monotonic() < until_s
-        await asyncio.sleep(0.01)
+    await until(lambda: not Path(f"/proc/{orphan}").exists())  # a zombie would stay
     child.close()
 
 
@@ -265,9 +263,13 @@ async def test_neither_ctrl_c_nor_a_stop_of_the_whole_service_ends_it(warm: Warm
 
 async def test_it_has_one_thread_and_sleeps_when_there_is_nothing_to_do(warm: WarmProcess) -> None:
     folder = Path(f"/proc/{warm.pid}")
-    before = (folder / "stat").read_text().split()[13:15]
-    await asyncio.sleep(0.5)
-    assert (folder / "stat").read_text().split()[13:15] == before
+
+    async def has_slept() -> bool:
+        before = (folder / "stat").read_text().split()[13:15]
+        await asyncio.sleep(0.5)
+        return (folder / "stat").read_text().split()[13:15] == before
+
+    await until(has_slept)  # the tests before have left it something to do
     assert len(list((folder / "task").iterdir())) == 1
 
 
@@ -382,6 +384,6 @@ async def test_a_process_whose_parent_is_not_its_peer_ends_at_once() -> None:
         theirs.set_inheritable(True)
         between = await asyncio.create_subprocess_exec(*command, close_fds=False, env=environment())
         theirs.close()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_S):
             assert await asyncio.get_running_loop().run_in_executor(None, ours.recv, 1) == b""
             assert await between.wait() == 0

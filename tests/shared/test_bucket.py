@@ -12,7 +12,7 @@ from railbus_shared.bus.bucket import Bucket, Entry, SnapshotEnd, Write
 from railbus_shared.bus.connection import Bus
 from railbus_shared.errors import RevisionConflict
 from servers import Server
-from until import until
+from until import PATIENCE_S, until
 
 
 async def test_a_key_can_be_created_once(bus: Bus) -> None:
@@ -50,10 +50,10 @@ async def test_a_missing_key_reads_as_none(bus: Bus) -> None:
 async def test_a_key_with_a_time_to_live_vanishes_and_renewal_keeps_it(bus: Bus) -> None:
     bucket = Bucket(bus, bus.subjects.leases)
     await bucket.create("dies", {}, ttl_s=1)
-    revision = await bucket.create("lives", {}, ttl_s=1)
+    revision = await bucket.create("lives", {}, ttl_s=2)
     deadline = time.monotonic() + 3
     while time.monotonic() < deadline:
-        revision = await bucket.write(Write("lives", {}, revision, ttl_s=1))
+        revision = await bucket.write(Write("lives", {}, revision, ttl_s=2))
         await asyncio.sleep(0.2)
     assert await bucket.get("dies") is None
     assert await bucket.get("lives") is not None
@@ -67,7 +67,7 @@ async def test_a_renewed_key_still_expires(bus: Bus) -> None:
     async def gone() -> bool:
         return await bucket.get("a") is None
 
-    await until(gone, seconds=5)
+    await until(gone)
 
 
 async def test_several_keys_are_written_all_or_none(bus: Bus) -> None:
@@ -104,7 +104,7 @@ async def test_a_watch_tells_what_is_there_then_what_changes(bus: Bus) -> None:
     bucket = Bucket(bus, bus.subjects.jobs)
     await bucket.create("a", {"n": 1})
     told: asyncio.Queue[Entry | SnapshotEnd] = asyncio.Queue()
-    async with asyncio.TaskGroup() as tasks, asyncio.timeout(10):
+    async with asyncio.TaskGroup() as tasks, asyncio.timeout(PATIENCE_S):
         watching = tasks.create_task(_collect(bucket, told))
         first = await told.get()
         assert isinstance(first, Entry)
@@ -119,7 +119,7 @@ async def test_a_watch_tells_what_is_there_then_what_changes(bus: Bus) -> None:
 
 async def test_a_watch_of_an_empty_bucket_ends_its_snapshot(bus: Bus) -> None:
     told: asyncio.Queue[Entry | SnapshotEnd] = asyncio.Queue()
-    async with asyncio.TaskGroup() as tasks, asyncio.timeout(10):
+    async with asyncio.TaskGroup() as tasks, asyncio.timeout(PATIENCE_S):
         watching = tasks.create_task(_collect(Bucket(bus, bus.subjects.jobs), told))
         assert await told.get() == SnapshotEnd()
         watching.cancel()
@@ -129,7 +129,7 @@ async def test_a_watch_begins_anew_after_a_restart_of_the_server(bus: Bus, serve
     bucket = Bucket(bus, bus.subjects.jobs)
     await bucket.create("a", {"n": 1})
     told: asyncio.Queue[Entry | SnapshotEnd] = asyncio.Queue()
-    async with asyncio.TaskGroup() as tasks, asyncio.timeout(15):
+    async with asyncio.TaskGroup() as tasks, asyncio.timeout(PATIENCE_S):
         watching = tasks.create_task(_collect(bucket, told))
         while await told.get() != SnapshotEnd():
             pass

@@ -36,7 +36,7 @@ from railbus_shared.settings import CommonSettings
 from railbus_shared.topology import event_consumer
 from rawnats import RawClient
 from servers import Server
-from until import until
+from until import PATIENCE_S, until
 
 MALFORMED = {
     "no header line": b"XX",
@@ -192,7 +192,7 @@ async def test_a_subject_that_is_no_text_deafens_nobody(bus: Bus, server: Server
 
 
 async def _first(events: AsyncIterator[dict[str, object]], count: int) -> AsyncIterator[dict[str, object]]:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE_S):
         async for event in events:
             yield event
             count -= 1
@@ -210,7 +210,7 @@ async def _taken(bus: Bus, count: int) -> list[Delivery]:
             stopping.set()
         return True
 
-    async with asyncio.timeout(8):
+    async with asyncio.timeout(PATIENCE_S):
         await consume_batches(bus, event_consumer(bus.subjects), take, stopping=stopping)
     return taken
 
@@ -228,7 +228,7 @@ async def test_a_killed_server_that_comes_back_is_used_again(bus: Bus, server: S
         await bus.publish(Outgoing("railbus.evt.a.b.c", b"\x80", ""))
     with pytest.raises(BusUnavailable):
         await bus.check_jetstream()
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - began < 5  # the three would take 11 s if each waited for its answer
     server.start()
     await until(lambda: bus.generation == 1)
     assert await bus.request("railbus.req.echo", {"a": 1}) == {"a": 1}
@@ -267,7 +267,7 @@ async def test_a_server_that_hangs_is_noticed(bus: Bus, server: Server) -> None:
 async def test_a_connection_that_is_closed_for_good_is_told(bus: Bus) -> None:
     async with _running(bus) as running:
         await bus.client.publish("x", b"x" * (1 << 20), headers={"a": "b"})  # over the server's limit with its header
-        async with asyncio.timeout(6):
+        async with asyncio.timeout(PATIENCE_S):
             with pytest.raises(BusClosed, match="closed"):
                 await running
 
@@ -311,7 +311,7 @@ async def test_refused_credentials_are_told_at_once(guarded: Server, tmp_path: P
     settings = CommonSettings(nats_url=guarded.url, nats_key_file=tmp_path / "key" if name != "anonymous" else None)
     (tmp_path / "key").write_bytes(nkeys.encode_seed(b"x" * 32, nkeys.PREFIX_BYTE_USER))
     (tmp_path / "key").chmod(0o600)
-    async with asyncio.timeout(3):
+    async with asyncio.timeout(settings.connect_timeout_s - 1):
         with pytest.raises(NotAuthorized, match="refused the credentials"):
             async with Bus.open(settings, name="test"):
                 pass
@@ -338,10 +338,17 @@ async def test_events_are_followed_from_now_on_through_a_restart(bus: Bus, serve
     async def publish(number: int) -> None:
         await bus.publish(Outgoing("railbus.evt.a.b.c", wire.encode({"n": number}), f"id-{number}"))
 
+    async def consumers() -> int:
+        return (await bus.client.jetstream().stream_info(bus.subjects.events_stream)).state.consumer_count
+
+    async def is_followed() -> bool:
+        return await consumers() > before
+
     await publish(0)
+    before = await consumers()
     events = _first(follow(bus, bus.subjects.all_events, since="new"), 3)
     first = asyncio.ensure_future(anext(events))
-    await asyncio.sleep(0.3)
+    await until(is_followed)
     server.kill()
     server.start()
     await until(lambda: bus.generation == 1)
@@ -404,7 +411,7 @@ async def test_a_connection_that_is_closed_while_it_reconnects_leaves_nothing_ru
         await bus.connect()
     server.kill()
     await until(lambda: not any(bus.is_connected for bus in buses))
-    async with asyncio.timeout(15):
+    async with asyncio.timeout(PATIENCE_S):
         for number, bus in enumerate(buses):
             await asyncio.sleep(number * 0.003)
             await bus.close()

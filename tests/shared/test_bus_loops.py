@@ -22,7 +22,7 @@ from railbus_shared.settings import CommonSettings
 from railbus_shared.topology import event_consumer
 from rawnats import RawClient
 from servers import Server
-from until import until
+from until import PATIENCE_S, until
 
 Body = Callable[[Bus], Awaitable[None]]
 
@@ -33,7 +33,7 @@ def on_loop(request: pytest.FixtureRequest, common: CommonSettings) -> Callable[
 
     def run(body: Body) -> None:
         async def main() -> None:
-            async with asyncio.timeout(15), Bus.open(common, name="test") as bus:
+            async with asyncio.timeout(PATIENCE_S), Bus.open(common, name="test") as bus:
                 await topology.ensure(bus, common.layout.state / "store.json")
                 await body(bus)
 
@@ -92,7 +92,7 @@ def test_a_restart_and_a_dead_reader_are_survived(on_loop: Callable[[Body], None
     async def body(bus: Bus) -> None:
         watching = asyncio.ensure_future(bus.run())
         try:
-            async with asyncio.timeout(12):
+            async with asyncio.timeout(PATIENCE_S):
                 server.kill()
                 server.start()
                 await until(lambda: bus.generation == 1)

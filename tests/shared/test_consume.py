@@ -24,9 +24,11 @@ from railbus_shared.errors import (
 )
 from railbus_shared.topology import Consumer, event_consumer, job_consumer
 from servers import Server
-from until import until
+from until import PATIENCE_S, until
 
 Handle = Callable[[Delivery], Awaitable[None]]
+
+PROMPT_S = 15  # well under the 30 s after which what is not acknowledged comes again
 
 
 async def _publish(bus: Bus, *bodies: bytes) -> None:
@@ -117,9 +119,9 @@ async def test_after_a_restart_of_the_server_what_was_not_acknowledged_comes_aga
     async def acknowledged() -> bool:
         return await bus.acknowledged(consumer) == 6
 
-    async with asyncio.TaskGroup() as tasks, asyncio.timeout(15):
+    async with asyncio.TaskGroup() as tasks, asyncio.timeout(PATIENCE_S):
         tasks.create_task(consume(bus, consumer, handle, stopping=stopping))
-        await until(lambda: set(handled) == {b"0", b"1", b"2", b"3", b"4"}, seconds=12)
+        await until(lambda: set(handled) == {b"0", b"1", b"2", b"3", b"4"})
         await bus.publish(Outgoing("railbus.evt.a.b.c", b"5", "id-5"))
         await until(acknowledged)
         stopping.set()
@@ -140,14 +142,14 @@ async def test_a_batch_that_is_done_with_is_acknowledged_whole_and_another_comes
             stopping.set()
         return len(batches) > 1
 
-    async with asyncio.timeout(8):
+    async with asyncio.timeout(PATIENCE_S):
         await consume_batches(bus, consumer, handle, stopping=stopping, batch=8)
     assert batches[0] == list(range(1, len(batches[0]) + 1))
     assert await bus.acknowledged(consumer) == 20
 
 
 async def test_a_batch_does_not_acknowledge_older_messages_whose_delivery_was_lost(bus: Bus) -> None:
-    consumer = Consumer(bus.subjects.events_stream, "lossy", "explicit", ack_wait_s=1, max_ack_pending=100)
+    consumer = Consumer(bus.subjects.events_stream, "lossy", "explicit", ack_wait_s=3, max_ack_pending=100)
     await topology._ensure_consumer(bus, consumer)
     assert event_consumer(bus.subjects).ack == consumer.ack
     for number in range(10):
@@ -163,7 +165,7 @@ async def test_a_batch_does_not_acknowledge_older_messages_whose_delivery_was_lo
             stopping.set()
         return True
 
-    async with asyncio.timeout(8):
+    async with asyncio.timeout(PATIENCE_S):
         await consume_batches(bus, consumer, handle, stopping=stopping)
     assert sorted(taken) == list(range(1, 11))
     assert taken[:7] == list(range(4, 11))
@@ -178,7 +180,7 @@ async def test_a_stop_is_prompt_and_hands_back_what_was_fetched(bus: Bus) -> Non
         stopping.set()
 
     await _publish(bus, *(str(number).encode() for number in range(10)))
-    async with asyncio.timeout(3):
+    async with asyncio.timeout(PROMPT_S):
         await consume(bus, job_consumer(bus.subjects), handle, stopping=stopping)
     assert handled == [b"0"]
     again: list[int] = []
@@ -187,7 +189,7 @@ async def test_a_stop_is_prompt_and_hands_back_what_was_fetched(bus: Bus) -> Non
         again.append(delivery.sequence)
 
     async with _consuming(bus, take):
-        await until(lambda: len(again) == 9, seconds=2)
+        await until(lambda: len(again) == 9, seconds=PROMPT_S)
     assert sorted(again) == list(range(2, 11))
 
 
@@ -195,11 +197,11 @@ async def test_a_stop_while_nothing_arrives_or_nothing_is_connected_is_prompt(bu
     async def handle(delivery: Delivery) -> None:
         raise AssertionError("nothing was published")
 
-    async with asyncio.timeout(3), _consuming(bus, handle):
+    async with asyncio.timeout(PROMPT_S), _consuming(bus, handle):
         await asyncio.sleep(0.1)
     server.kill()
     await until(lambda: not bus.is_connected)
-    async with asyncio.timeout(3), _consuming(bus, handle):
+    async with asyncio.timeout(PROMPT_S), _consuming(bus, handle):
         await asyncio.sleep(0.1)
 
 

@@ -21,7 +21,7 @@ from railbus_shared.metrics import Metrics
 from railbus_shared.settings import CommonSettings
 from rawnats import RawClient
 from servers import Server
-from until import until
+from until import PATIENCE_S, until
 
 SUBJECT = "railbus.req.test"
 
@@ -81,7 +81,7 @@ async def service(common: CommonSettings, bus: Bus) -> AsyncIterator[Service]:
 
 
 async def _answer(bus: Bus, name: str, data: bytes) -> tuple[bytes, dict[str, str]]:
-    reply = await bus.client.request(f"{SUBJECT}.{name}", data, timeout=3)
+    reply = await bus.client.request(f"{SUBJECT}.{name}", data, timeout=PATIENCE_S)
     return reply.data, dict(reply.headers or {})
 
 
@@ -133,7 +133,7 @@ async def test_unreadable_headers_are_answered_and_recorded(bus: Bus, service: S
     await bus.client.flush()
     with RawClient(server.port) as raw:
         raw.publish(f"{SUBJECT}.echo".encode(), b'{"id": "j-1"}', headers=b"XX", reply=b"_INBOX.mine.x")
-    assert wire.decode((await subscription.next_msg(3)).data)["code"] == "BAD_MESSAGE"
+    assert wire.decode((await subscription.next_msg(PATIENCE_S)).data)["code"] == "BAD_MESSAGE"
 
 
 async def test_an_answer_never_goes_where_state_is_kept(bus: Bus, service: Service, server: Server) -> None:
@@ -154,12 +154,12 @@ async def test_an_answer_never_goes_where_state_is_kept(bus: Bus, service: Servi
 
 
 async def test_requests_run_side_by_side(bus: Bus, service: Service) -> None:
-    async with asyncio.timeout(3):
+    async with asyncio.timeout(PATIENCE_S):
         await asyncio.gather(*(bus.request(f"{SUBJECT}.meet", {}) for _ in range(4)))
 
 
 async def test_more_requests_than_there_are_slots_are_all_answered(bus: Bus, service: Service) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE_S):
         answers = await asyncio.gather(*(bus.request(f"{SUBJECT}.echo", {"id": f"j-{n}"}) for n in range(200)))
     assert [answer["id"] for answer in answers] == [f"j-{n}" for n in range(200)]
 
@@ -191,7 +191,7 @@ async def test_the_service_is_found_and_its_errors_are_counted(bus: Bus, service
     await _answer(bus, "echo", b"garbage")
     await _answer(bus, "bug", b"{}")
     found = {
-        verb: json.loads((await bus.client.request(f"$SRV.{verb}.railbus-test-thing", b"", timeout=3)).data)
+        verb: json.loads((await bus.client.request(f"$SRV.{verb}.railbus-test-thing", b"", timeout=PATIENCE_S)).data)
         for verb in ("PING", "INFO", "STATS")
     }
     assert found["PING"]["name"] == "railbus-test-thing"

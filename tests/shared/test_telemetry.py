@@ -30,7 +30,7 @@ from railbus_shared.settings import CommonSettings
 from railbus_shared.subjects import Subjects
 from railbus_shared.telemetry import LearningTelemetry, plain
 from servers import Server
-from until import until
+from until import PATIENCE_S, until
 
 
 class Kept:
@@ -57,7 +57,7 @@ def telemetry() -> LearningTelemetry:
 async def _flushed(telemetry: LearningTelemetry) -> None:
     running = asyncio.ensure_future(telemetry.run())
     try:
-        assert await telemetry.flush(timeout_s=10)
+        assert await telemetry.flush(timeout_s=PATIENCE_S)
     finally:
         running.cancel()
         await asyncio.wait([running])
@@ -76,7 +76,7 @@ async def test_events_of_several_threads_are_numbered_without_gaps(telemetry: Le
     for thread in threads:
         thread.start()
     await until(lambda: not any(thread.is_alive() for thread in threads))
-    assert await telemetry.flush(timeout_s=5)
+    assert await telemetry.flush(timeout_s=PATIENCE_S)
     running.cancel()
     assert sorted(int(str(event["number"])) for event in sink.events) == list(range(1, 2001))
     assert len({str(event["id"]) for event in sink.events}) == 2000
@@ -270,7 +270,7 @@ async def _stored(bus: Bus) -> list[tuple[object, object]]:
     """The key of every event in the stream, up to a last one that is written here."""
     await bus.publish(Outgoing("railbus.evt.a.b.end", wire.encode({"producer": "end", "number": 0}), ""))
     found: list[tuple[object, object]] = []
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_S):
         async for event in follow(bus, bus.subjects.all_events):
             if event["producer"] == "end":
                 break
@@ -291,8 +291,8 @@ async def test_every_event_is_stored_exactly_once_through_restarts_of_the_server
                 await asyncio.sleep(0.01)
         server.start()
         await until(lambda turn=turn: bus.generation > turn)  # type: ignore[misc]
-    async with asyncio.timeout(12):
-        assert await telemetry.flush(timeout_s=12)
+    async with asyncio.timeout(PATIENCE_S):
+        assert await telemetry.flush(timeout_s=PATIENCE_S)
     running.cancel()
     found = await _stored(bus)
     assert sorted(found, key=str) == sorted(((telemetry.producer, number) for number in range(1, 601)), key=str)
@@ -315,11 +315,11 @@ async def test_a_script_of_ten_lines_joins_the_bus(bus: Bus, common: CommonSetti
     script = await asyncio.create_subprocess_exec(
         sys.executable, "-c", _SCRIPT, env=environment, stderr=subprocess.PIPE
     )
-    async with asyncio.timeout(15):
+    async with asyncio.timeout(PATIENCE_S):
         _, errors = await script.communicate()
     assert script.returncode == 0, errors.decode()
     found: list[dict[str, object]] = []
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE_S):
         async for event in follow(bus, bus.subjects.all_events):
             found.append(event)
             if len(found) == 3:
@@ -338,7 +338,7 @@ async def test_a_script_of_ten_lines_joins_the_bus(bus: Bus, common: CommonSetti
 def test_a_script_without_a_bus_is_told_so() -> None:
     environment = {**os.environ, "RAILBUS_NATS_URL": "nats://127.0.0.1:9", "RAILBUS_CONNECT_TIMEOUT_S": "0.3"}
     done = subprocess.run(
-        [sys.executable, "-c", _SCRIPT], env=environment, capture_output=True, timeout=15, check=False
+        [sys.executable, "-c", _SCRIPT], env=environment, capture_output=True, timeout=PATIENCE_S, check=False
     )
     assert done.returncode == 1
     assert b"BusUnavailable" in done.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import sys
 from collections.abc import Mapping
@@ -16,6 +17,8 @@ from railbus_shared.contracts.requests import JobRef
 from railbus_shared.errors import ConfigError
 from railbus_shared.service import Context, Description, run
 from railbus_shared.settings import CommonSettings, HttpSettings, load
+
+logger = logging.getLogger(__name__)
 
 
 class Settings(HttpSettings):
@@ -35,6 +38,7 @@ class Tiny:
         return [endpoint]  # type: ignore[list-item]
 
     async def wait(self, request: JobRef) -> Contract:
+        logger.info("asked")
         await self._context.stopping.wait()
         await asyncio.sleep(0.2)
         return request

@@ -32,8 +32,16 @@ _NOTHING: Final[Mapping[str, object]] = {}
 class Recorder:
     """Counts, buffers and sends the events of one trainer."""
 
-    def __init__(self, send: Callable[[Events], None], *, producer: str, common: Mapping[str, JsonValue]) -> None:
+    def __init__(
+        self,
+        send: Callable[[Events], None],
+        *,
+        producer: str,
+        common: Mapping[str, JsonValue],
+        clock_s: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._send = send
+        self._clock_s = clock_s
         self._producer = producer
         self._common = dict(common)
         self._number = 0
@@ -86,7 +94,7 @@ class Recorder:
 
     def flush_if_due(self) -> None:
         """Send what has waited for a tenth of a second."""
-        if self._buffer and time.monotonic() >= self._due_s:
+        if self._buffer and self._clock_s() >= self._due_s:
             self.flush()
 
     def detach(self) -> None:
@@ -97,9 +105,9 @@ class Recorder:
 
     def _append(self, event: JsonMap) -> None:
         if not self._buffer:
-            self._due_s = time.monotonic() + _FLUSH_S
+            self._due_s = self._clock_s() + _FLUSH_S
         self._buffer.append(event)
-        if len(self._buffer) >= _MAX_EVENTS or time.monotonic() >= self._due_s:
+        if len(self._buffer) >= _MAX_EVENTS or self._clock_s() >= self._due_s:
             self.flush()
 
 
