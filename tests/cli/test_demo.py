@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from commands import environment, railbus
+from railbus.cli import demo_report
 from railbus.cli.demo_report import Result
 from railbus_shared.layout import Layout
 
@@ -45,6 +46,20 @@ def test_the_demo_is_good_only_if_everything_is(result: Result, is_good: bool) -
     assert result.is_good is is_good
 
 
+def test_where_no_environment_is_active_the_next_commands_name_the_program_by_its_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / ".venv" / "bin" / "railbus"
+    program.parent.mkdir(parents=True)
+    program.touch(mode=0o755)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [str(program), "demo"])
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert "  .venv/bin/railbus logs j-4f09ac-1" in "\n".join(demo_report.further(_GOOD))
+    monkeypatch.setenv("PATH", str(program.parent))
+    assert "  railbus logs j-4f09ac-1" in "\n".join(demo_report.further(_GOOD))
+
+
 @pytest.mark.timeout(180)  # it trains for real, and on a busy machine that takes its time
 def test_the_demo_leaves_a_model_that_is_right_and_a_tree_that_is_whole(tmp_path: Path) -> None:
     done = railbus("demo", "--epochs", "4", "--json", cwd=tmp_path, timeout_s=170)
@@ -55,7 +70,7 @@ def test_the_demo_leaves_a_model_that_is_right_and_a_tree_that_is_whole(tmp_path
     assert result["accuracy"] > 0.95
     for told in ("runner ready", "dataset digits: 1,797 samples", "published job", "first step", "succeeded"):
         assert told in done.err
-
+    assert max(map(len, done.err.splitlines())) < 80  # a terminal adds a symbol to each line
     layout = Layout(tmp_path / "learning")
     closed = sorted(layout.logs.rglob("*"))
     assert [path.name for path in closed if path.is_file() and path.name[0] != "."] == ["trainer.log.jsonl.gz"]

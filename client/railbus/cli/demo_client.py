@@ -58,15 +58,9 @@ def main(root: Path, *, epochs: int, flushes: bool) -> int:
 def _import(layout: Layout) -> None:
     began_s = time.perf_counter()
     index = import_dataset(layout, DATASET)
-    shards = len(index.file.shards)
-    _put(
-        {
-            "say": f"dataset {DATASET}: {index.file.samples:,} samples in {shards} shard{'' if shards == 1 else 's'}, "
-            f"{size(index.file.bytes)}, sha256 {index.file.shards[0].sha256[:12]}…, "
-            f"written in {time.perf_counter() - began_s:.1f} s",
-            "tone": "good",
-        }
-    )
+    took = f"{time.perf_counter() - began_s:.1f} s"
+    facts = f"{index.file.samples:,} samples, {size(index.file.bytes)}, sha256 {index.file.shards[0].sha256[:12]}…"
+    _put({"say": f"dataset {DATASET}: {facts}, {took}", "tone": "good"})  # fits 80 columns
 
 
 async def _train(layout: Layout, *, epochs: int, flushes: bool) -> None:

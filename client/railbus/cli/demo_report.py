@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -132,17 +135,27 @@ def show_report(result: Result, *, console: Console) -> None:
         console.print(Panel(Text(body), title="railbus demo", border_style=style, expand=False))
     else:
         console.print(body, markup=False)
-    console.print("\n".join(_further(result)), markup=False)
+    console.print("\n".join(further(result)), markup=False)
 
 
-def _further(result: Result) -> list[str]:
+def _program() -> str:
+    """What to type for this program: `make demo` calls it by its path, since no environment is active."""
+    called = Path(sys.argv[0])
+    if called.name != "railbus" or shutil.which("railbus"):
+        return "railbus"
+    return os.path.relpath(called) if called.is_absolute() else str(called)
+
+
+def further(result: Result) -> list[str]:
+    """Lines of commands that show more, each with what it shows."""
+    railbus = _program()
     option = "" if result.root == "learning" else f" --root {result.root}"
     commands = {
-        f"railbus checkpoints verify {_MODEL}{option}": "hash every checkpoint",
-        f"railbus logs {result.job}{option}": "the story again, from the log",
+        f"{railbus} checkpoints verify {_MODEL}{option}": "hash every checkpoint",
+        f"{railbus} logs {result.job}{option}": "the story again, from the log",
         f"zcat {result.log or LOG_NAME} | head": "the same as JSON lines",
-        f"railbus up{option}": "start everything, and keep it running",
-        f"railbus jobs{option}": "then, in another terminal: what was and what is",
-        "railbus help nats": "the same by any NATS client",
+        f"{railbus} up{option}": "start everything, and keep it running",
+        f"{railbus} jobs{option}": "then, in another terminal: what was and what is",
+        f"{railbus} help nats": "the same by any NATS client",
     }
     return ["", "next:", *(f"  {command}\n      {meaning}" for command, meaning in commands.items())]
