@@ -16,6 +16,8 @@ from commands import Done, environment, railbus
 from servers import Server
 from until import PATIENCE_S
 
+pytestmark = pytest.mark.timeout(120)  # each is many commands, each of them a process of its own
+
 _JOB = "model: m\ndataset: d\nentrypoint: classifier\ndevices: {kind: gpu, count: 7}\n"
 
 
@@ -59,7 +61,6 @@ def place(server: Server, tmp_path: Path) -> Iterator[Place]:
         manager.wait(PATIENCE_S)
 
 
-@pytest.mark.timeout(120)  # a dozen commands, each a process of its own
 def test_a_job_goes_from_submission_to_cancellation(place: Place) -> None:
     done = place.railbus("submit", "job.yaml")
     job = done.out.split()[2].rstrip(";")
