@@ -1,33 +1,102 @@
 """The order of samples as pure functions: the same on every machine, for every number of processes.
 
-An epoch's order is a keyed bijection of 0..n-1: a generalized Feistel network on pairs of Z_a x Z_b, where a and b are
-about the root of n and a * b is barely more than n, with cycle walking for the few pairs that are no sample. Any
-position can be asked for by itself; no table is kept. It is integer arithmetic, so every machine gives the same order.
-Source: Black and Rogaway, "Ciphers with Arbitrary Finite Domains", CT-RSA 2002; the rounds mix like SplitMix64, and
-words become numbers below a by multiply and shift as in Lemire, "Fast Random Integer Generation in an Interval", 2019.
+An epoch's order is a function of the selected samples, the seed, the epoch and the algorithm: `sequential` is the order
+of the files, `global` shuffles all samples, `window` shuffles within a few shards at a time. Any place can be asked for
+by itself at the same cost, so resuming costs nothing; no table over samples is kept. Batches are cut out of that order
+first, and a batch is shared by ranks last, so every world size reads the same global batches.
 """
 
 from __future__ import annotations
 
-import math
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Final
+from functools import cached_property
+from itertools import islice
+from typing import Final, Literal, Protocol, assert_never
 
 import numpy as np
-import numpy.typing as npt
 
-_ROUNDS: Final = 8
-"""With 6, three samples were seen up to 5 % too often at a place; with 8 none of 2 to 7 are."""
-_GOLDEN: Final = 0x9E3779B97F4A7C15
-_MASK_64: Final = (1 << 64) - 1
+from railbus_shared.data.bijection import Bijection, Positions
+from railbus_shared.data.selection import Selection
+from railbus_shared.data.shards import ShardPlaces, Shards, by_first_need
+from railbus_shared.data.window import Window, WindowOrder
 
-Positions = npt.NDArray[np.int64]
-_Words = npt.NDArray[np.uint64]
+__all__ = [
+    "Algorithm",
+    "EpochOrder",
+    "Order",
+    "Positions",
+    "SelectedOrder",
+    "Window",
+    "epoch_order",
+    "num_batches",
+    "rank_range",
+    "shards_ahead",
+    "worker_batches",
+]
+
+Algorithm = Literal["sequential", "global", "window"]
+
+_DEFAULT_WINDOW: Final = Window()
+_WALKED: Final = 4096
+"""Places looked at together for shards that a global shuffle needs next."""
+_MOST_WALKED: Final = 32 * _WALKED
+"""Enough to meet each of 10,000 shards of one size; a few milliseconds."""
+
+
+class Order(Protocol):
+    """The samples of an epoch, one after the other."""
+
+    @property
+    def num_samples(self) -> int: ...
+
+    def positions(self, start: int, stop: int) -> Positions:
+        """Samples of the dataset at places start..stop-1 of the epoch, int64 (stop - start,).
+
+        Raises ValueError for places that the epoch does not have.
+        """
+        ...
+
+    def shards_from(self, place: int) -> Iterator[int]:
+        """Numbers of the shards in the order in which they are first needed from a place on, reckoned as they come."""
+        ...
+
+
+def epoch_order(
+    algorithm: Algorithm,
+    *,
+    shards: Shards,
+    selection: Selection,
+    seed: int,
+    epoch: int,
+    window: Window = _DEFAULT_WINDOW,
+) -> Order:
+    """The order of the selected samples in one epoch; the window counts for that algorithm only.
+
+    With all samples of a split in one run, `global` is `EpochOrder` from the split's first sample on.
+    """
+    match algorithm:
+        case "sequential" | "global":
+            order = EpochOrder(selection.num_samples, seed, epoch, shuffle=algorithm == "global")
+            return SelectedOrder(order, selection, shards)
+        case "window":
+            return WindowOrder(selection, shards, seed, epoch, window)
+        case _:
+            assert_never(algorithm)
+
+
+def shards_ahead(order: Order, place: int, *, limit: int | None = None) -> list[int]:
+    """The shards that are needed from a place on, in the order of first need, at most `limit` of them.
+
+    Exact for `sequential` and `window`. For `global` it is exact for those that the next 131,072 places need; the
+    others follow in the order of their numbers, and one of them may have been read whole.
+    """
+    return list(islice(order.shards_from(place), limit))
 
 
 @dataclass(frozen=True)
 class EpochOrder:
-    """The order of `num_samples` samples in one epoch."""
+    """The order of `num_samples` samples in one epoch, counted from 0."""
 
     num_samples: int
     seed: int
@@ -42,24 +111,48 @@ class EpochOrder:
         """
         if not 0 <= start <= stop <= self.num_samples:
             raise ValueError(f"places {start} to {stop} asked for, of {self.num_samples}")
-        places = np.arange(start, stop, dtype=np.uint64)
-        if self.shuffle and self.num_samples > 1:
-            places = self._walk(places)
-        return places.astype(np.int64)
+        places = np.arange(start, stop, dtype=np.int64)
+        return self._shuffled(places) if self.shuffle else places
 
-    def _walk(self, places: _Words) -> _Words:
-        """Encrypt, and again where the result is no sample: fewer than one in the root of n.
+    @cached_property
+    def _shuffled(self) -> Bijection:
+        return Bijection(self.num_samples, self.seed, self.epoch)
 
-        Walking a cycle from a sample always ends at a sample, itself at the latest.
-        """
-        domain = _Domain.of(self.num_samples)
-        keys = _round_keys(self.seed, self.epoch)
-        found = domain.encrypt(places, keys)
-        outside = np.flatnonzero(found >= self.num_samples)
-        while outside.size:
-            found[outside] = domain.encrypt(found[outside], keys)
-            outside = outside[found[outside] >= self.num_samples]
-        return found
+
+@dataclass(frozen=True, eq=False)
+class SelectedOrder:
+    """Selected samples of a dataset: all shuffled together, or in the order of the files."""
+
+    order: EpochOrder
+    selection: Selection
+    shards: Shards
+
+    @property
+    def num_samples(self) -> int:
+        return self.order.num_samples
+
+    def positions(self, start: int, stop: int) -> Positions:
+        """See `Order`."""
+        return self.selection.samples(self.order.positions(start, stop))
+
+    def shards_from(self, place: int) -> Iterator[int]:
+        """See `shards_ahead`."""
+        places = ShardPlaces.of(self.shards, self.selection)
+        if self.order.shuffle:
+            yield from self._shuffled_from(place, places)
+        else:
+            yield from places.numbers[places.starts + places.counts > place].tolist()
+
+    def _shuffled_from(self, place: int, places: ShardPlaces) -> Iterator[int]:
+        known: set[int] = set()
+        end = min(place + _MOST_WALKED, self.num_samples)
+        for start in range(place, end, _WALKED):
+            if len(known) == len(places.numbers):
+                return
+            samples = self.positions(start, min(start + _WALKED, end))
+            yield from by_first_need(self.shards.numbers_of(samples), known=known)
+        if end < self.num_samples:
+            yield from (number for number in places.numbers.tolist() if number not in known)
 
 
 def num_batches(num_samples: int, *, batch_size: int, drop_last: bool) -> int:
@@ -84,56 +177,12 @@ def rank_range(batch: int, *, num_samples: int, batch_size: int, rank: int, worl
     return first + size * rank // world_size, first + size * (rank + 1) // world_size
 
 
-def _round_keys(seed: int, epoch: int) -> list[int]:
-    state = (_mix(seed & _MASK_64) + _mix((epoch + 1) * _GOLDEN & _MASK_64)) & _MASK_64
-    keys = []
-    for _ in range(_ROUNDS):
-        state = (state + _GOLDEN) & _MASK_64
-        keys.append(_mix(state))
-    return keys
+def worker_batches(start: int, stop: int, *, worker: int, num_workers: int) -> range:
+    """Which of the global batches start..stop-1 a worker of a rank makes.
 
-
-def _mix(value: int) -> int:
-    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & _MASK_64
-    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & _MASK_64
-    return value ^ (value >> 31)
-
-
-@dataclass(frozen=True)
-class _Domain:
-    """Pairs (left, right) of 0..a-1 and 0..b-1, written as the number left * b + right."""
-
-    a: int
-    b: int
-
-    @classmethod
-    def of(cls, num_samples: int) -> _Domain:
-        """The domain whose a is the root of `num_samples`, rounded up, and that holds less than a too many."""
-        a = math.isqrt(num_samples - 1) + 1
-        return cls(a, -(-num_samples // a))
-
-    def encrypt(self, values: _Words, keys: list[int]) -> _Words:
-        """A permutation of 0..a*b-1, element by element: each round moves one half by a number made from the other."""
-        left, right = np.divmod(values, np.uint64(self.b))
-        for key_left, key_right in zip(keys[::2], keys[1::2], strict=True):
-            left = _moved(left, right, key_left, size=self.a)
-            right = _moved(right, left, key_right, size=self.b)
-        return left * np.uint64(self.b) + right
-
-
-def _moved(half: _Words, other: _Words, key: int, *, size: int) -> _Words:
-    """`half` plus a pseudo-random number of 0..size-1 made from `other` and the key, modulo `size` (below 2**32)."""
-    step = ((_mixed(other, np.uint64(key)) >> np.uint64(32)) * np.uint64(size)) >> np.uint64(32)
-    moved = half + step
-    moved[moved >= size] -= np.uint64(size)
-    return moved
-
-
-def _mixed(values: _Words, key: np.uint64) -> _Words:
-    """Pseudo-random words of values and key; 64-bit arithmetic wraps around on purpose."""
-    words = (values + np.uint64(1)) * np.uint64(_GOLDEN) ^ key
-    words ^= words >> np.uint64(30)
-    words *= np.uint64(0xBF58476D1CE4E5B9)
-    words ^= words >> np.uint64(27)
-    words *= np.uint64(0x94D049BB133111EB)
-    return words ^ (words >> np.uint64(31))
+    Taking one from each worker in turn, beginning with worker 0, gives them in order, for every number of workers; it
+    is what torch's DataLoader does. Raises ValueError for a worker that is not there.
+    """
+    if not 0 <= worker < num_workers:
+        raise ValueError(f"there is no worker {worker} of {num_workers}")
+    return range(start + worker, stop, num_workers)
