@@ -103,7 +103,7 @@ class Bijections:
         return _each(places.astype(np.uint64), which - first, sizes, sides, keys).astype(np.int64)
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=8)
 def _remembered(size: int, seed: int, epoch: int, salt: int) -> Bijection:
     """A bijection that keeps its tables from one call to the next."""
     return Bijection(size, seed, epoch, salt)

@@ -76,7 +76,7 @@ class Selection:
         if places.size and not 0 <= places.min() <= places.max() < self.num_samples:
             raise ValueError(f"places {places.min()} to {places.max()} asked for, of {self.num_samples}")
         if self._is_one_run:
-            return places + self.firsts[0]
+            return places + self.firsts
         pieces = np.searchsorted(self._before, places, side="right") - 1
         counted = places - self._before[pieces] + self._counted(self.firsts, np.arange(len(self.firsts)))[pieces]
         turns, rests = np.divmod(counted, self._per_period[pieces])
