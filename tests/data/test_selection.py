@@ -15,7 +15,7 @@ Model = set[int]
 
 
 def held(selection: Selection) -> list[int]:
-    return selection.samples(np.arange(selection.num_samples)).tolist()
+    return [int(sample) for sample in selection.samples(np.arange(selection.num_samples))]
 
 
 def agrees(selection: Selection, model: Model) -> None:
