@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import subprocess
 import sys
 from itertools import pairwise, product
@@ -9,7 +10,17 @@ from itertools import pairwise, product
 import numpy as np
 import pytest
 
-from railbus_shared.data.order import EpochOrder, num_batches, rank_range
+from railbus_shared.data.order import (
+    Algorithm,
+    EpochOrder,
+    Order,
+    epoch_order,
+    num_batches,
+    rank_range,
+    worker_batches,
+)
+from railbus_shared.data.selection import Selection
+from railbus_shared.data.shards import Shards
 
 
 def whole(num_samples: int, *, seed: int = 0, epoch: int = 0, shuffle: bool = True) -> list[int]:
@@ -68,6 +79,36 @@ def test_another_process_has_the_same_order() -> None:
 def test_the_order_is_the_one_that_checkpoints_were_made_with() -> None:
     assert whole(10, seed=7) == [5, 0, 1, 4, 3, 6, 2, 9, 8, 7]
     assert EpochOrder(10**12, 7, 3).positions(999_999, 1_000_002).tolist() == [436357346638, 291942796059, 731527320091]
+
+
+@pytest.mark.parametrize(
+    ("num_samples", "digest"),
+    [(4097, "c95d8880764888cb"), (1_000_003, "ecdc35411c9fd805"), (67_108_865, "768417ae9fdd1408")],
+)
+def test_large_orders_are_the_ones_that_checkpoints_were_made_with(num_samples: int, digest: str) -> None:
+    """With tables up to 67,108,864 samples and without beyond; as the first release had them, bit by bit."""
+    order = EpochOrder(num_samples, 7, 3)
+    parts = [order.positions(start, start + 1000) for start in (0, num_samples // 2, num_samples - 1000)]
+    assert hashlib.sha256(np.concatenate(parts).astype("<i8").tobytes()).hexdigest()[:16] == digest
+
+
+@pytest.mark.parametrize("seed", [0, 3])
+def test_ten_million_and_three_samples_come_once_each(seed: int) -> None:
+    num_samples = 10**7 + 3
+    seen = np.zeros(num_samples, dtype=np.bool_)
+    order = EpochOrder(num_samples, seed, 0)
+    for start in range(0, num_samples, 1 << 16):
+        seen[order.positions(start, min(start + (1 << 16), num_samples))] = True
+    assert seen.all()
+
+
+@pytest.mark.parametrize("first", [0, 700])
+def test_a_split_in_one_run_is_shuffled_as_by_itself(first: int) -> None:
+    shards = Shards.of([500] * 4)
+    selection = Selection.of([(first, first + 1000)])
+    for epoch in range(3):
+        order = epoch_order("global", shards=shards, selection=selection, seed=7, epoch=epoch)
+        assert order.positions(0, 1000).tolist() == [first + one for one in whole(1000, seed=7, epoch=epoch)]
 
 
 @pytest.mark.parametrize(("start", "stop"), [(-1, 3), (3, 2), (0, 11), (11, 12)])
@@ -141,6 +182,55 @@ def test_the_ranks_together_read_the_same_global_batches_for_every_world_size(
         assert together == whole(num_samples, seed=2, epoch=1)[batch * 24 : batch * 24 + 24]
         sizes = [stop - start for start, stop in parts]
         assert max(sizes) - min(sizes) <= 1
+
+
+ALGORITHMS: list[Algorithm] = ["sequential", "global", "window"]
+
+
+def order_of(algorithm: Algorithm, *, epoch: int = 1) -> Order:
+    """Of 1,499 samples in three runs that cut through 13 shards."""
+    selection = Selection.of([(3, 600), (650, 1300), (1301, 1500), (1507, 1560)])
+    shards = Shards.of([97, 211, 5, 300, 1, 64, 128, 256, 33, 200, 100, 100, 65])
+    return epoch_order(algorithm, shards=shards, selection=selection, seed=3, epoch=epoch)
+
+
+def digests(order: Order, *, world_size: int, num_workers: int, from_batch: int = 0) -> list[str]:
+    """A hash of every global batch, put together from what the workers of all ranks make, each in its turn."""
+    total = num_batches(order.num_samples, batch_size=24, drop_last=False)
+    made: dict[int, list[bytes]] = {}
+    for rank, worker in product(range(world_size), range(num_workers)):
+        for batch in worker_batches(from_batch, total, worker=worker, num_workers=num_workers):
+            part = rank_range(batch, num_samples=order.num_samples, batch_size=24, rank=rank, world_size=world_size)
+            made.setdefault(batch, []).append(order.positions(*part).tobytes())
+    return [hashlib.sha256(b"".join(made[batch])).hexdigest() for batch in range(from_batch, total)]
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("world_size", [2, 3, 4, 8, 24])
+@pytest.mark.parametrize("num_workers", [1, 2, 5])
+def test_every_algorithm_has_the_same_global_batches_for_every_world_size_and_number_of_workers(
+    algorithm: Algorithm, world_size: int, num_workers: int
+) -> None:
+    order = order_of(algorithm)
+    expected = digests(order, world_size=1, num_workers=1)
+    assert digests(order, world_size=world_size, num_workers=num_workers) == expected
+    assert digests(order, world_size=world_size, num_workers=num_workers, from_batch=17) == expected[17:]
+
+
+@pytest.mark.parametrize("num_workers", [1, 2, 3, 7])
+@pytest.mark.parametrize(("start", "stop"), [(0, 0), (0, 1), (0, 20), (5, 6), (5, 23)])
+def test_one_batch_from_each_worker_in_turn_is_the_sequence(start: int, stop: int, num_workers: int) -> None:
+    lines = [list(worker_batches(start, stop, worker=one, num_workers=num_workers)) for one in range(num_workers)]
+    taken = []
+    while any(lines):
+        taken += [line.pop(0) for line in lines if line]
+    assert taken == list(range(start, stop))
+
+
+@pytest.mark.parametrize(("worker", "num_workers"), [(-1, 2), (2, 2), (0, 0)])
+def test_a_worker_that_is_not_there_is_refused(worker: int, num_workers: int) -> None:
+    with pytest.raises(ValueError, match="no worker"):
+        worker_batches(0, 10, worker=worker, num_workers=num_workers)
 
 
 @pytest.mark.parametrize(("batch", "rank", "world_size"), [(0, 0, 5), (0, 2, 2), (0, -1, 2), (-1, 0, 1), (3, 0, 1)])
