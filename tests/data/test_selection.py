@@ -89,6 +89,15 @@ def test_a_split_in_several_runs_is_one_selection() -> None:
     assert held(Selection.of_split(Split(first=7, samples=3))) == [7, 8, 9]
 
 
+def test_ranges_of_places_are_those_samples_and_cost_no_more_than_they_are() -> None:
+    split = Selection.of([(100, 200), (500, 600)]).every(2)
+    assert held(split.at([(48, 52), (0, 2), (1, 3)])) == [100, 102, 104, 196, 198, 500, 502]
+    many = Selection.of([(0, 10**6)]).at((start, start + 5) for start in range(0, 10**6, 10))
+    assert (many.num_samples, many.marks.size) == (500_000, 100_000)
+    with pytest.raises(ValueError, match="of 100"):
+        split.at([(0, 101)])
+
+
 def test_many_ranges_find_the_sample_of_every_place() -> None:
     firsts = np.arange(100_000) * 10
     selection = Selection.of((int(first), int(first) + 3) for first in firsts)

@@ -81,6 +81,12 @@ class Bijection:
         ]
 
 
+@lru_cache(maxsize=8)
+def remembered(size: int, seed: int, epoch: int, salt: int = 0) -> Bijection:
+    """A bijection that keeps its tables from one call to the next."""
+    return Bijection(size, seed, epoch, salt)
+
+
 @dataclass(frozen=True)
 class Bijections:
     """A permutation for each of several sizes (M,); number m has the salt `first_salt` + m."""
@@ -94,19 +100,13 @@ class Bijections:
         """What stands at places (N,) of the bijections `which` (N,), int64 (N,); each is below the size of its own."""
         if places.size and which.min() == which.max():
             number = int(which[0])
-            return _remembered(int(self.sizes[number]), self.seed, self.epoch, self.first_salt + number)(places)
+            return remembered(int(self.sizes[number]), self.seed, self.epoch, self.first_salt + number)(places)
         first, stop = (int(which.min()), int(which.max()) + 1) if which.size else (0, 0)
         sizes = self.sizes[first:stop].astype(np.uint64)
         sides = _sides(self.sizes[first:stop])
         salts = np.arange(first, stop, dtype=np.uint64) + np.uint64(self.first_salt)
         keys = _round_keys(self.seed, self.epoch, salts)
         return _each(places.astype(np.uint64), which - first, sizes, sides, keys).astype(np.int64)
-
-
-@lru_cache(maxsize=8)
-def _remembered(size: int, seed: int, epoch: int, salt: int) -> Bijection:
-    """A bijection that keeps its tables from one call to the next."""
-    return Bijection(size, seed, epoch, salt)
 
 
 def _each(places: Words, which: Positions, sizes: Words, sides: Words, keys: Words) -> Words:

@@ -10,13 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import islice
 from typing import Final, Literal, Protocol, assert_never
 
 import numpy as np
 
-from railbus_shared.data.bijection import Bijection, Positions
+from railbus_shared.data.bijection import Positions, remembered
 from railbus_shared.data.selection import Selection
 from railbus_shared.data.shards import ShardPlaces, Shards, by_first_need
 from railbus_shared.data.window import Window, WindowOrder
@@ -106,17 +105,13 @@ class EpochOrder:
     def positions(self, start: int, stop: int) -> Positions:
         """Samples at places start..stop-1 of the epoch, int64 (stop - start,).
 
-        Cost is linear in their number, with some 0.1 ms a call on top when shuffled: ask for thousands at once.
+        Cost is linear in their number, with some 0.02 ms a call on top when shuffled: ask for thousands at once.
         Raises ValueError for places that the epoch does not have.
         """
         if not 0 <= start <= stop <= self.num_samples:
             raise ValueError(f"places {start} to {stop} asked for, of {self.num_samples}")
         places = np.arange(start, stop, dtype=np.int64)
-        return self._shuffled(places) if self.shuffle else places
-
-    @cached_property
-    def _shuffled(self) -> Bijection:
-        return Bijection(self.num_samples, self.seed, self.epoch)
+        return remembered(self.num_samples, self.seed, self.epoch)(places) if self.shuffle else places
 
 
 @dataclass(frozen=True, eq=False)

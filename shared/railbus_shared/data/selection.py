@@ -123,8 +123,13 @@ class Selection:
         start, stop = min(start, self.num_samples), min(stop, self.num_samples)
         if start == stop:
             return Selection.of([])
-        first, last = self.samples(np.array([start, stop - 1])).tolist()
-        return self.intersection(Selection.of([(first, last + 1)]))
+        return self.at([(start, stop)])
+
+    def at(self, runs: Iterable[tuple[int, int]]) -> Selection:
+        """Those at the places start..stop-1 of each run. Raises ValueError for a place that is not there."""
+        wanted = Selection.of(runs)
+        firsts, lasts = self.samples(wanted.firsts), self.samples(wanted.stops - 1)
+        return self.intersection(Selection.of(zip(firsts.tolist(), (lasts + 1).tolist(), strict=True)))
 
     @property
     def period(self) -> int:
