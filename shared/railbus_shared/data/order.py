@@ -17,7 +17,7 @@ import numpy as np
 
 from railbus_shared.data.bijection import Positions, remembered
 from railbus_shared.data.selection import Selection
-from railbus_shared.data.shards import ShardPlaces, Shards, by_first_need
+from railbus_shared.data.shards import MOST_WALKED, ShardPlaces, Shards, by_first_need
 from railbus_shared.data.window import Window, WindowOrder
 
 __all__ = [
@@ -39,8 +39,6 @@ Algorithm = Literal["sequential", "global", "window"]
 _DEFAULT_WINDOW: Final = Window()
 _WALKED: Final = 4096
 """Places looked at together for shards that a global shuffle needs next."""
-_MOST_WALKED: Final = 32 * _WALKED
-"""Enough to meet each of 10,000 shards of one size; a few milliseconds."""
 
 
 class Order(Protocol):
@@ -87,8 +85,8 @@ def epoch_order(
 def shards_ahead(order: Order, place: int, *, limit: int | None = None) -> list[int]:
     """The shards that are needed from a place on, in the order of first need, at most `limit` of them.
 
-    Exact for `sequential` and `window`. For `global` it is exact for those that the next 131,072 places need; the
-    others follow in the order of their numbers, and one of them may have been read whole.
+    Exact for `sequential`. A shuffle, or each window of one, is looked through for 131,072 places; shards that none of
+    them needs follow behind, and one that has been read whole may be among them.
     """
     return list(islice(order.shards_from(place), limit))
 
@@ -140,7 +138,7 @@ class SelectedOrder:
 
     def _shuffled_from(self, place: int, places: ShardPlaces) -> Iterator[int]:
         known: set[int] = set()
-        end = min(place + _MOST_WALKED, self.num_samples)
+        end = min(place + MOST_WALKED, self.num_samples)
         for start in range(place, end, _WALKED):
             if len(known) == len(places.numbers):
                 return

@@ -19,7 +19,7 @@ import numpy as np
 
 from railbus_shared.data.bijection import Bijection, Bijections, Positions
 from railbus_shared.data.selection import Selection
-from railbus_shared.data.shards import ShardPlaces, Shards, by_first_need
+from railbus_shared.data.shards import MOST_WALKED, ShardPlaces, Shards, by_first_need
 
 _SALT_OF_SHARDS: Final = 1
 _SALT_OF_WINDOWS: Final = 2
@@ -100,20 +100,23 @@ class WindowOrder:
 
     def _needed(self, first: int, stop: int, place: int) -> Iterator[int]:
         """Shards of windows first..stop-1 in the order of first need, from a place on."""
+        edges = self._edges[first : stop + 1]
         begins, ends = np.maximum(self._window_places[first:stop], place), self._window_places[first + 1 : stop + 1]
-        widths = np.diff(self._edges[first : stop + 1]) * _LOOKED_AT
+        widths = np.diff(edges) * _LOOKED_AT
         while True:
             looked_at = np.minimum(begins + widths, ends)
-            rows = zip(begins.tolist(), looked_at.tolist(), strict=True)
-            slots = self._slots(self._mixed(np.concatenate([np.arange(begin, end) for begin, end in rows])))
-            met = np.zeros(int(self._edges[stop] - self._edges[first]), dtype=np.bool_)
-            met[slots - self._edges[first]] = True
-            missed = np.logical_or.reduceat(~met, self._edges[first:stop] - self._edges[first])
-            more = missed & (looked_at < ends)
-            if not more.any():
+            places = [np.arange(*row) for row in zip(begins.tolist(), looked_at.tolist(), strict=True)]
+            slots = self._slots(self._mixed(np.concatenate(places)))
+            met = np.zeros(int(edges[-1] - edges[0]), dtype=np.bool_)
+            met[slots - edges[0]] = True
+            is_short = np.logical_or.reduceat(~met, edges[:-1] - edges[0]) & (looked_at < ends)
+            if not (is_short & (widths < MOST_WALKED)).any():
                 break
-            widths = np.where(more, widths * 4, widths)
-        yield from by_first_need(self._numbers[slots], known=set())
+            widths = np.where(is_short, np.minimum(widths * 4, MOST_WALKED), widths)
+        parts = np.split(slots, np.cumsum(looked_at - begins)[:-1])
+        for window in np.flatnonzero(is_short).tolist():  # the others of a window that is too large to look through
+            parts[window] = np.concatenate([parts[window], np.arange(edges[window], edges[window + 1])])
+        yield from by_first_need(self._numbers[np.concatenate(parts)], known=set())
 
     def _mixed(self, places: Positions) -> Positions:
         """Places within the row of permuted shards, of places of the epoch."""
