@@ -27,12 +27,14 @@ def test_where_the_tables_end_nothing_is_lost(size: int) -> None:
 
 
 @pytest.mark.parametrize("sizes", [[1], [2, 1, 3], [1, 1, 1, 1], [1000, 1, 64, 4099, 2], list(range(1, 100))])
-def test_many_at_once_are_what_each_is_by_itself(sizes: list[int]) -> None:
-    which = np.repeat(np.arange(len(sizes)), sizes)
-    places = np.concatenate([np.arange(size) for size in sizes])
+@pytest.mark.parametrize("step", [1, 50])
+def test_many_at_once_are_what_each_is_by_itself(sizes: list[int], step: int) -> None:
+    """With a step so few are asked for that tables are not worth their while."""
+    which = np.repeat(np.arange(len(sizes)), sizes)[::step]
+    places = np.concatenate([np.arange(size) for size in sizes])[::step]
     together = Bijections(np.array(sizes), 3, 1, 100)(places, which=which)
     alone = [Bijection(size, 3, 1, 100 + number)(np.arange(size)) for number, size in enumerate(sizes)]
-    assert np.array_equal(together, np.concatenate(alone))
+    assert np.array_equal(together, np.concatenate(alone)[::step])
 
 
 def test_every_salt_has_a_permutation_of_its_own_and_salt_0_is_that_of_the_epochs() -> None:

@@ -12,6 +12,7 @@ Letters: N places, M bijections, R rounds.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Final
@@ -52,13 +53,13 @@ class Bijection:
         return found.astype(np.int64)
 
     def _encrypted(self, values: Words) -> Words:
-        if self._tables is None:
-            return _encrypted(values, self._sides, self._keys)
-        left, right = _divided(values, self._sides[1])
-        for to_left, to_right in zip(self._tables[::2], self._tables[1::2], strict=True):
-            left = _wrapped(left, to_left.take(right.view(np.int64)), size=self._sides[0])
-            right = _wrapped(right, to_right.take(left.view(np.int64)), size=self._sides[1])
-        return _joined(left, right, self._sides[1])
+        return _encrypted(values, self._sides, self._looked_up if self._tables else self._reckoned)
+
+    def _reckoned(self, number: int, other: Words) -> Words:
+        return _steps(other, self._keys[number], size=self._sides[number % 2])
+
+    def _looked_up(self, number: int, other: Words) -> Words:
+        return self._tables[number].take(other.view(np.int64))
 
     @cached_property
     def _sides(self) -> Words:
@@ -69,16 +70,12 @@ class Bijection:
         return _round_keys(self.seed, self.epoch, np.array([self.salt], dtype=np.uint64))[:, 0]
 
     @cached_property
-    def _tables(self) -> list[Words] | None:
-        """How far each round moves one half for every value of the other; None where that is too much to keep."""
-        a, b = self._sides
-        if b > _LARGEST_TABLE:
-            return None
-        turns = [(a, b) if number % 2 == 0 else (b, a) for number in range(_ROUNDS)]
-        return [
-            _steps(np.arange(other, dtype=np.uint64), key, size=half)
-            for (half, other), key in zip(turns, self._keys, strict=True)
-        ]
+    def _tables(self) -> list[Words]:
+        """How far each round moves one half for every value of the other; none where that is too much to keep."""
+        if self._sides[1] > _LARGEST_TABLE:
+            return []
+        values = [np.arange(side, dtype=np.uint64) for side in self._sides]
+        return [self._reckoned(number, values[1 - number % 2]) for number in range(_ROUNDS)]
 
 
 @lru_cache(maxsize=8)
@@ -98,25 +95,62 @@ class Bijections:
 
     def __call__(self, places: Positions, *, which: Positions) -> Positions:
         """What stands at places (N,) of the bijections `which` (N,), int64 (N,); each is below the size of its own."""
-        if places.size and which.min() == which.max():
+        if not places.size:
+            return places
+        if which.min() == which.max():
             number = int(which[0])
             return remembered(int(self.sizes[number]), self.seed, self.epoch, self.first_salt + number)(places)
-        first, stop = (int(which.min()), int(which.max()) + 1) if which.size else (0, 0)
-        sizes = self.sizes[first:stop].astype(np.uint64)
-        sides = _sides(self.sizes[first:stop])
-        salts = np.arange(first, stop, dtype=np.uint64) + np.uint64(self.first_salt)
-        keys = _round_keys(self.seed, self.epoch, salts)
-        return _each(places.astype(np.uint64), which - first, sizes, sides, keys).astype(np.int64)
+        return self._walked(places.astype(np.uint64), which).astype(np.int64)
+
+    def _walked(self, places: Words, which: Positions) -> Words:
+        first, stop = int(which.min()), int(which.max()) + 1
+        some = _Some.of(self, first, stop, num_places=len(places))
+        which = which - first
+        found = some.encrypted(places, which)
+        outside = np.flatnonzero(found >= some.sizes[which])
+        while outside.size:
+            found[outside] = some.encrypted(found[outside], which[outside])
+            outside = outside[found[outside] >= some.sizes[which[outside]]]
+        return found
 
 
-def _each(places: Words, which: Positions, sizes: Words, sides: Words, keys: Words) -> Words:
-    found = _encrypted(places, sides[:, which], keys[:, which])
-    outside = np.flatnonzero(found >= sizes[which])
-    while outside.size:
-        here = which[outside]
-        found[outside] = _encrypted(found[outside], sides[:, here], keys[:, here])
-        outside = outside[found[outside] >= sizes[here]]
-    return found
+@dataclass(frozen=True)
+class _Some:
+    """Bijections that are needed together (M)."""
+
+    sizes: Words
+    sides: Words
+    """(2, M)."""
+    keys: Words
+    """(R, M)."""
+    tables: list[Words]
+    """As of `Bijection`, side by side, (M * length,) each; none where they would be longer than what is looked up."""
+
+    @classmethod
+    def of(cls, all_of_them: Bijections, first: int, stop: int, *, num_places: int) -> _Some:
+        sizes = all_of_them.sizes[first:stop]
+        sides = _sides(sizes)
+        salts = np.arange(first, stop, dtype=np.uint64) + np.uint64(all_of_them.first_salt)
+        keys = _round_keys(all_of_them.seed, all_of_them.epoch, salts)
+        length = int(sides.max())
+        tables: list[Words] = []
+        if length * len(sizes) <= num_places:
+            values = np.tile(np.arange(length, dtype=np.uint64), (len(sizes), 1))
+            for number, key in enumerate(keys):
+                tables.append(_steps(values, key[:, None], size=sides[number % 2][:, None]).reshape(-1))
+        return cls(sizes.astype(np.uint64), sides, keys, tables)
+
+    def encrypted(self, values: Words, which: Positions) -> Words:
+        """Values (N,), each by the bijection `which` (N,)."""
+        sides, keys = self.sides[:, which], self.keys
+        if not self.tables:
+            return _encrypted(
+                values, sides, lambda number, other: _steps(other, keys[number, which], size=sides[number % 2])
+            )
+        begins = (which * (len(self.tables[0]) // len(self.sizes))).astype(np.uint64)
+        return _encrypted(
+            values, sides, lambda number, other: self.tables[number].take((begins + other).view(np.int64))
+        )
 
 
 def _sides(sizes: Positions) -> Words:
@@ -125,16 +159,16 @@ def _sides(sizes: Positions) -> Words:
     return np.array([roots, [-(-size // a) for size, a in zip(sizes.tolist(), roots, strict=True)]], dtype=np.uint64)
 
 
-def _encrypted(values: Words, sides: Words, keys: Words) -> Words:
+def _encrypted(values: Words, sides: Words, step: Callable[[int, Words], Words]) -> Words:
     """A permutation of 0..a*b-1, element by element: each round moves one half by a number made from the other.
 
-    Sides are (2,) and keys (R,), or (2, N) and (R, N) where every element has its own.
+    Sides are (2,), or (2, N) where every element has its own. `step` makes the number of a round.
     """
     a, b = sides
     left, right = _divided(values, b)
-    for key_left, key_right in zip(keys[::2], keys[1::2], strict=True):
-        left = _wrapped(left, _steps(right, key_left, size=a), size=a)
-        right = _wrapped(right, _steps(left, key_right, size=b), size=b)
+    for number in range(0, _ROUNDS, 2):
+        left = _wrapped(left, step(number, right), size=a)
+        right = _wrapped(right, step(number + 1, left), size=b)
     return _joined(left, right, b)
 
 
