@@ -185,7 +185,7 @@ def test_places_that_the_epoch_does_not_have_are_refused(start: int, stop: int, 
 
 def test_a_window_that_is_none_is_refused() -> None:
     with pytest.raises(ValueError, match="at least 1"):
-        made([4, 6], window=Window(0)).positions(0, 1)
+        Window(0)
     order = epoch_order(
         "window",
         shards=Shards.of([4, 6]),

@@ -31,19 +31,23 @@ _LOOKED_AT: Final = 16
 
 @dataclass(frozen=True)
 class Window:
-    """How many shards are mixed with each other: as many as go into the limit, at least one."""
+    """How many shards are mixed with each other: as many as go into the limit, at least one.
+
+    Raises ValueError for a limit below 1.
+    """
 
     limit: int = 8
     unit: Literal["shards", "samples", "bytes"] = "shards"
 
+    def __post_init__(self) -> None:
+        if self.limit < 1:
+            raise ValueError(f"a window of {self.limit} {self.unit} is none: expected at least 1")
+
     def edges(self, places: ShardPlaces, shards: Shards, order: Positions) -> Positions:
         """Cuts the ordered shards into windows: the first of each, and where the last one ends (W + 1,).
 
-        By count the windows are alike to within one shard. Raises ValueError for a limit below 1, and for bytes of
-        shards that have none.
+        By count the windows are alike to within one shard. Raises ValueError for bytes of shards without sizes.
         """
-        if self.limit < 1:
-            raise ValueError(f"a window of {self.limit} {self.unit} is none: expected at least 1")
         match self.unit:
             case "shards":
                 num_windows = -(-len(order) // self.limit)
