@@ -222,14 +222,14 @@ class _Life:
 
     async def _checks(self) -> Mapping[str, str]:
         """What /readyz tells: NATS and JetStream first, then the service's own."""
+        url = without_password(self._common.nats_url)
         if not self._bus.is_connected:
-            url = without_password(self._common.nats_url)
             return {"nats": f"not connected to {url}: {self._bus.problem or 'reconnecting'}"}
         found = {"nats": "", "jetstream": self._bus.storage_problem}
         try:
             await self._bus.check_jetstream()
         except RailbusError as exc:
-            found["jetstream"] = str(exc)
+            found["jetstream"] = f"NATS at {url}: {exc}"
         if self._service is None or self._phase:
             return {**found, "service": self._phase or "starting"}
         return {**found, **await self._service.checks()}

@@ -116,7 +116,8 @@ async def test_readiness_follows_nats_and_liveness_does_not(fragile_up: RunningU
 
             def names_nats(name: str = service) -> bool:
                 status, text = up.get(name, "/readyz")
-                return status == 503 and "nats" in text.lower()
+                missing = [line for line in text.splitlines() if line.startswith("[-]")]
+                return status == 503 and any("nats" in line.lower() for line in missing)
 
             await asyncio.to_thread(up.wait_until, names_nats, timeout_s=15, what=f"{service} answers 503")
             assert up.get(service, "/livez")[0] == 200

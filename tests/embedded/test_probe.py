@@ -19,6 +19,11 @@ from railbus.embedded.probe import Readiness, last_words, probe
         (b"\n\n", ""),
         (b'{"event": "cannot run", "message": "no disk", "hint": "buy one"}\n', "no disk (buy one)"),
         (b'{"event": "cannot run", "message": "no disk", "hint": ""}\n', "no disk"),
+        (
+            b'{"event": "cannot go on", "error": {"message": "no store", "hint": "restore it"}}\n',
+            "no store (restore it)",
+        ),
+        (b'{"event": "cannot go on", "error": "odd"}\n', "cannot go on"),
         (b'{"event": "stopping"}\n', "stopping"),
         (b'{"level": "info"}\n', '{"level": "info"}'),
         (b"[1, 2]x\n", "[1, 2]x"),

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+import select
 import signal
 import socket
 import subprocess
@@ -192,6 +193,20 @@ def test_a_killed_nats_server_comes_back_on_its_port(up: Up, root: Path) -> None
             assert time.monotonic() < deadline_s
             time.sleep(0.01)
     assert up.pids()["nats-server"] != before
+
+
+def test_a_nats_server_that_a_full_disk_has_left_unable_to_write_is_started_anew(up: Up) -> None:
+    """The server's words for it are put into its log; the disk, as it happens, has room."""
+    before = up.pids()["nats-server"]
+    with (up.paths.nats / "nats-server.log").open("a") as log:
+        for _ in range(100):
+            log.write("[ERR] JetStream failed to store a msg on stream: write 1.blk: no space left on device\n")
+            log.flush()
+            if select.select([up.process.stdout], [], [], 0.3)[0]:
+                break
+    up.wait_for("nats-server +stopped its store still refuses writes after a full disk")
+    up.wait_for("nats-server +restarting")
+    assert not _is_alive(before)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])

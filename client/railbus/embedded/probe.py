@@ -49,8 +49,9 @@ def last_words(log: Path) -> str:
         return ""
     last = next((line for line in reversed(lines) if any(map(str.isalpha, line))), "").strip(" |")
     try:
-        said = json.loads(last)
-        message, hint = str(said.get("message") or said["event"]), str(said.get("hint", ""))
+        line = json.loads(last)
+        said = line["error"] if isinstance(line.get("error"), dict) else line
+        message, hint = str(said.get("message") or line["event"]), str(said.get("hint", ""))
     except (ValueError, KeyError, AttributeError, TypeError):
         return last
     return f"{message} ({hint})" if hint else message

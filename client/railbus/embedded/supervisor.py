@@ -4,6 +4,7 @@ It is synchronous and has one thread, because it forks. Nothing happens outside 
 `tick` again and again (`up` does; `railbus demo` does so while its client works).
 
 - What ends without having been told to is started again, later and later (`backoff`); nats-server on its port.
+- nats-server is started anew where a full disk, which has room again, has left it unable to write (`store_watch`).
 - The first signal makes `tick` return False; then `stop` drains stage by stage. Any further signal kills all at once.
 - If the supervisor itself is killed, the kernel sends SIGTERM to all that it has started.
 """
@@ -28,6 +29,7 @@ from railbus.embedded.process import STOP_SIGNALS, Wakeup
 from railbus.embedded.run_files import BusFile, RunPaths, UpLock
 from railbus.embedded.server_config import ServerFiles, render
 from railbus.embedded.services import SERVICES, Child, ServiceSpec, preload
+from railbus.embedded.store_watch import StoreWatch
 from railbus_shared import clock
 from railbus_shared.errors import ConfigError, PortInUse, ServicesNotReady
 from railbus_shared.subjects import DEFAULT_PREFIX
@@ -80,6 +82,7 @@ class Supervisor:
         self._keys: dict[str, UserKey] = {}
         self._server: NatsServer | None = None
         self._server_backoff = Backoff()
+        self._store_watch = StoreWatch(ServerFiles(self.paths.nats))
         self._children: list[Child] = []
         self._probe_at_s = 0.0
         self._is_told_to_stop = False
@@ -251,6 +254,9 @@ class Supervisor:
         return min(due_s, default=float("inf")) - time.monotonic()
 
     def _watch_server(self, now_s: float) -> None:
+        if self.server.pid is not None and self._store_watch.is_stuck(now_s):
+            self._emit(NATS, "stopped", "its store still refuses writes after a full disk, which has room again")
+            self.server.stop(_NATS_STOP_S)
         status = self.server.poll()
         if status is not None and self._server_backoff.due_s is None:
             wait_s = self._server_backoff.ended(now_s)
