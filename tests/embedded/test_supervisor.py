@@ -198,6 +198,7 @@ def test_a_killed_nats_server_comes_back_on_its_port(up: Up, root: Path) -> None
 def test_a_nats_server_that_a_full_disk_has_left_unable_to_write_is_started_anew(up: Up) -> None:
     """The server's words for it are put into its log; the disk, as it happens, has room."""
     before = up.pids()["nats-server"]
+    assert up.process.stdout is not None
     with (up.paths.nats / "nats-server.log").open("a") as log:
         for _ in range(100):
             log.write("[ERR] JetStream failed to store a msg on stream: write 1.blk: no space left on device\n")
@@ -268,6 +269,18 @@ def test_a_second_up_on_the_same_root_is_refused_and_names_the_first(up: Up, roo
     assert str(up.process.pid) in said
     assert bus.url in said
     assert _alive(up.pids(), within_s=0) == ["nats-server", *NAMES]
+
+
+def test_where_a_usual_port_is_taken_the_services_take_free_ones(root: Path, ups: list[Up]) -> None:
+    with socket.socket() as other:
+        with contextlib.suppress(OSError):  # somebody else has it, which is as good
+            other.bind(("127.0.0.1", 8702))
+            other.listen()
+        ups.append(Up(root, "http=usual"))
+        ups[0].wait_ready()
+        urls = [json.loads((ups[0].paths.run / f"{name}.json").read_bytes())["http_url"] for name in NAMES]
+    assert len(set(urls)) == len(NAMES)
+    assert not [url for url in urls if url.rsplit(":", 1)[1] in {"8701", "8702", "8703", "8704"}]
 
 
 def test_killed_with_sigkill_it_leaves_nothing_behind_and_can_be_started_again(

@@ -1,4 +1,6 @@
-"""Four real, tiny services, and a `railbus up` of them: `python tiny_services.py ROOT [drain_s=…] [ready_s=…]`.
+"""Four real, tiny services, and a `railbus up` of them: `python tiny_services.py ROOT [WISH=…]…`.
+
+Wishes are `drain_s` and `ready_s` in seconds, and `http=usual` for the ports that a user gets.
 
 Each writes its run file, serves /readyz, and on SIGTERM notes its name in `<run>/drained` and ends. A file
 `<run>/<name>.<word>` changes that: `stubborn` ignores SIGTERM, `unready` answers 503, `crash` ends at its start with
@@ -79,7 +81,7 @@ def main(arguments: list[str]) -> int:
     wishes = dict(argument.split("=", 1) for argument in arguments[1:])
     options = Options(
         nats_port=0,
-        http_port_base=0,
+        http_port_base=None if wishes.get("http") == "usual" else 0,
         services=SERVICES,
         drain_s=float(wishes.get("drain_s", "20")),
         env={"RAILBUS_EXTRA": "1"},

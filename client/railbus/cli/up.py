@@ -18,9 +18,7 @@ from railbus.cli.session import root_option, session
 @click.option(
     "--http-port-base",
     type=click.IntRange(0, 65_532),
-    default=8701,
-    show_default=True,
-    help="The services serve health and metrics from this port on; 0: any free ones.",
+    help="Health and metrics are served from this port on; 0: any free ones. If not given, 8701 where that is free.",
 )
 @click.option(
     "--rotation", type=click.Choice(["hourly", "daily"]), default="hourly", show_default=True, help="Of the logs."
@@ -39,7 +37,7 @@ from railbus.cli.session import root_option, session
 def up(
     *,
     nats_port: int | None,
-    http_port_base: int,
+    http_port_base: int | None,
     rotation: str,
     entrypoints: tuple[Path, ...],
     cpu_slots: int | None,
@@ -51,9 +49,10 @@ def up(
     """
     from railbus.embedded.supervisor import Options
     from railbus.embedded.up import up as run_up
+    from railbus_shared.settings import running_bus
 
     layout = session().layout
-    if new_store:
+    if new_store and running_bus(layout) is None:  # one that runs goes on with its own
         (layout.state / "store.json").unlink(missing_ok=True)
     env = service_env(rotation=rotation, entrypoints=entrypoints, cpu_slots=cpu_slots)
     return run_up(layout.root, options=Options(nats_port=nats_port, http_port_base=http_port_base, env=env))

@@ -188,8 +188,8 @@ class NatsServer:
         if self._port:
             return self._port
         if self._wanted is None:
-            return DEFAULT_PORT if _is_free(DEFAULT_PORT) else 0
-        if self._wanted and not _is_free(self._wanted):
+            return DEFAULT_PORT if is_free(DEFAULT_PORT) else 0
+        if self._wanted and not is_free(self._wanted):
             raise _port_in_use(self._wanted)
         return self._wanted
 
@@ -234,7 +234,8 @@ class NatsServer:
         return lines[-1] if lines else "it wrote nothing"
 
 
-def _is_free(port: int) -> bool:
+def is_free(port: int) -> bool:
+    """Whether a server could listen there on loopback now."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

@@ -22,7 +22,7 @@ from typing import Final, Literal
 from railbus.embedded import run_files
 from railbus.embedded.backoff import Backoff
 from railbus.embedded.credentials import UserKey, ensure_keys
-from railbus.embedded.nats_server import NatsServer, find_server
+from railbus.embedded.nats_server import NatsServer, find_server, is_free
 from railbus.embedded.permissions import HUMAN, USERS, permissions
 from railbus.embedded.probe import last_words, probe
 from railbus.embedded.process import STOP_SIGNALS, Wakeup
@@ -60,8 +60,8 @@ class Options:
 
     nats_port: int | None = None
     """None: 4222, or any free one if that is taken. 0: any free one."""
-    http_port_base: int = HTTP_PORT_BASE
-    """Port of the first service; the others follow. 0: any free ones."""
+    http_port_base: int | None = None
+    """Port of the first service; the others follow. None: 8701, or any free ones if one of these is taken. 0: any."""
     subject_prefix: str = DEFAULT_PREFIX
     services: Sequence[ServiceSpec] = SERVICES
     drain_s: float = 20.0
@@ -84,6 +84,7 @@ class Supervisor:
         self._server_backoff = Backoff()
         self._store_watch = StoreWatch(ServerFiles(self.paths.nats))
         self._children: list[Child] = []
+        self._http_base = 0
         self._probe_at_s = 0.0
         self._is_told_to_stop = False
 
@@ -117,6 +118,7 @@ class Supervisor:
         try:
             self._lock = run_files.acquire(self.paths)
             self._start_server()
+            self._http_base = self._choose_http_base()
             mains = preload(self._options.services)  # while the server gets ready
             self.server.wait_ready()
             self._write_bus_file()
@@ -203,6 +205,13 @@ class Supervisor:
         self._server.spawn()
         self._server_backoff.started(time.monotonic())
 
+    def _choose_http_base(self) -> int:
+        """Two on one machine, each on a root of its own, must both start as typed."""
+        if self._options.http_port_base is not None:
+            return self._options.http_port_base
+        usual = [HTTP_PORT_BASE + spec.port_offset for spec in self._options.services]
+        return HTTP_PORT_BASE if all(map(is_free, usual)) else 0
+
     def _write_bus_file(self) -> None:
         bus = BusFile(
             url=self.server.url,
@@ -219,7 +228,7 @@ class Supervisor:
         self._emit(child.name, "started", f"process {child.pid}")
 
     def _env_of(self, spec: ServiceSpec) -> dict[str, str]:
-        base = self._options.http_port_base
+        base = self._http_base
         return {
             **self._options.env,
             "RAILBUS_ROOT": str(self.paths.root),
