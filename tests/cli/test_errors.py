@@ -10,6 +10,10 @@ from pathlib import Path
 import pytest
 
 from commands import environment, railbus
+from railbus.cli.session import refusal
+from railbus_shared.errors import BusUnavailable, NotAuthorized
+from railbus_shared.settings import CommonSettings
+from servers import Server
 
 
 @pytest.fixture
@@ -100,3 +104,24 @@ def test_a_bad_job_file_is_pointed_at(text: str, place: str, problem: str, tmp_p
     assert problem in done.err
     assert "hint: " in done.err
     assert done.out == ""
+
+
+def test_a_server_that_was_named_and_refuses_the_key_is_told_as_that(tmp_path: Path) -> None:
+    (tmp_path / "nats").mkdir()
+    server = Server(tmp_path / "nats", extra='authorization { user: "u", password: "p" }')
+    server.start()
+    try:
+        done = railbus("jobs", cwd=tmp_path, env={"RAILBUS_NATS_URL": server.url})
+    finally:
+        server.stop()
+    assert (done.status, done.err.startswith("error[NOT_AUTHORIZED]")) == (4, True), done.err
+
+
+def test_a_server_at_the_usual_port_that_nobody_named_belongs_to_something_else(tmp_path: Path) -> None:
+    """So that the logs of a root are read from its files, whatever else runs on the machine."""
+    refused = NotAuthorized("NATS refused the credentials", hint="check RAILBUS_NATS_KEY_FILE")
+    told = refusal(refused, CommonSettings(root=tmp_path))
+    assert isinstance(told, BusUnavailable)
+    assert str(tmp_path) in told.message
+    assert "railbus up" in told.hint
+    assert refusal(refused, CommonSettings(nats_key_file=tmp_path / "key")) is refused

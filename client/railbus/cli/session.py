@@ -13,7 +13,9 @@ import click
 
 if TYPE_CHECKING:
     from railbus.client import Client
+    from railbus_shared.errors import NotAuthorized, RailbusError
     from railbus_shared.layout import Layout
+    from railbus_shared.settings import CommonSettings
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -81,10 +83,26 @@ def run(work: Coroutine[None, None, R]) -> R:
 async def connected() -> AsyncIterator[Client]:
     """A client of the bus of the root; raises BusUnavailable, NotAuthorized."""
     from railbus.client import Client, settings_for
+    from railbus_shared.errors import NotAuthorized
 
     settings = settings_for(session().root)
     if "connect_timeout_s" not in settings.model_fields_set:
         patience_s = _NEAR_S if urlsplit(settings.nats_url).hostname in _NEAR else _FAR_S
         settings = settings.model_copy(update={"connect_timeout_s": patience_s})
-    async with Client.connect(settings) as client:
-        yield client
+    try:
+        async with Client.connect(settings) as client:
+            yield client
+    except NotAuthorized as exc:
+        raise refusal(exc, settings) from exc
+
+
+def refusal(error: NotAuthorized, settings: CommonSettings) -> RailbusError:
+    """What to tell whom NATS refused: where nobody named a server, the one at the usual port is another root's."""
+    from railbus_shared.errors import BusUnavailable
+
+    if settings.model_fields_set & {"nats_url", "nats_key_file"}:
+        return error
+    return BusUnavailable(
+        f"nothing runs on {str(settings.root)!r}, and the NATS at {settings.nats_url} belongs to something else",
+        hint="`railbus up`, or set RAILBUS_NATS_URL and RAILBUS_NATS_KEY_FILE",
+    )

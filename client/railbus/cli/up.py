@@ -47,12 +47,12 @@ def up(
 
     Ctrl-C drains and stops them; a second Ctrl-C stops at once.
     """
+    from railbus.embedded.run_files import read_bus
     from railbus.embedded.supervisor import Options
     from railbus.embedded.up import up as run_up
-    from railbus_shared.settings import running_bus
 
     layout = session().layout
-    if new_store and running_bus(layout) is None:  # one that runs goes on with its own
+    if new_store and read_bus(layout.root) is None:  # one that runs goes on with its own
         (layout.state / "store.json").unlink(missing_ok=True)
     env = service_env(rotation=rotation, entrypoints=entrypoints, cpu_slots=cpu_slots)
     return run_up(layout.root, options=Options(nats_port=nats_port, http_port_base=http_port_base, env=env))
