@@ -36,6 +36,7 @@ schemas: $(READY)
 # constraints.txt pins what we test with; the CPU build of torch is several GB smaller than the default one.
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("railbus needs Python 3.11 or newer" if sys.version_info < (3, 11) else 0)'
+	@echo "making $(VENV); the first time, with torch to download, this takes some minutes"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt 'torch==2.13.0' $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
