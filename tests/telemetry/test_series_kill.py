@@ -5,13 +5,16 @@ The oracle is a gap and duplicate check on the numbers: a child tells over a pip
 
 from __future__ import annotations
 
+import array
 import collections
+import fcntl
 import os
 import random
 import signal
 import struct
 import subprocess
 import sys
+import termios
 import time
 import traceback
 from collections.abc import Callable
@@ -79,6 +82,13 @@ def forked(work: Callable[[int], None]) -> tuple[int, int]:
     return pid, reading
 
 
+def unread(reading: int) -> int:
+    """Bytes that wait in a pipe."""
+    found = array.array("i", [0])
+    fcntl.ioctl(reading, termios.FIONREAD, found)
+    return found[0]
+
+
 def ended(pid: int, reading: int) -> tuple[int, list[int]]:
     """How a child ended, and what it had acknowledged."""
     with os.fdopen(reading, "rb") as file:
@@ -103,6 +113,7 @@ def numbers_in_closed_files(layout: Layout) -> list[int]:
     return [orjson.loads(line)["number"] for line in data.splitlines()]
 
 
+@pytest.mark.timeout(120)  # hundreds of flushes to a disk that others may use, too
 def test_what_was_acknowledged_before_a_kill_is_there_once(tmp_path: Path) -> None:
     layout, acknowledged = Layout(tmp_path), 0
     chance = random.Random(11)
@@ -116,7 +127,9 @@ def test_what_was_acknowledged_before_a_kill_is_there_once(tmp_path: Path) -> No
                 writer.rotate_if_due()
 
         pid, reading = forked(work)
-        time.sleep(chance.uniform(0.02, 0.2))
+        while unread(reading) < 25 * ACK.size:  # so that each round gets somewhere, however slow the disk is
+            time.sleep(0.005)
+        time.sleep(chance.uniform(0, 0.1))
         os.kill(pid, signal.SIGKILL)
         status, acks = ended(pid, reading)
         assert status == -signal.SIGKILL
