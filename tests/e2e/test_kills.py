@@ -119,7 +119,7 @@ async def test_readiness_follows_nats_and_liveness_does_not(fragile_up: RunningU
                 missing = [line for line in text.splitlines() if line.startswith("[-]")]
                 return status == 503 and any("nats" in line.lower() for line in missing)
 
-            await asyncio.to_thread(up.wait_until, names_nats, timeout_s=15, what=f"{service} answers 503")
+            await asyncio.to_thread(up.wait_until, names_nats, timeout_s=10, what=f"{service} answers 503")
             assert up.get(service, "/livez")[0] == 200
     finally:
         up.kill("nats", signal.SIGCONT)

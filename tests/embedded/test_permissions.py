@@ -169,7 +169,7 @@ async def test_state_is_written_by_its_owners_only(cluster: Cluster, user: str) 
 
 REQUESTS = [f"railbus.req.{area}.x" for area in ("jobs", "devices", "data", "runner", "telemetry")]
 ASKS = {
-    HUMAN: ("jobs", "devices", "data", "runner", "telemetry"),
+    HUMAN: ("jobs", "devices", "data", "telemetry"),  # a runner obeys the device_manager alone
     "device_manager": ("data", "runner"),
     "runner": ("devices", "data"),
     "dataloader": ("data",),

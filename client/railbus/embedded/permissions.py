@@ -20,6 +20,8 @@ from railbus_shared.topology import Consumer, event_consumer
 HUMAN: Final = "user"
 SERVICE_USERS: Final = ("device_manager", "dataloader", "runner", "telemetry")
 USERS: Final = (*SERVICE_USERS, HUMAN)
+_ASKED_BY_PEOPLE: Final = ("jobs", "devices", "data", "telemetry")
+"""Not `runner`: it obeys the device_manager, which alone knows what was placed where."""
 
 _DESTRUCTIVE_API: Final = (
     "$JS.API.STREAM.DELETE.>",
@@ -102,7 +104,7 @@ def _of_human(subjects: Subjects) -> Permissions:
     return Permissions(
         publish=(
             subjects.submit,
-            f"{subjects.prefix}.req.>",
+            *(subjects.request(area, ">") for area in _ASKED_BY_PEOPLE),
             f"{subjects.prefix}.evt.app.>",
             f"{subjects.prefix}.evt.log.>",  # what a script logs
             "$SRV.>",
