@@ -334,6 +334,19 @@ class ShardCorrupt(RejectedError):
         )
 
 
+class CacheTooSmall(RejectedError):
+    """A shard cannot be brought to this host: the cache has no room for it that anybody will ever free."""
+
+    status = 413
+
+    def __init__(self, *, needed_bytes: int, held_bytes: int, budget_bytes: int, why: str) -> None:
+        super().__init__(
+            f"a shard of {needed_bytes} bytes does not fit into the cache of {budget_bytes} bytes, {why}",
+            hint="raise RAILBUS_DATALOADER_CACHE_BYTES, or read with shuffle='window', which holds few shards",
+            details={"needed_bytes": needed_bytes, "held_bytes": held_bytes, "budget_bytes": budget_bytes},
+        )
+
+
 class CheckpointCorrupt(RejectedError):
     """A checkpoint's bytes do not have the hash or size that its meta states."""
 

@@ -5,6 +5,7 @@
     ├── models/<model_name>/{model_schema.json, checkpoints/checkpoint-000123.{pt,meta.json}}
     ├── logs/<YYYY>/<MM>/<DD>/{trainer.log.jsonl.gz, trainer.log.jsonl}
     └── .railbus/                       what railbus keeps for itself: keys, NATS store, run files
+        └── cache/<key[:2]>/<key>/      a shard of a dataset that lies elsewhere, with its sidecar
 
 No other module joins these names. Every name is checked before a path is built from it.
 """
@@ -48,6 +49,15 @@ class Layout:
     def state(self) -> Path:
         """What railbus keeps for itself; nothing in it is part of the canonical layout."""
         return self.root / ".railbus"
+
+    @property
+    def cache(self) -> Path:
+        """Shards of datasets that lie elsewhere; all of it can be fetched again."""
+        return self.state / "cache"
+
+    def cached(self, key: str) -> Path:
+        """Folder of one shard and its sidecar, under the names that their index gives; `key` is a hex SHA-256."""
+        return self.cache / key[:2] / key
 
     def dataset(self, name: str) -> Path:
         return self.datasets / checked_name(name, kind="dataset")

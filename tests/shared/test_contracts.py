@@ -118,7 +118,7 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "SplitSummary": {"samples": 1},
     "StartAttempt": {"job": "j-1", "lease_epoch": 1, "leases": [_HELD], "devices": [_DEVICE]},
     "StopAttempt": {"job": "j-1", "lease_epoch": 1},
-    "StreamProgress": {"stream": "s-1", "ahead": [3, 1], "released": [0]},
+    "StreamProgress": {"stream": "s-1", "dataset": "digits", "ahead": [3, 1], "held": [2], "released": [0]},
     "StreamShard": {"number": 0, "path": "p", "sha256": SHA, "verified": True},
     "VerifiedShards": {"dataset": "digits", "shards": [0], "bytes": 4},
     "VerifyShards": {"dataset": "digits"},

@@ -18,11 +18,13 @@ def test_the_tree_is_the_canonical_one() -> None:
         for path in (
             layout.schema("digits"), layout.index("digits"), layout.shards("digits") / shard_name(0),
             layout.model_schema("cnn"), layout.checkpoints("cnn"), layout.day(date(2026, 1, 2)),
+            layout.cached("ab" * 32),
         )
     ] == [
         "learning/datasets/digits/schema.json", "learning/datasets/digits/index.json",
         "learning/datasets/digits/shards/shard-00000.data", "learning/models/cnn/model_schema.json",
         "learning/models/cnn/checkpoints", "learning/logs/2026/01/02",
+        f"learning/.railbus/cache/ab/{'ab' * 32}",
     ]  # fmt: skip
 
 

@@ -157,6 +157,8 @@ class OpenedStream(Contract):
     index_path: str
     index_sha256: Sha256
     shards: Items[StreamShard]
+    ttl_s: float = Field(default=30.0, gt=0)
+    """A stream that is not heard of for so long counts as closed."""
 
 
 class VerifyShards(Contract):
@@ -185,8 +187,12 @@ class StreamProgress(Contract):
     """
 
     stream: Id
+    dataset: Name | None = None
+    """With it, a dataloader that was started since takes the stream up again."""
     ahead: Items[Count] = ()
     """Shards in the order in which the trainer will read them for the first time, from its place on."""
+    held: Items[Count] = ()
+    """Shards that were verified for the trainer and that it has not unmapped."""
     released: Items[Count] = ()
     """Shards that the trainer has unmapped."""
 
