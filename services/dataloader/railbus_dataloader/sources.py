@@ -1,7 +1,7 @@
 """Where the files of a dataset come from that does not lie under the root: what a source of bytes must do.
 
 A source is another dataloader, or object storage. The cache decides what is fetched, when, and where to; a source only
-brings bytes. Whatever it brings is hashed before anybody reads it.
+brings bytes. Whatever it brings is hashed here before anybody reads it.
 """
 
 from __future__ import annotations
@@ -16,26 +16,28 @@ from railbus_shared.data.index import DatasetIndex
 
 @dataclass(frozen=True)
 class WantedFile:
-    """A file of a dataset that is to be brought here."""
+    """A file of a dataset, and what its index says of it."""
 
     dataset: str
     index_sha256: str
     """The version of the dataset: a source that has another one is of no use."""
     file: str
-    """`schema.json`, `index.json`, or the name of a shard or sidecar under `shards/`."""
+    """The name of a shard or of a sidecar; or `schema` or `index`."""
     sha256: str
-    bytes: int
+    bytes: int | None
+    """None where only the hash is known, as of an index."""
 
 
 class Source(Protocol):
-    """Somewhere else that a dataset's files can be had from."""
+    """One kind of place that files come from."""
 
     async def fetch(self, wanted: WantedFile, into: Path) -> None:
-        """Append to `into` what it lacks, from its present size on, until it holds the file; flush nothing.
+        """Append to `into`, from its present size on, until the file is whole.
 
-        Never writes more than `wanted.bytes`: the room for so many is reserved, and for no more. What was written
-        before an error stays, and the next try or the next source goes on from there.
-        Raises TransientError where another try or another source may help, ShardCorrupt where the bytes are wrong.
+        Never writes more than `wanted.bytes`: room is reserved for so many and for no more. The caller flushes the file
+        and gives it its name.
+        Raises TransientError if it cannot be had from here at present; what arrived stays, and the next source goes on
+        from there. Raises ShardCorrupt, naming the place, if the bytes there are not those of the index.
         """
         ...
 
@@ -49,6 +51,8 @@ class RemoteDataset:
     index_path: Path
     sources: Sequence[Source]
     """Tried in this order for every file."""
+    hosts: tuple[str, ...] = ()
+    """That have it, where that is known."""
 
 
 class Finder(Protocol):
