@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass, field
+from pathlib import Path
 
+from railbus_dataloader.sources import RemoteDataset, WantedFile
 from railbus_device_manager.inventory import gpu_id
 from railbus_shared.contracts.devices import DeviceInfo
+from railbus_shared.data.index import DatasetIndex
+from railbus_shared.errors import RailbusError
+from railbus_shared.layout import Layout
 
 
 @dataclass
@@ -42,3 +48,59 @@ class FakeGpus:
 
     def close(self) -> None:
         self.is_closed = True
+
+
+_COPY_BYTES = 64 << 10
+
+
+@dataclass
+class FolderSource:
+    """A `Source` that copies from another root, piece by piece; a test can hold it up, cut it off and damage it."""
+
+    there: Layout
+    asked: list[str] = field(default_factory=list)
+    """Names of files, in the order in which they were asked for."""
+    may_go: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set unless a test clears it; looked at before every piece."""
+    cut: RailbusError | None = None
+    """Raised once, after the first piece of a file."""
+    is_lying: bool = False
+    running: int = 0
+
+    def __post_init__(self) -> None:
+        self.may_go.set()
+
+    async def fetch(self, wanted: WantedFile, into: Path) -> None:
+        self.asked.append(wanted.file)
+        self.running += 1
+        try:
+            await self._copy(self.there.shards(wanted.dataset) / wanted.file, into)
+        finally:
+            self.running -= 1
+
+    async def _copy(self, source: Path, into: Path) -> None:
+        data = source.read_bytes()
+        with into.open("ab") as file:
+            while file.tell() < len(data):
+                await self.may_go.wait()
+                piece = data[file.tell() :][:_COPY_BYTES]
+                file.write(bytes(len(piece)) if self.is_lying else piece)
+                file.flush()
+                await asyncio.sleep(0)
+                if self.cut is not None:
+                    error, self.cut = self.cut, None
+                    raise error
+
+
+@dataclass
+class FolderFinder:
+    """A `Finder` of datasets that lie under another root."""
+
+    sources: list[FolderSource]
+    index: DatasetIndex | None = None
+    """Told instead of the one that lies there."""
+
+    async def find(self, dataset: str) -> RemoteDataset:
+        there = self.sources[0].there
+        index = self.index or await asyncio.to_thread(DatasetIndex.load, there.dataset(dataset))
+        return RemoteDataset(index, there.schema(dataset), there.index(dataset), self.sources, hosts=("there",))

@@ -222,9 +222,15 @@ def test_a_reader_that_waits_for_what_nobody_lets_go_of_is_passed() -> None:
     assert admission.decide(0) == [Fetch("d")]
 
 
-def test_a_budget_that_was_lowered_is_kept_to_at_once() -> None:
-    admission = filled(2, "a", "b", "c", "d")
-    assert admission.decide(0) == [Evict("a"), Evict("b")]
+def test_what_is_damaged_leaves_whoever_holds_it() -> None:
+    admission = filled(1, "a")
+    admission.pin("s", "a")
+    assert admission.spoil("a")
+    assert not admission.spoil("a")
+    admission.ask(want("s", "a"))
+    assert admission.decide(0) == []
+    admission.gone("a")
+    assert admission.decide(0) == [Fetch("a")]
 
 
 SESSIONS = st.sampled_from("pqr")

@@ -19,6 +19,7 @@ import pytest
 
 import small_datasets
 from railbus_dataloader.loader import ShardLoader
+from railbus_dataloader.measures import Measures
 from railbus_dataloader.verification import Verification, Wanted
 from railbus_shared import files
 from railbus_shared.contracts.requests import OpenStream
@@ -32,6 +33,7 @@ from railbus_shared.errors import (
     ShardCorrupt,
 )
 from railbus_shared.layout import Layout
+from railbus_shared.metrics import Metrics
 
 
 @pytest.fixture
@@ -40,7 +42,13 @@ def layout(tmp_path: Path) -> Layout:
 
 
 def new_loader(layout: Layout) -> ShardLoader:
-    return ShardLoader(layout, host="h1", state_dir=layout.state / "dataloader")
+    return ShardLoader(
+        layout,
+        host="h1",
+        state_dir=layout.state / "dataloader",
+        measures=Measures.of(Metrics("dataloader")),
+        tell=lambda *_: None,
+    )
 
 
 @pytest.fixture

@@ -29,7 +29,7 @@ def test_a_trainers_word_moves_its_session(sessions: Sessions) -> None:
     moved = sessions.moved(told(ahead=(3, 4, 3), released=(1, 7)), now_s=1)
     assert moved is not None
     session, released = moved
-    assert (session.ahead, session.held, released) == ((3, 4), {2}, {1})
+    assert (session.ahead, session.held, released) == ((3, 4), {2}, frozenset({1}))
     sessions.moved(told(ahead=(4,)), now_s=2)
     assert session.ahead == (4,)
 

@@ -107,7 +107,7 @@ class Admission:
         return entry.state if entry is not None else None
 
     def found(self, key: str, size_bytes: int) -> None:
-        """An entry lay here at the start; call it for the least recently used first."""
+        """An entry lay here at the start; call it for the least recently used first, and for no more than fit."""
         self._entries[key] = _Entry(size_bytes, State.HERE)
 
     def touch(self, key: str) -> None:
@@ -117,6 +117,13 @@ class Admission:
     def fetched(self, key: str) -> None:
         self._entries[key].state = State.HERE
         self.touch(key)
+
+    def spoil(self, key: str) -> bool:
+        """An entry is damaged: it leaves, whoever has pinned it; False if it is not here."""
+        if self.state(key) is not State.HERE:
+            return False
+        self._entries[key].state = State.LEAVING
+        return True
 
     def gone(self, key: str) -> None:
         """An entry has left the disk, or its fetch has failed and left nothing there."""
@@ -140,9 +147,13 @@ class Admission:
         self._pins.setdefault(key, set()).add(session)
 
     def unpin(self, session: str, key: str) -> None:
-        if session in self._pins.get(key, ()):
-            self._giving.add(session)
+        if self.has_pinned(session, key):
+            if key in self._entries:
+                self._giving.add(session)
             self._drop_pin(session, key)
+
+    def has_pinned(self, session: str, key: str) -> bool:
+        return session in self._pins.get(key, ())
 
     def needs(self, session: str, keys: Sequence[str]) -> None:
         """What a session needs next, in order, in place of what it said before."""
@@ -167,7 +178,7 @@ class Admission:
 
     def decide(self, now_s: float) -> list[Action]:
         """What is to be done now; call it whenever anything has changed, and from time to time while anybody waits."""
-        actions: list[Action] = list(self._shed())
+        actions: list[Action] = []
         asks = self._in_turn()
         readers = [ask for ask in asks if ask.is_urgent]
         waiting = list(self._serve_readers(readers, actions))
@@ -177,12 +188,6 @@ class Admission:
                     self._serve(ask, actions)
         actions += self._refused(waiting, now_s)
         return actions
-
-    def _shed(self) -> Iterator[Action]:
-        """What must leave because the budget is smaller than what was found."""
-        surplus = self.used_bytes - self._leaving_bytes - self.budget_bytes
-        if surplus > 0:
-            yield from self._evict(self._victims(surplus, beyond=-1, is_partly=True))
 
     def _in_turn(self) -> list[Ask]:
         return sorted(self._asks, key=lambda ask: self._turns.get(ask.session, 0))
@@ -225,7 +230,7 @@ class Admission:
             self._entries[key].state = State.LEAVING
             yield Evict(key)
 
-    def _victims(self, wanted_bytes: int, *, beyond: float, is_partly: bool = False) -> list[str]:
+    def _victims(self, wanted_bytes: int, *, beyond: float) -> list[str]:
         """Entries whose leaving gives so many bytes, those needed last first; none if all together give less."""
         found: list[str] = []
         for key in sorted(self._evictable(beyond), key=self._next_need, reverse=True):
@@ -233,7 +238,7 @@ class Admission:
                 break
             found.append(key)
             wanted_bytes -= self._entries[key].bytes
-        return found if wanted_bytes <= 0 or is_partly else []
+        return found if wanted_bytes <= 0 else []
 
     def _evictable(self, beyond: float) -> list[str]:
         """Entries that nobody has pinned and nobody needs so soon, the least recently used first."""

@@ -1,217 +1,306 @@
-"""`ShardLoader`: what datasets lie under a root, and their shards verified and warm before a trainer wants them."""
+"""`ShardLoader`: the datasets that this host can read, and their shards here, verified and warm before a trainer wants
+them.
+
+What is under the root stays there; what lies elsewhere comes into the cache. A shard that was verified for a session
+stays where it is until the session releases it or ends.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import secrets
-from collections.abc import Sequence
+import time
+from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-import aiofiles
 import psutil
 
+from railbus_dataloader import shelf
+from railbus_dataloader.cache import Cache, Tell
+from railbus_dataloader.catalogue import Catalogue, Located, LocatedShard
+from railbus_dataloader.lookahead import LookAhead
+from railbus_dataloader.measures import Measures
+from railbus_dataloader.sessions import Session, Sessions
+from railbus_dataloader.sources import Finder
 from railbus_dataloader.verification import Verification, Wanted
-from railbus_shared import clock
 from railbus_shared.contracts.requests import (
     DatasetSummary,
     OpenedStream,
     OpenStream,
-    SplitSummary,
+    StreamProgress,
     StreamShard,
     VerifiedShards,
 )
-from railbus_shared.data.index import DatasetIndex, unreadable
-from railbus_shared.errors import IndexInvalid, InvalidName, NotFound, RailbusError, SchemaInvalid
+from railbus_shared.errors import IndexInvalid, ShardCorrupt
 from railbus_shared.layout import Layout
-from railbus_shared.names import checked_name
 
 logger = logging.getLogger(__name__)
 
-_MAX_STREAMS_AHEAD: Final = 64
 _WARM_FRAC: Final = 0.5
-"""Of the memory that is available: a larger dataset would push its own beginning out of the page cache."""
+"""Of the memory that is available: more would push out of the page cache what is read now."""
+_CACHE_FRAC: Final = 0.5
+"""Of the disk that is free, the cache itself counted as free."""
+_WARM_BYTES: Final = 16 << 20
+"""Warmed in one go; then the next session has its turn."""
+_MIN_LOOK_S: Final = 0.05
 
 
 @dataclass(frozen=True)
-class _Remembered:
-    """An index, and the two files as they were when it was read."""
+class Limits:
+    """What the loader may use; see the settings of the same names."""
 
-    index: DatasetIndex
-    files: tuple[tuple[int, int, int], ...]
+    session_ttl_s: float = 30.0
+    cache_bytes: int = 0
+    ahead_bytes: int = 0
 
 
 class ShardLoader:
-    """Datasets of one root, as one host sees them."""
+    """Datasets and sessions of one host."""
 
-    def __init__(self, layout: Layout, *, host: str, state_dir: Path) -> None:
-        self._layout = layout
-        self._host = host
-        self._verification = Verification(state_dir / "verified.json")
-        self._indexes: dict[str, _Remembered] = {}
-        self._ahead: asyncio.Queue[list[Wanted]] = asyncio.Queue(_MAX_STREAMS_AHEAD)
-
-    # --- what there is -----------------------------------------------------------------------------------------------
-
-    async def list_all(self) -> list[DatasetSummary]:
-        """All datasets that hold together, by name; what does not is logged."""
-        found: list[DatasetSummary] = []
-        for name in await asyncio.to_thread(self._names):
-            try:
-                found.append(await self.describe(name))
-            except RailbusError as exc:
-                logger.warning("not a dataset", extra={"dataset": name, "problem": str(exc)})
-        return found
-
-    async def describe(self, name: str) -> DatasetSummary:
-        """Look at a dataset; raises DatasetNotFound, SchemaInvalid, IndexInvalid, InvalidName."""
-        index = await self._index(name)
-        return DatasetSummary(
-            dataset=index.schema.name,
-            description=index.schema.description,
-            format=index.schema.payload,
-            samples=index.file.samples,
-            bytes=index.file.bytes,
-            num_shards=len(index.file.shards),
-            splits={split: SplitSummary(samples=found.samples) for split, found in index.schema.splits.items()},
-            columns=tuple(index.schema.columns),
-            index_sha256=index.sha256,
-            hosts=(self._host,),
-            described_at=clock.now(),
+    def __init__(
+        self,
+        layout: Layout,
+        *,
+        host: str,
+        state_dir: Path,
+        measures: Measures,
+        tell: Tell,
+        limits: Limits = Limits(),
+        finder: Finder | None = None,
+    ) -> None:
+        self._limits = limits
+        self._measures = measures
+        self._catalogue = Catalogue(layout, host=host, finder=finder)
+        self._verification = Verification(state_dir / "verified.json", hashed=measures.hashed)
+        self._sessions = Sessions(ttl_s=limits.session_ttl_s)
+        self._located: dict[str, Located] = {}  # by stream
+        self._cache = Cache(
+            layout.cache,
+            budget_bytes=limits.cache_bytes or _usual_cache_bytes(layout.cache),
+            former_s=limits.session_ttl_s,
+            verification=self._verification,
+            measures=measures,
+            tell=tell,
         )
-
-    # --- streams -----------------------------------------------------------------------------------------------------
-
-    async def open(self, request: OpenStream) -> OpenedStream:
-        """Where a trainer finds a dataset's shards; from now on they are warmed and verified in order, if `run` runs.
-
-        Raises DatasetNotFound, SchemaInvalid, IndexInvalid, ShardCorrupt.
-        """
-        index = await self._index(request.dataset)
-        wanted = await asyncio.to_thread(self._all_wanted, index)
-        shards = await asyncio.to_thread(self._stream_shards, wanted)
-        if self._ahead.full():
-            logger.info("stream not read ahead: too many wait", extra={"dataset": request.dataset})
-        else:
-            self._ahead.put_nowait(wanted)
-        return OpenedStream(
-            stream=f"s-{secrets.token_hex(8)}",
-            dataset=request.dataset,
-            schema_path=str(self._layout.schema(request.dataset).resolve()),
-            index_path=str(self._layout.index(request.dataset).resolve()),
-            index_sha256=index.sha256,
-            shards=tuple(shards),
+        self._ahead = LookAhead(
+            self._sessions,
+            prepare=self._prepare,
+            sizes=self._sizes,
+            budget_bytes=lambda: limits.ahead_bytes or int(psutil.virtual_memory().available * _WARM_FRAC),
         )
-
-    async def verify(self, name: str, shards: Sequence[int] | None = None, *, again: bool = False) -> VerifiedShards:
-        """Make sure that shards have their hashes, all of them if none are named.
-
-        Raises ShardCorrupt, IndexInvalid, and NotFound for a number that the index does not have.
-        """
-        index = await self._index(name)
-        known = range(len(index.file.shards))
-        numbers = known if shards is None else shards
-        if unknown := [number for number in numbers if number not in known]:
-            raise NotFound(
-                f"field 'shards' has value {unknown[0]}: dataset {name!r} has shards 0 to {len(known) - 1}",
-                details={"field": "shards", "value": unknown[0]},
-            )
-        wanted = await asyncio.to_thread(self._all_wanted, index)
-        for number in numbers:
-            await self._verification.verify(wanted[number], again=again)
-        return VerifiedShards(
-            dataset=name, shards=tuple(numbers), bytes=sum(index.file.shards[number].bytes for number in numbers)
-        )
+        self._warm_turn = asyncio.Semaphore(1)
+        self._hash_turn = asyncio.Semaphore(1)
 
     async def run(self) -> None:
-        """Warm and verify ahead of the readers, one shard after another, until cancelled."""
-        while True:
-            wanted = await self._ahead.get()
-            spare_bytes = int(psutil.virtual_memory().available * _WARM_FRAC)
-            for one in wanted:
-                spare_bytes -= one.bytes
-                await self._prepare(one, is_warmed=spare_bytes >= 0)
+        """Fetch, evict, look ahead and end silent sessions, until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._cache.run())
+            tasks.create_task(self._ahead.run())
+            while True:
+                await asyncio.sleep(min(1.0, max(_MIN_LOOK_S, self._limits.session_ttl_s / 4)))
+                for session in self._sessions.expired(time.monotonic()):
+                    logger.info("session expired", extra={"stream": session.stream, "dataset": session.dataset})
+                    self._ended(session.stream)
 
     async def close(self) -> None:
         """Wait for the hashing that is under way."""
         await self._verification.close()
 
-    async def _prepare(self, wanted: Wanted, *, is_warmed: bool) -> None:
-        """Warm and verify one shard; whoever reads it is told what is wrong with it."""
+    # --- what there is -----------------------------------------------------------------------------------------------
+
+    async def list_all(self) -> list[DatasetSummary]:
+        """All datasets under the root that hold together, by name; what does not is logged."""
+        return await self._catalogue.list_all()
+
+    async def describe(self, name: str) -> DatasetSummary:
+        """Look at a dataset; raises DatasetNotFound, SchemaInvalid, IndexInvalid, InvalidName."""
+        return await self._catalogue.describe(name)
+
+    # --- sessions ----------------------------------------------------------------------------------------------------
+
+    async def open(self, request: OpenStream) -> OpenedStream:
+        """Where a trainer finds a dataset's shards, or will once they have been verified for it.
+
+        Until the trainer has said what it reads first, shards under the root are made ready by number.
+        Raises DatasetNotFound, SchemaInvalid, IndexInvalid, ShardCorrupt.
+        """
+        dataset = await self._catalogue.locate(request.dataset)
+        shards = await asyncio.to_thread(self._stream_shards, dataset)
+        session = self._known(f"s-{secrets.token_hex(8)}", request.dataset, dataset)
+        if not dataset.is_remote:
+            session.ahead = tuple(range(len(shards)))
+        self._ahead.heed()
+        return OpenedStream(
+            stream=session.stream,
+            dataset=request.dataset,
+            schema_path=str(dataset.schema_path),
+            index_path=str(dataset.index_path),
+            index_sha256=dataset.index.sha256,
+            shards=tuple(shards),
+            ttl_s=self._limits.session_ttl_s,
+        )
+
+    async def progress(self, told: StreamProgress) -> None:
+        """Take a trainer's word; of a stream that is not known, only if it names its dataset.
+
+        Raises DatasetNotFound, InvalidField.
+        """
+        if told.dataset is not None and told.stream not in self._located:
+            self._known(told.stream, told.dataset, await self._catalogue.locate(told.dataset))
+        moved = self._sessions.moved(told, now_s=time.monotonic())
+        if moved is None:
+            return
+        session, released = moved
+        dataset = self._located[session.stream]
+        self._cache.keep(session.stream, _keys(dataset, told.held))
+        self._cache.release(session.stream, _keys(dataset, released))
+        self._cache.needs(session.stream, _keys(dataset, session.ahead))
+        self._ahead.heed()
+
+    def end_session(self, stream: str) -> None:
+        """The trainer of a stream has ended; nothing happens if it is not known."""
+        if self._sessions.close(stream) is not None:
+            self._ended(stream)
+
+    def _known(self, stream: str, name: str, dataset: Located) -> Session:
+        """The session of a stream, made if it is not known; raises InvalidField if it reads another dataset."""
+        session = self._sessions.heard(stream, name, now_s=time.monotonic())
+        self._located.setdefault(stream, dataset)
+        self._measures.sessions.set(len(self._sessions))
+        return session
+
+    def _ended(self, stream: str) -> None:
+        self._located.pop(stream, None)
+        self._cache.leave(stream)
+        self._measures.sessions.set(len(self._sessions))
+        self._ahead.heed()
+
+    # --- verification ------------------------------------------------------------------------------------------------
+
+    async def verify(
+        self, name: str, shards: Sequence[int] | None = None, *, again: bool = False, stream: str | None = None
+    ) -> VerifiedShards:
+        """Make sure that shards are here and have their hashes, all of them if none are named.
+
+        With `stream` they stay until its trainer releases them. Raises ShardCorrupt, IndexInvalid, CacheTooSmall,
+        NotFound for a number that the index does not have, and what keeps a shard from being fetched.
+        """
+        async with self._reading(name, stream) as (dataset, reader, held):
+            numbers = range(len(dataset.shards)) if shards is None else shards
+            for number in numbers:
+                dataset.shard(number)
+            for number in numbers:
+                is_new = number not in held
+                held.add(number)
+                try:
+                    await self._make_ready(dataset, number, reader, again=again)
+                except BaseException:
+                    if is_new:
+                        held.discard(number)
+                    raise
+                if stream is None:
+                    self._cache.release(reader, _keys(dataset, [number]))
+            size = sum(dataset.index.file.shards[number].bytes for number in numbers)
+        return VerifiedShards(dataset=name, shards=tuple(numbers), bytes=size)
+
+    @contextlib.asynccontextmanager
+    async def _reading(self, name: str, stream: str | None) -> AsyncIterator[tuple[Located, str, set[int]]]:
+        """The dataset that a stream reads, as it was when it was opened; and under which name it holds what."""
+        if stream is None:
+            reader = f"v-{secrets.token_hex(8)}"
+            try:
+                yield await self._catalogue.locate(name), reader, set()
+            finally:
+                self._cache.leave(reader)
+            return
+        dataset = self._located.get(stream) or await self._catalogue.locate(name)
+        session = self._known(stream, name, dataset)
+        session.asking += 1
         try:
-            if is_warmed:
-                await asyncio.to_thread(_warm, wanted.path)
-            await self._verification.verify(wanted)
-        except (RailbusError, OSError) as exc:
-            logger.warning("shard not ready", extra={"path": str(wanted.path), "problem": str(exc)})
+            yield self._located[stream], stream, session.held
+        finally:
+            session.asking -= 1
 
-    def _all_wanted(self, index: DatasetIndex) -> list[Wanted]:
-        """All shards of a dataset, by number."""
-        folder = self._layout.shards(index.schema.name).resolve()
-        return [Wanted(folder / shard.file, shard.sha256, shard.bytes) for shard in index.file.shards]
+    async def _make_ready(self, dataset: Located, number: int, reader: str, *, again: bool) -> None:
+        """One shard for a reader that waits; what is damaged in the cache is fetched once more."""
+        shard = dataset.shard(number)
+        if not shard.key:
+            await self._verify_files(shard, again=again)
+            return
+        await self._cache.hold(dataset, number, reader, is_urgent=True)
+        try:
+            await self._verify_files(shard, again=again)
+        except (ShardCorrupt, IndexInvalid) as exc:
+            logger.warning("a cached shard is fetched again", extra={"path": str(shard.path), "problem": str(exc)})
+            self._cache.discard(shard.key)
+            await self._cache.hold(dataset, number, reader, is_urgent=True)
+            await self._verify_files(shard, again=False)
 
-    def _stream_shards(self, wanted: list[Wanted]) -> list[StreamShard]:
+    async def _verify_files(self, shard: LocatedShard, *, again: bool) -> None:
+        for file in shard.files:
+            await self._verification.verify(file, again=again)
+
+    def _stream_shards(self, dataset: Located) -> list[StreamShard]:
+        """In a thread: the files are looked at."""
         return [
             StreamShard(
-                number=number, path=str(one.path), sha256=one.sha256, verified=self._verification.is_verified(one)
+                number=number,
+                path=str(shard.path),
+                sha256=shard.files[0].sha256,
+                verified=all(self._verification.is_verified(file) for file in shard.files),
             )
-            for number, one in enumerate(wanted)
+            for number, shard in enumerate(dataset.shards)
         ]
 
-    # --- indexes -----------------------------------------------------------------------------------------------------
+    # --- look-ahead --------------------------------------------------------------------------------------------------
 
-    async def _index(self, name: str) -> DatasetIndex:
-        """A dataset's index, read again only when its files have changed; the sizes of its shards are looked at."""
-        folder = self._layout.dataset(name)
-        schema_path, index_path = self._layout.schema(name), self._layout.index(name)
-        stamps = await asyncio.to_thread(_stamps, (schema_path, index_path))
-        known = self._indexes.pop(name, None)
-        if known is None or known.files != stamps:
-            schema, index = await _read(schema_path, SchemaInvalid), await _read(index_path, IndexInvalid)
-            found = await asyncio.to_thread(DatasetIndex.parse, schema, index, folder=folder)
-            found.check_name(name)
-            known = _Remembered(found, stamps)
-        self._indexes[name] = known
-        await asyncio.to_thread(known.index.check_files, self._layout.shards(name))
-        return known.index
+    def _sizes(self, session: Session) -> list[int]:
+        """Of all shards of a session's dataset; none once it has ended."""
+        dataset = self._located.get(session.stream)
+        return [shard.bytes for shard in dataset.shards] if dataset is not None else []
 
-    def _names(self) -> list[str]:
-        names: list[str] = []
-        for path in sorted(self._layout.datasets.glob("*/index.json")):
-            try:
-                names.append(checked_name(path.parent.name, kind="dataset"))
-            except InvalidName as exc:
-                logger.warning("a folder cannot be a dataset", extra={"problem": str(exc)})
-        return names
+    async def _prepare(self, session: Session, number: int) -> None:
+        """Have a shard here, warm and verified, though nobody waits for it yet."""
+        dataset = self._located.get(session.stream)
+        if dataset is None:
+            return  # it has ended just now
+        shard = dataset.shard(number)
+        if shard.key:
+            await self._cache.hold(dataset, number, session.stream, is_urgent=False)
+        for file in shard.files:
+            await self._warm(file)
+            async with self._hash_turn:
+                await self._verification.verify(file, is_ahead=True)
+        self._measures.ahead_bytes.inc(shard.bytes)
 
-
-def _stamps(paths: tuple[Path, ...]) -> tuple[tuple[int, int, int], ...]:
-    """Size, time and inode of files; zeros for one that cannot be looked at."""
-    found = []
-    for path in paths:
-        try:
-            status = path.stat()
-            found.append((status.st_size, status.st_mtime_ns, status.st_ino))
-        except OSError:
-            found.append((0, 0, 0))
-    return tuple(found)
+    async def _warm(self, file: Wanted) -> None:
+        """Have the system bring a file into the page cache, piece by piece, in turn with other sessions."""
+        for offset in range(0, file.bytes, _WARM_BYTES):
+            async with self._warm_turn:
+                await asyncio.to_thread(_warm, file.path, offset)
 
 
-async def _read(path: Path, error: type[RailbusError]) -> bytes | None:
-    """A file's bytes, None if it is missing; raises `error` if it cannot be read."""
-    try:
-        async with aiofiles.open(path, "rb") as file:
-            return await file.read()
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except OSError as exc:
-        raise unreadable(path, exc, error) from exc
+def _keys(dataset: Located, numbers: Iterable[int]) -> list[str]:
+    """Of those shards that belong into the cache."""
+    if not dataset.is_remote:
+        return []
+    return [dataset.shards[number].key for number in numbers if number < len(dataset.shards)]
 
 
-def _warm(path: Path) -> None:
-    """Ask the system to bring a file into the page cache."""
+def _usual_cache_bytes(folder: Path) -> int:
+    """Half of the disk that would be free without the cache."""
+    present = folder
+    while not present.exists():
+        present = present.parent
+    return int((psutil.disk_usage(str(present)).free + shelf.size_of(folder)) * _CACHE_FRAC)
+
+
+def _warm(path: Path, offset: int) -> None:
+    """Ask the system to bring a piece of a file into the page cache."""
     with path.open("rb") as file:
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
+        os.posix_fadvise(file.fileno(), offset, _WARM_BYTES, os.POSIX_FADV_WILLNEED)

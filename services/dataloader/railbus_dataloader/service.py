@@ -1,36 +1,41 @@
 """The dataloader: what datasets there are, and shards that a trainer can map and trust.
 
-Requests: `data.list`, `data.describe`, and on each host `data.<host>.open` and `data.<host>.verify` (any host answers
-`data.open` and `data.verify`). No sample crosses the bus: a stream is opened by telling where its shards lie on this
-host, and a shard may be read once its hash has been verified here.
+Requests: `data.list`, `data.describe`, and on each host `data.<host>.open`, `.progress`, `.verify` and `.close` (any
+host answers `data.open` and `data.verify`). No sample crosses the bus: a stream is opened by telling where its shards
+lie on this host, and a shard may be read once its hash has been verified here. What it lacks is fetched into a cache.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import os
 from collections.abc import Mapping
 from typing import Final
 
-from railbus_dataloader.loader import ShardLoader
+from railbus_dataloader.loader import Limits, ShardLoader
+from railbus_dataloader.measures import Measures
 from railbus_dataloader.settings import Settings
+from railbus_dataloader.summaries import Summaries
 from railbus_shared.bus.bucket import Bucket
 from railbus_shared.bus.endpoints import AnyEndpoint, Endpoint
 from railbus_shared.contracts.requests import (
+    CloseStream,
     DatasetList,
     DatasetRef,
     DatasetSummary,
     Nothing,
     OpenedStream,
     OpenStream,
+    StreamProgress,
     VerifiedShards,
     VerifyShards,
 )
 from railbus_shared.errors import RejectedError, ShardCorrupt, TransientError
-from railbus_shared.names import key_token
 from railbus_shared.service import Context, Description
+from railbus_shared.telemetry import About
 from railbus_shared.waiting import end, is_set_within
 
 logger = logging.getLogger(__name__)
@@ -45,11 +50,15 @@ class DataloaderService:
         self._context = context
         self._settings = settings
         self._layout = context.common.layout
-        self._bucket = Bucket(context.bus, context.bus.subjects.datasets)
+        self._summaries = Summaries(Bucket(context.bus, context.bus.subjects.datasets), host=context.common.host_id)
         self._loader = ShardLoader(
-            self._layout, host=context.common.host_id, state_dir=self._layout.state / "dataloader"
+            self._layout,
+            host=context.common.host_id,
+            state_dir=self._layout.state / "dataloader",
+            measures=Measures.of(context.metrics),
+            tell=functools.partial(context.telemetry.record, about=About()),
+            limits=Limits(settings.session_ttl_s, settings.cache_bytes, settings.ahead_bytes),
         )
-        self._told: dict[str, DatasetSummary] = {}
 
     def endpoints(self) -> list[AnyEndpoint]:
         request = self._context.bus.subjects.request
@@ -61,6 +70,8 @@ class DataloaderService:
             Endpoint("verify", request("data", "verify"), VerifyShards, self._verify),
             Endpoint("open-here", request(area, "open"), OpenStream, self._open),
             Endpoint("verify-here", request(area, "verify"), VerifyShards, self._verify),
+            Endpoint("progress", request(area, "progress"), StreamProgress, self._progress),
+            Endpoint("close", request(area, "close"), CloseStream, self._close),
         ]
 
     async def run(self) -> None:
@@ -82,18 +93,18 @@ class DataloaderService:
         """Tell the bucket of datasets what lies here."""
         self._layout.datasets.mkdir(parents=True, exist_ok=True)
         try:
-            for summary in await self._loader.list_all():
+            found = await self._loader.list_all()
+            for summary in found:
                 await self._tell(summary)
+            for name in await self._summaries.withdraw_others({summary.dataset for summary in found}):
+                self._context.telemetry.event("dataset.withdrawn", dataset=name)
         except TransientError as exc:
             logger.info("datasets not told now", extra={"problem": str(exc)})
 
     async def _tell(self, summary: DatasetSummary) -> None:
-        """Write a dataset's summary where anyone can read it, if it is news."""
-        before = self._told.get(summary.dataset)
-        if before is not None and before.index_sha256 == summary.index_sha256:
+        """Say where anyone can read it that this host has a dataset."""
+        if not await self._summaries.tell(summary):
             return
-        await self._bucket.put(key_token(summary.dataset), summary.to_map())
-        self._told[summary.dataset] = summary
         self._context.telemetry.event(
             "dataset.described",
             dataset=summary.dataset,
@@ -108,8 +119,9 @@ class DataloaderService:
 
     async def _describe(self, request: DatasetRef) -> DatasetSummary:
         summary = await self._loader.describe(request.dataset)
-        with contextlib.suppress(TransientError):
-            await self._tell(summary)
+        if summary.hosts == (self._context.common.host_id,):
+            with contextlib.suppress(TransientError):
+                await self._tell(summary)
         return summary
 
     async def _open(self, request: OpenStream) -> OpenedStream:
@@ -124,9 +136,19 @@ class DataloaderService:
         )
         return opened
 
+    async def _progress(self, told: StreamProgress) -> Nothing:
+        await self._loader.progress(told)
+        return Nothing()
+
+    async def _close(self, request: CloseStream) -> Nothing:
+        self._loader.end_session(request.stream)
+        return Nothing()
+
     async def _verify(self, request: VerifyShards) -> VerifiedShards:
         try:
-            verified = await self._loader.verify(request.dataset, list(request.shards) or None, again=request.again)
+            verified = await self._loader.verify(
+                request.dataset, list(request.shards) or None, again=request.again, stream=request.stream
+            )
         except (ShardCorrupt, RejectedError) as exc:
             self._context.telemetry.event(
                 "dataset.damaged", severity="error", dataset=request.dataset, error=exc.to_wire()

@@ -79,7 +79,8 @@ class Sessions:
         session = self.heard(told.stream, dataset, now_s=now_s)
         session.ahead = tuple(dict.fromkeys(told.ahead))
         released = frozenset(told.released) & session.held - set(told.held)
-        session.held = (session.held | set(told.held)) - released
+        session.held |= set(told.held)
+        session.held -= released
         return session, released
 
     def close(self, stream: str) -> Session | None:

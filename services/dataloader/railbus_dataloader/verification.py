@@ -1,7 +1,8 @@
 """Which shards have been verified on this host, remembered over restarts.
 
 A shard's hash is computed once. It counts for as long as the file's size, modification time and inode stay what they
-were; several who ask for the same shard at the same time share one hashing.
+were; several who ask for the same shard at the same time share one hashing. Look-ahead hashes in a thread of its own,
+so that no reader waits behind it for a shard that nobody needs yet.
 """
 
 from __future__ import annotations
@@ -54,12 +55,21 @@ class Wanted:
 class Verification:
     """The memory of verified shards. Files are looked at and hashed in threads of its own; used from one event loop."""
 
-    def __init__(self, memory: Path, *, hash_file: Callable[[Path], str] = files.sha256_file) -> None:
+    def __init__(
+        self,
+        memory: Path,
+        *,
+        hash_file: Callable[[Path], str] = files.sha256_file,
+        hashed: Callable[[int], None] = lambda _: None,
+    ) -> None:
+        """`hashed` is told, in a thread, the size of every file that was hashed and is whole."""
         self._memory = memory
         self._hash_file = hash_file
+        self._hashed = hashed
         self._known = _read(memory)
         self._lock = threading.Lock()
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="verify")
+        self._ahead_thread = ThreadPoolExecutor(1, thread_name_prefix="verify-ahead")
         self._running: dict[tuple[Wanted, bool], asyncio.Future[None]] = {}
 
     def is_verified(self, wanted: Wanted) -> bool:
@@ -70,7 +80,7 @@ class Verification:
         except OSError:
             return False  # whoever reads it is told why it cannot be read
 
-    async def verify(self, wanted: Wanted, *, again: bool = False) -> None:
+    async def verify(self, wanted: Wanted, *, again: bool = False, is_ahead: bool = False) -> None:
         """Make sure that the shard has its hash; raises ShardCorrupt, or IndexInvalid if it cannot be read.
 
         With `again` it is hashed even if it is remembered. Who asks while the same is under way gets its outcome.
@@ -78,14 +88,16 @@ class Verification:
         key = (wanted, again)
         running = self._running.get(key)
         if running is None:
-            running = asyncio.get_running_loop().run_in_executor(self._threads, self._verify, wanted, again)
+            threads = self._ahead_thread if is_ahead else self._threads
+            running = asyncio.get_running_loop().run_in_executor(threads, self._verify, wanted, again)
             self._running[key] = running
             running.add_done_callback(lambda done: self._forget(key, done))
         await asyncio.shield(running)
 
     async def close(self) -> None:
         """Wait for what is being hashed, and end the threads."""
-        await asyncio.to_thread(self._threads.shutdown)
+        for threads in (self._threads, self._ahead_thread):
+            await asyncio.to_thread(threads.shutdown)
 
     def _forget(self, key: tuple[Wanted, bool], done: asyncio.Future[None]) -> None:
         """The failure of a hashing whose askers have all gone has been logged, and is nobody's."""
@@ -94,6 +106,13 @@ class Verification:
             done.exception()
 
     # --- in a thread -------------------------------------------------------------------------------------------------
+
+    def moved(self, old: Path, new: Path) -> None:
+        """A verified file was renamed."""
+        known = self._known.get(str(old))
+        self._remember(old, None)
+        if known is not None:
+            self._remember(new, known)
 
     def _verify(self, wanted: Wanted, again: bool) -> None:
         if not again and self.is_verified(wanted):
@@ -112,6 +131,7 @@ class Verification:
         if not is_whole:
             logger.error("shard is damaged", extra={"path": str(wanted.path), "actual": actual})
             raise ShardCorrupt(path=str(wanted.path), expected=wanted.sha256, actual=actual)
+        self._hashed(before.size)
 
     def _remember(self, path: Path, known: tuple[Fingerprint, str] | None) -> None:
         """Remember a shard, or forget it; a memory that cannot be written costs a hashing after the next start."""

@@ -1,0 +1,45 @@
+"""What the dataloader counts, for Prometheus."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from prometheus_client import Counter, Gauge
+
+from railbus_shared.metrics import Metrics
+
+
+@dataclass(frozen=True)
+class Measures:
+    """All metrics that only the dataloader has."""
+
+    sessions: Gauge
+    cache_bytes: Gauge
+    cache_budget_bytes: Gauge
+    cache_hits: Counter
+    cache_misses: Counter
+    cache_evictions: Counter
+    fetched_bytes: Counter
+    ahead_bytes: Counter
+    shards_verified: Counter
+    hashed_bytes: Counter
+
+    @classmethod
+    def of(cls, metrics: Metrics) -> Measures:
+        return cls(
+            sessions=metrics.gauge("data_sessions", "Streams that trainers of this host have open."),
+            cache_bytes=metrics.gauge("data_cache_bytes", "Bytes in the cache, those being fetched in full."),
+            cache_budget_bytes=metrics.gauge("data_cache_budget_bytes", "Bytes that the cache may have."),
+            cache_hits=metrics.counter("data_cache_hits", "Readers whose shard was in the cache."),
+            cache_misses=metrics.counter("data_cache_misses", "Readers who waited for a shard to be fetched."),
+            cache_evictions=metrics.counter("data_cache_evictions", "Shards removed from the cache."),
+            fetched_bytes=metrics.counter("data_fetched_bytes", "Bytes of shards fetched into the cache."),
+            ahead_bytes=metrics.counter("data_ahead_bytes", "Bytes of shards made ready ahead of readers."),
+            shards_verified=metrics.counter("data_shards_verified", "Files hashed that had the hash of their index."),
+            hashed_bytes=metrics.counter("data_hashed_bytes", "Bytes of these files."),
+        )
+
+    def hashed(self, size_bytes: int) -> None:
+        """A file was hashed and is whole."""
+        self.shards_verified.inc()
+        self.hashed_bytes.inc(size_bytes)
