@@ -1,4 +1,4 @@
-"""What a trainer asks of its runner: to vouch for shards, to commit checkpoints, to pass its events on."""
+"""What a trainer asks of its runner: to vouch for shards, to commit checkpoints, to pass events and its place on."""
 
 from __future__ import annotations
 
@@ -9,18 +9,21 @@ from collections.abc import Callable
 from typing import Final
 
 from railbus_runner.claim import Claim, through_outages
-from railbus_runner.frames import Commit, Committed, Ended, Events, Refused, Verified, Verify
+from railbus_runner.frames import Ahead, Commit, Committed, Ended, Events, Refused, Verified, Verify
 from railbus_runner.link import TrainerLink
+from railbus_runner.telling import StreamTeller
 from railbus_shared import clock
 from railbus_shared.contracts.jobs import CheckpointRef, ErrorBody, JobRecord
-from railbus_shared.contracts.requests import OpenedStream, OpenStream, VerifyShards
+from railbus_shared.contracts.requests import CloseStream, OpenedStream, OpenStream, StreamProgress, VerifyShards
 from railbus_shared.errors import JobNotFound, RailbusError, StaleLeaseEpoch
 from railbus_shared.layout import checkpoint_stem
 from railbus_shared.service import Context
+from railbus_shared.waiting import end
 
 logger = logging.getLogger(__name__)
 
 _OPEN_S: Final = 10.0
+_TELL_S: Final = 3.0
 _VERIFY_S: Final = 3600.0
 
 
@@ -33,41 +36,67 @@ class Answers:
         self._claim = claim
         self._context = context
         self._refused = refused
+        self._opened: OpenedStream | None = None
         self.ended: Ended | None = None
         """The trainer's last frame, once it has come."""
         self.failure: RailbusError | None = None
         """Why shards could not be vouched for."""
 
     async def serve(self) -> None:
-        """Answer frames until the trainer closes its end."""
+        """Answer frames of a trainer whose stream is open, until it closes its end."""
+        teller = StreamTeller(self._stream, lambda word: self._ask("progress", word, timeout_s=_TELL_S))
         async with contextlib.aclosing(self._link.frames()) as frames, asyncio.TaskGroup() as tasks:
+            telling = tasks.create_task(teller.run())
             async for frame in frames:
                 match frame:
                     case Events():
                         self._context.telemetry.forward(frame.events)
+                    case Ahead():
+                        teller.heed(frame)
                     case Verify():
-                        tasks.create_task(self._verify(frame))
+                        tasks.create_task(self._verify(frame, teller))
                     case Commit():
                         tasks.create_task(self._commit(frame))
                     case Ended():
                         self.ended = frame
                     case _:
                         logger.warning("a trainer sent what it may not", extra={"frame": frame.f})
+            await end(telling)
 
     async def open_stream(self) -> OpenedStream:
         """Where the shards of the job's dataset lie on this host; raises what the dataloader refuses it for."""
         spec, ref = self._claim.record.spec, self._claim.ref
         request = OpenStream(job=ref.job, lease_epoch=ref.lease_epoch, dataset=spec.dataset, seed=spec.seed)
-        return OpenedStream.parse(await through_outages(lambda: self._ask("open", request, timeout_s=_OPEN_S)))
+        answer = await through_outages(lambda: self._ask("open", request, timeout_s=_OPEN_S))
+        self._opened = OpenedStream.parse(answer)
+        return self._opened
 
-    async def _verify(self, asked: Verify) -> None:
-        request = VerifyShards(dataset=self._claim.record.spec.dataset, shards=asked.shards)
+    async def close_stream(self) -> None:
+        """Say that the trainer has ended; if nobody hears it, the stream's time runs out."""
+        if self._opened is None:
+            return
         try:
+            await self._ask("close", CloseStream(stream=self._opened.stream), timeout_s=_TELL_S)
+        except RailbusError as exc:
+            logger.info("stream left to expire", extra={"stream": self._opened.stream, "problem": str(exc)})
+
+    @property
+    def _stream(self) -> OpenedStream:
+        if self._opened is None:
+            raise RuntimeError("a trainer is served once its stream is open")
+        return self._opened
+
+    async def _verify(self, asked: Verify, teller: StreamTeller) -> None:
+        stream = self._stream
+        request = VerifyShards(dataset=stream.dataset, shards=asked.shards, stream=stream.stream)
+        try:
+            await teller.releases_told()
             await through_outages(lambda: self._ask("verify", request, timeout_s=_VERIFY_S))
         except RailbusError as exc:
             self.failure = exc
             await self._link.send(Verified(shards=asked.shards, error=_body(exc)))
             return
+        teller.holds(asked.shards)
         await self._link.send(Verified(shards=asked.shards))
 
     async def _commit(self, asked: Commit) -> None:
@@ -94,7 +123,9 @@ class Answers:
         }
         self._claim.event("job.checkpointed", told, step=meta.step)
 
-    async def _ask(self, verb: str, request: OpenStream | VerifyShards, *, timeout_s: float) -> dict[str, object]:
+    async def _ask(
+        self, verb: str, request: OpenStream | VerifyShards | StreamProgress | CloseStream, *, timeout_s: float
+    ) -> dict[str, object]:
         """Ask the dataloader of this host, whose paths are the trainer's."""
         bus, host = self._context.bus, self._context.common.host
         return await bus.request(bus.subjects.request(f"data.{host}", verb), request.to_map(), timeout_s=timeout_s)

@@ -106,6 +106,7 @@ class Attempt:
             finally:
                 self._link.close()
             await self._conclude()
+            await self._answers.close_stream()
 
     async def stop(self, stop: Stop, *, grace_s: float) -> None:
         """Ask the trainer to end with a checkpoint; it is killed after the grace."""
