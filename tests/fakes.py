@@ -102,5 +102,7 @@ class FolderFinder:
 
     async def find(self, dataset: str) -> RemoteDataset:
         there = self.sources[0].there
-        index = self.index or await asyncio.to_thread(DatasetIndex.load, there.dataset(dataset))
+        index = self.index
+        if index is None:
+            index = await asyncio.to_thread(DatasetIndex.load, there.dataset(dataset))
         return RemoteDataset(index, there.schema(dataset), there.index(dataset), self.sources, hosts=("there",))

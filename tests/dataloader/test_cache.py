@@ -146,7 +146,7 @@ async def test_a_shard_that_lies_elsewhere_is_fetched_to_the_path_that_was_told(
         assert (opened.index_sha256, host.cached(opened)) == (index.sha256, set())
         await host.read(opened, 2)
         assert host.cached(opened) == {2}
-        assert [shard.verified for shard in (await host.open()).shards] == [False, False, True]
+        assert [shard.verified for shard in (await host.open()).shards] == [False] * 3  # so that it is asked for
         await host.read(opened, 2)
     (fetched,) = [data for what, data in host.told if what == "dataset.fetched"]
     assert (fetched["dataset"], fetched["file"]) == ("d", "shard-00002.data")
@@ -288,6 +288,28 @@ async def test_what_a_trainer_holds_stays_and_another_waits_until_it_is_released
     assert [Path(first.shards[0].path).parent.name] == [data["key"] for data in evicted]
 
 
+async def test_a_reader_whose_stream_fell_silent_is_told_to_ask_again_and_holds_nothing_up(tmp_path: Path) -> None:
+    host = Host(tmp_path, cache_bytes=fitting(2), ttl_s=0.4)
+    host.write(3)
+    async with host.running():
+        first, second = await host.open(), await host.open()
+        await host.read(second, 0)
+        await host.read(first, 1)
+
+        async def wait_in_silence() -> None:
+            with pytest.raises(TransientError, match="silent for too long"):
+                await host.loader.verify("d", [2], stream=second.stream)
+
+        async with asyncio.TaskGroup() as tasks:
+            waiting = tasks.create_task(wait_in_silence())
+            while not waiting.done():
+                await host.tell(first)
+                await asyncio.sleep(0.02)
+        assert host.cached(first) == {0, 1}
+        await host.read(second, 2)
+        assert host.cached(first) == {1, 2}
+
+
 async def test_a_cache_that_is_too_small_is_told_with_the_sizes_and_the_remedy(tmp_path: Path) -> None:
     host = Host(tmp_path, cache_bytes=SHARD_BYTES // 2)
     index = host.write(2)
@@ -397,6 +419,7 @@ async def test_after_a_restart_a_trainer_that_goes_on_keeps_what_it_holds(tmp_pa
             while not waiting.done():  # as its runner does, long before the session would expire
                 held = StreamProgress(stream=opened.stream, dataset="d", held=(1,))
                 await after.loader.progress(held)
+                await after.tell(other)
                 await asyncio.sleep(0.05)
         assert after.cached(opened) == {1, 2}
         await after.loader.verify("d", [1], stream=opened.stream)
@@ -456,7 +479,6 @@ async def test_a_sidecar_is_fetched_verified_and_removed_with_its_shard_and_lies
         beside = Path(opened.shards[0].path).with_name(offsets.name)
         assert beside.read_bytes() == b"offsets"
         small_datasets.flip(beside)
-        assert not (await host.open()).shards[0].verified
         await host.read(opened, 0)
         assert beside.read_bytes() == b"offsets"
         await host.tell(opened, released=(0,))

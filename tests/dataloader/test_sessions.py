@@ -66,14 +66,6 @@ def test_a_session_ends_when_it_is_closed_or_silent_for_too_long(sessions: Sessi
     assert len(sessions) == 0
 
 
-def test_a_session_whose_request_is_being_served_is_alive(sessions: Sessions) -> None:
-    session = sessions.heard("s", "d", now_s=0)
-    session.asking = 1
-    assert sessions.expired(100) == []
-    session.asking = 0
-    assert sessions.expired(100) == [session]
-
-
 def test_of_too_many_sessions_those_that_were_silent_longest_end(sessions: Sessions) -> None:
     for number in range(1030):
         sessions.heard(f"s{number}", "d", now_s=number / 1000)

@@ -28,7 +28,7 @@ from railbus_dataloader.measures import Measures
 from railbus_dataloader.sources import Source
 from railbus_dataloader.verification import Verification, Wanted
 from railbus_shared import files
-from railbus_shared.errors import NotFound, RailbusError, ShardCorrupt, TransientError
+from railbus_shared.errors import RailbusError, ShardCorrupt, TransientError
 from railbus_shared.waiting import is_set_within
 
 logger = logging.getLogger(__name__)
@@ -332,5 +332,7 @@ def _unwritable(path: Path, exc: OSError) -> TransientError:
     return TransientError(f"{path} cannot be fetched: {exc.strerror or exc!r}", hint="it is tried again")
 
 
-def _ended() -> NotFound:
-    return NotFound("the stream has ended", hint="open it again")
+def _ended() -> TransientError:
+    return TransientError(
+        "the stream was silent for too long and was closed", hint="ask again, and it is taken up again"
+    )

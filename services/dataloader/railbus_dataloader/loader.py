@@ -8,12 +8,12 @@ stays where it is until the session releases it or ends.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
+import math
 import os
 import secrets
 import time
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -41,8 +41,6 @@ from railbus_shared.layout import Layout
 
 logger = logging.getLogger(__name__)
 
-_WARM_FRAC: Final = 0.5
-"""Of the memory that is available: more would push out of the page cache what is read now."""
 _CACHE_FRAC: Final = 0.5
 """Of the disk that is free, the cache itself counted as free."""
 _WARM_BYTES: Final = 16 << 20
@@ -87,11 +85,12 @@ class ShardLoader:
             measures=measures,
             tell=tell,
         )
+        self._memory = _Memory()
         self._ahead = LookAhead(
             self._sessions,
             prepare=self._prepare,
             sizes=self._sizes,
-            budget_bytes=lambda: limits.ahead_bytes or int(psutil.virtual_memory().available * _WARM_FRAC),
+            budget_bytes=lambda: limits.ahead_bytes or self._memory.half_bytes(),
         )
         self._warm_turn = asyncio.Semaphore(1)
         self._hash_turn = asyncio.Semaphore(1)
@@ -190,41 +189,39 @@ class ShardLoader:
         With `stream` they stay until its trainer releases them. Raises ShardCorrupt, IndexInvalid, CacheTooSmall,
         NotFound for a number that the index does not have, and what keeps a shard from being fetched.
         """
-        async with self._reading(name, stream) as (dataset, reader, held):
-            numbers = range(len(dataset.shards)) if shards is None else shards
-            for number in numbers:
-                dataset.shard(number)
-            for number in numbers:
-                is_new = number not in held
-                held.add(number)
-                try:
-                    await self._make_ready(dataset, number, reader, again=again)
-                except BaseException:
-                    if is_new:
-                        held.discard(number)
-                    raise
-                if stream is None:
-                    self._cache.release(reader, _keys(dataset, [number]))
-            size = sum(dataset.index.file.shards[number].bytes for number in numbers)
+        dataset = self._located.get(stream or "") or await self._catalogue.locate(name)
+        if stream is not None:
+            self._known(stream, name, dataset)
+        numbers = range(len(dataset.shards)) if shards is None else shards
+        for number in numbers:
+            dataset.shard(number)
+        for number in numbers:
+            if stream is None:
+                await self._look_at(dataset, number, again=again)
+            else:
+                await self._hold(dataset, number, stream, again=again)
+        size = sum(dataset.index.file.shards[number].bytes for number in numbers)
         return VerifiedShards(dataset=name, shards=tuple(numbers), bytes=size)
 
-    @contextlib.asynccontextmanager
-    async def _reading(self, name: str, stream: str | None) -> AsyncIterator[tuple[Located, str, set[int]]]:
-        """The dataset that a stream reads, as it was when it was opened; and under which name it holds what."""
-        if stream is None:
-            reader = f"v-{secrets.token_hex(8)}"
-            try:
-                yield await self._catalogue.locate(name), reader, set()
-            finally:
-                self._cache.leave(reader)
-            return
-        dataset = self._located.get(stream) or await self._catalogue.locate(name)
-        session = self._known(stream, name, dataset)
-        session.asking += 1
+    async def _hold(self, dataset: Located, number: int, stream: str, *, again: bool) -> None:
+        """Make a shard ready for a stream, whose trainer maps it then."""
+        session = self._known(stream, dataset.name, dataset)
+        is_new = number not in session.held
+        session.held.add(number)
         try:
-            yield self._located[stream], stream, session.held
+            await self._make_ready(dataset, number, stream, again=again)
+        except BaseException:
+            if is_new:
+                session.held.discard(number)
+            raise
+
+    async def _look_at(self, dataset: Located, number: int, *, again: bool) -> None:
+        """Make a shard ready for somebody who only wants to know that it is whole."""
+        reader = f"v-{secrets.token_hex(8)}"
+        try:
+            await self._make_ready(dataset, number, reader, again=again)
         finally:
-            session.asking -= 1
+            self._cache.leave(reader)
 
     async def _make_ready(self, dataset: Located, number: int, reader: str, *, again: bool) -> None:
         """One shard for a reader that waits; what is damaged in the cache is fetched once more."""
@@ -283,6 +280,21 @@ class ShardLoader:
         for offset in range(0, file.bytes, _WARM_BYTES):
             async with self._warm_turn:
                 await asyncio.to_thread(_warm, file.path, offset)
+
+
+class _Memory:
+    """The memory that is available, looked at once a second."""
+
+    def __init__(self) -> None:
+        self._looked_s = -math.inf
+        self._half_bytes = 0
+
+    def half_bytes(self) -> int:
+        """More would push out of the page cache what is read now."""
+        now_s = time.monotonic()
+        if now_s - self._looked_s >= 1:
+            self._looked_s, self._half_bytes = now_s, psutil.virtual_memory().available // 2
+        return self._half_bytes
 
 
 def _keys(dataset: Located, numbers: Iterable[int]) -> list[str]:

@@ -2,7 +2,8 @@
 
 Each session is followed by a task of its own that makes its next shard ready, one after another, as far ahead as its
 share of the byte budget reaches; all sessions have the same share. When a trainer's word shows that it will not need a
-shard after all, what is being done for it is given up; when a session ends, so is everything.
+shard after all, what is being done for it is given up; when a session ends, so is everything. Of sessions whose
+trainers have not spoken yet a few are followed, by a guess: anybody may open a stream and never be heard of again.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from railbus_shared.waiting import end
 logger = logging.getLogger(__name__)
 
 _RETRY_S: Final = 1.0
+_MAX_GUESSED: Final = 8
 
 Prepare = Callable[[Session, int], Awaitable[None]]
 """Make one shard ready for a session; raises what keeps it from being read."""
@@ -62,7 +64,7 @@ class LookAhead:
         async with asyncio.TaskGroup() as tasks:
             while True:
                 self._news.clear()
-                live = {session.stream: session for session in self._sessions}
+                live = {session.stream: session for session in self._to_follow()}
                 for stream, following in list(self._following.items()):
                     if live.get(stream) is not following.session:
                         del self._following[stream]
@@ -75,6 +77,11 @@ class LookAhead:
                 for following in self._following.values():
                     following.news.set()
                 await self._news.wait()
+
+    def _to_follow(self) -> list[Session]:
+        sessions = list(self._sessions)
+        guessed = [session for session in sessions if not session.has_spoken]
+        return [session for session in sessions if session.has_spoken] + guessed[:_MAX_GUESSED]
 
     async def _follow(self, following: _Following) -> None:
         """Make a session's shards ready, always the next one; one that is ready stays so until its place has passed."""
@@ -90,7 +97,7 @@ class LookAhead:
                 ready.add(number)
 
     def _window(self, session: Session) -> list[int]:
-        share_bytes = self._budget_bytes() // max(1, len(self._sessions))
+        share_bytes = self._budget_bytes() // max(1, len(self._following))
         return window(session, self._sizes(session), share_bytes=share_bytes)
 
     async def _unless_unwanted(self, following: _Following, number: int) -> bool:

@@ -30,8 +30,8 @@ class Session:
     """Shards in the order of their first need, from the trainer's place on."""
     held: set[int] = field(default_factory=set)
     """Shards that the trainer has mapped, or is about to."""
-    asking: int = 0
-    """Requests of it that are being served; it is alive for as long as there are any."""
+    has_spoken: bool = False
+    """Whether `ahead` is its trainer's word, and not a guess."""
 
 
 class Sessions:
@@ -77,7 +77,7 @@ class Sessions:
                 return None
             dataset = known.dataset
         session = self.heard(told.stream, dataset, now_s=now_s)
-        session.ahead = tuple(dict.fromkeys(told.ahead))
+        session.ahead, session.has_spoken = tuple(dict.fromkeys(told.ahead)), True
         released = frozenset(told.released) & session.held - set(told.held)
         session.held |= set(told.held)
         session.held -= released
@@ -89,9 +89,9 @@ class Sessions:
 
     def expired(self, now_s: float) -> list[Session]:
         """End those that have been silent for too long, and the most silent of too many; returns them."""
-        idle = sorted((one for one in self if not one.asking), key=lambda one: one.heard_s)
+        by_silence = sorted(self, key=lambda one: one.heard_s)
         surplus = max(0, len(self) - _MAX_SESSIONS)
-        ended = [one for place, one in enumerate(idle) if place < surplus or now_s - one.heard_s >= self.ttl_s]
+        ended = [one for place, one in enumerate(by_silence) if place < surplus or now_s - one.heard_s >= self.ttl_s]
         for session in ended:
             del self._sessions[session.stream]
         return ended

@@ -140,7 +140,7 @@ class OpenStream(Contract):
 
 
 class StreamShard(Contract):
-    """A shard on this host, ready to be mapped once `verified`."""
+    """A shard on this host, ready to be mapped once `verified`; one that is not must be asked for with VerifyShards."""
 
     number: Count
     path: str
