@@ -108,14 +108,27 @@ def test_a_reader_that_waits_goes_before_look_ahead_that_came_earlier() -> None:
     assert admission.decide(0) == [Fetch("b")]
 
 
-def test_look_ahead_takes_no_room_that_a_waiting_reader_may_get() -> None:
-    admission = Admission(3)
-    read(admission, "s", "a", 2)
-    admission.ask(want("t", "b", 2))
-    admission.ask(want("u", "c", urgent=False))
-    assert admission.decide(0) == []
+def test_look_ahead_takes_no_room_that_comes_to_a_waiting_reader() -> None:
+    admission = Admission(4)
+    read(admission, "s", "a")
     admission.unpin("s", "a")
-    assert admission.decide(0) == [Evict("a")]
+    read(admission, "s", "b", 2)  # s has let go before: it will again
+    admission.ask(want("t", "c", 3))
+    admission.ask(want("u", "d", urgent=False))
+    assert admission.decide(0) == []
+    admission.unpin("s", "b")
+    assert admission.decide(0) == [Evict("a"), Evict("b")]
+
+
+def test_look_ahead_goes_on_while_a_reader_waits_for_what_nobody_lets_go_of_and_then_makes_room_for_it() -> None:
+    admission = Admission(4)
+    read(admission, "s", "a", 2)
+    admission.ask(want("t", "b", 3))
+    admission.ask(want("u", "c", 2, urgent=False))
+    assert admission.decide(0) == [Fetch("c")]
+    admission.fetched("c")
+    admission.leave("s")
+    assert set(admission.decide(0)) == {Evict("a"), Evict("c")}
 
 
 @pytest.mark.parametrize("urgent", [True, False])
@@ -326,8 +339,8 @@ class AnyCourse(RuleBasedStateMachine):
         assert sum(self.on_disk.values()) == self.admission.used_bytes
 
     @invariant()
-    def room_that_is_free_or_can_be_made_is_given(self) -> None:
-        """Nothing stands still: somebody moves, or a session that is not waiting holds what is missing."""
+    def nothing_stands_still(self) -> None:
+        """Something moves, or a session that is not waiting holds what is missing."""
         readers = {ask.session for ask in self.asks if ask.is_urgent}
         if not readers or self.fetching or self.leaving:
             return
@@ -349,5 +362,8 @@ class AnyCourse(RuleBasedStateMachine):
 
 TestAnyCourse = AnyCourse.TestCase
 TestAnyCourse.settings = settings(
-    max_examples=60, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=60,
+    stateful_step_count=40,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
 )

@@ -8,15 +8,16 @@ session whose last admission is longest ago goes first. A reader may push out an
 only what is needed later than its own shard. What is needed last leaves first (Belady, with the order that the trainers
 told), and of what nobody is known to need, what was not used for longest.
 
-A reader that must wait for room keeps others from passing it for as long as those who hold the room let go of shards
-now and then and are not waiting themselves. One that waits for what nobody will let go of is passed, and refused after
-a while: if what its own session holds leaves no room for it, or if all who hold room wait for each other.
+A reader that must wait for room keeps others, and all look-ahead, from passing it for as long as those who hold the
+room let go of shards now and then and are not waiting themselves. One that waits for what nobody will let go of is
+passed, and refused after a while: if what its own session holds leaves no room for it, or if all who hold room wait for
+each other.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 from enum import Enum, auto
 
@@ -181,8 +182,8 @@ class Admission:
         actions: list[Action] = []
         asks = self._in_turn()
         readers = [ask for ask in asks if ask.is_urgent]
-        waiting = list(self._serve_readers(readers, actions))
-        if not waiting:
+        waiting, may_pass = self._serve_readers(readers, actions)
+        if may_pass:
             for ask in asks:
                 if not ask.is_urgent:
                     self._serve(ask, actions)
@@ -192,16 +193,18 @@ class Admission:
     def _in_turn(self) -> list[Ask]:
         return sorted(self._asks, key=lambda ask: self._turns.get(ask.session, 0))
 
-    def _serve_readers(self, asks: list[Ask], actions: list[Action]) -> Iterator[Ask]:
-        """Give readers room in turn; those that must wait."""
+    def _serve_readers(self, asks: list[Ask], actions: list[Action]) -> tuple[list[Ask], bool]:
+        """Give readers room in turn; those that must wait, and whether look-ahead may pass them."""
         may_pass = True
+        waiting: list[Ask] = []
         for ask in asks:
             if ask not in self._asks:
                 continue  # its shard was admitted for another session
             if may_pass and self._serve(ask, actions):
                 continue
             may_pass = may_pass and not self._is_coming(ask)
-            yield ask
+            waiting.append(ask)
+        return waiting, may_pass
 
     def _serve(self, ask: Ask, actions: list[Action]) -> bool:
         """Admit an ask, or see to it that what makes room for it leaves; whether it was admitted."""
@@ -260,24 +263,19 @@ class Admission:
     # --- who waits in vain -------------------------------------------------------------------------------------------
 
     def _is_coming(self, ask: Ask) -> bool:
-        """Whether room for it comes by itself: entries leave or arrive, or sessions that go on let go of theirs."""
-        if ask.key in self._entries or self._is_moving():
-            return True
-        held = self._pinned_bytes(self._giving_now())
-        free = self.budget_bytes - self.used_bytes + sum(self._entries[key].bytes for key in self._evictable(-1))
-        return held > 0 and free + held >= ask.bytes
-
-    def _is_moving(self) -> bool:
-        return any(entry.state is not State.HERE for entry in self._entries.values())
+        """Whether room for it comes by itself: nobody keeps it who does not let go of shards now and then."""
+        return ask.key in self._entries or self.budget_bytes - self._kept_bytes(but=self._giving_now()) >= ask.bytes
 
     def _giving_now(self) -> set[str]:
         """Sessions that have let go of shards before, and are not waiting."""
         return self._giving - {ask.session for ask in self._asks if ask.is_urgent}
 
-    def _pinned_bytes(self, sessions: set[str]) -> int:
-        """Bytes of what these sessions have pinned and nobody else."""
+    def _kept_bytes(self, *, but: Set[str] = frozenset()) -> int:
+        """Bytes of what is pinned by others than these sessions; all else leaves when there is need."""
         return sum(
-            entry.bytes for key, entry in self._entries.items() if key in self._pins and self._pins[key] <= sessions
+            entry.bytes
+            for key, entry in self._entries.items()
+            if entry.state is not State.LEAVING and self._pins.get(key, set()) - but
         )
 
     def _refused(self, waiting: list[Ask], now_s: float) -> Iterator[Action]:
@@ -290,23 +288,30 @@ class Admission:
                 yield Refuse(ask, error)
 
     def _in_vain(self, waiting: list[Ask]) -> dict[Ask, CacheTooSmall]:
-        if self._is_moving():
-            return {}
         in_vain: dict[Ask, CacheTooSmall] = {}
         for ask in waiting:
             held = self._held_bytes(ask.session)
             if held + ask.bytes > self.budget_bytes:
                 why = f"of which {held} bytes are held by the same trainer"
                 in_vain[ask] = _too_small(ask, held, self.budget_bytes, why)
-        holders = {session for key in self._entries for session in self._pins.get(key, ())}
-        if in_vain or not waiting or holders - {ask.session for ask in waiting}:
+        if in_vain or not self._is_deadlock(waiting):
             return in_vain
         newest = [ask for ask in self._asks if ask in waiting and self._held_bytes(ask.session)][-1:]
         why = "of which the rest is held by trainers that wait for each other"
         return {ask: _too_small(ask, self._held_bytes(ask.session), self.budget_bytes, why) for ask in newest}
 
+    def _is_deadlock(self, waiting: list[Ask]) -> bool:
+        """Whether none of those that wait can be given room until another of them lets go."""
+        room = self.budget_bytes - self._kept_bytes()
+        holders = {session for key in self._entries for session in self._pins.get(key, ())}
+        return holders <= {ask.session for ask in waiting} and all(ask.bytes > room for ask in waiting)
+
     def _held_bytes(self, session: str) -> int:
-        return sum(entry.bytes for key, entry in self._entries.items() if session in self._pins.get(key, ()))
+        return sum(
+            entry.bytes
+            for key, entry in self._entries.items()
+            if entry.state is not State.LEAVING and session in self._pins.get(key, ())
+        )
 
 
 def _too_small(ask: Ask, held_bytes: int, budget_bytes: int, why: str) -> CacheTooSmall:
