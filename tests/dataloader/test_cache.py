@@ -289,7 +289,7 @@ async def test_what_a_trainer_holds_stays_and_another_waits_until_it_is_released
 
 
 async def test_a_reader_whose_stream_fell_silent_is_told_to_ask_again_and_holds_nothing_up(tmp_path: Path) -> None:
-    host = Host(tmp_path, cache_bytes=fitting(2), ttl_s=0.4)
+    host = Host(tmp_path, cache_bytes=fitting(2), ttl_s=1)
     host.write(3)
     async with host.running():
         first, second = await host.open(), await host.open()
@@ -411,7 +411,7 @@ async def test_after_a_restart_a_trainer_that_goes_on_keeps_what_it_holds(tmp_pa
         opened = await before.open()
         await before.read(opened, 0)
         await before.read(opened, 1)
-    after = Host(tmp_path, cache_bytes=fitting(2), ttl_s=0.5)
+    after = Host(tmp_path, cache_bytes=fitting(2), ttl_s=1)
     async with after.running():
         other = await after.open(job="j-2")
         async with asyncio.TaskGroup() as tasks:

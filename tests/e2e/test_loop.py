@@ -15,7 +15,7 @@ import pytest
 from railbus_shared import wire
 from railbus_shared.files import sha256_file
 from running_up import RunningUp, finished, until_event
-from until import PATIENCE_S
+from until import PATIENCE_S, until
 
 pytestmark = pytest.mark.timeout(150)  # starts services that import torch, and trains
 
@@ -137,6 +137,25 @@ async def test_a_running_job_can_be_cancelled(up: RunningUp) -> None:
         await finished(client, record.id, timeout_s=60)
         record = await client.job(record.id)
     assert (record.state, record.end_cause) == ("cancelled", "cancelled")
+
+
+def _open_streams(up: RunningUp) -> float:
+    """As the dataloader tells Prometheus."""
+    _, text = up.get("dataloader", "/metrics")
+    (line,) = [line for line in text.splitlines() if line.startswith("railbus_data_sessions ")]
+    return float(line.split()[1])
+
+
+async def test_a_trainers_stream_is_open_for_as_long_as_it_trains(up: RunningUp) -> None:
+    job = {"model": "streamed", "dataset": "digits", "entrypoint": "paced:train", "params": {"epochs": 100}}
+    before = _open_streams(up)
+    async with up.client() as client:
+        record = await client.submit(job)
+        await until_event(client, record.id, "job.first_step")
+        assert _open_streams(up) == before + 1
+        await client.cancel(record.id)
+        await finished(client, record.id, timeout_s=30)
+    await until(lambda: _open_streams(up) == before)
 
 
 async def test_the_trainer_has_no_credentials_of_the_bus(up: RunningUp) -> None:
