@@ -192,6 +192,16 @@ async def test_requests_are_made_and_answered_by_those_who_must(cluster: Cluster
     assert answered == [s for s in REQUESTS if s.split(".")[2] in ANSWERS[user]]
 
 
+@pytest.mark.parametrize(
+    ("user", "expected"), [(HUMAN, ["open", "verify"]), ("runner", ["open", "verify", "progress", "close"])]
+)
+async def test_a_stream_is_moved_and_closed_by_its_runner_only(
+    cluster: Cluster, user: str, expected: list[str]
+) -> None:
+    subjects = {verb: f"railbus.req.data.h1.{verb}" for verb in ("open", "verify", "progress", "close")}
+    assert await _may_publish(cluster, user, list(subjects.values())) == [subjects[verb] for verb in expected]
+
+
 @pytest.mark.parametrize("user", USERS)
 async def test_nobody_listens_on_anothers_inboxes_or_on_everything(cluster: Cluster, user: str) -> None:
     own = "_INBOX.x.>" if user == HUMAN else f"_RINBOX.{user}.x.>"

@@ -23,6 +23,9 @@ USERS: Final = (*SERVICE_USERS, HUMAN)
 _ASKED_BY_PEOPLE: Final = ("jobs", "devices", "data", "telemetry")
 """Not `runner`: it obeys the device_manager, which alone knows what was placed where."""
 
+_OF_STREAMS: Final = ("progress", "close")
+"""What a runner says of its trainer's stream: a person could take shards from under it."""
+
 _DESTRUCTIVE_API: Final = (
     "$JS.API.STREAM.DELETE.>",
     "$JS.API.STREAM.PURGE.>",
@@ -113,7 +116,10 @@ def _of_human(subjects: Subjects) -> Permissions:
             f"$JS.ACK.{subjects.events_stream}.>",
             "$JS.FC.>",
         ),
-        publish_deny=_touching(event_consumer(subjects)),
+        publish_deny=(
+            *(subjects.request("data.*", verb) for verb in _OF_STREAMS),
+            *_touching(event_consumer(subjects)),
+        ),
         subscribe=(f"{USER_INBOX}.>", subjects.all_events),
     )
 
