@@ -13,8 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import payloads
 import small_datasets
 from railbus_shared import files
+from railbus_shared.contracts.artifacts import PayloadFormat
 from railbus_shared.data.index import ITEM_BYTES, DatasetIndex
 from railbus_shared.errors import (
     DatasetNotFound,
@@ -158,6 +160,10 @@ def drop_last_shard(index: Json) -> None:
     index["bytes"] -= gone["bytes"]
 
 
+def same_place(extent: Json, other: Json) -> None:
+    extent["offset"] = other["offset"]
+
+
 INDEX_FAULTS = [
     (put("schema_sha256", value="0" * 64), "schema_sha256"),
     (put("schema_sha256", value="beef"), "schema_sha256"),
@@ -178,6 +184,13 @@ INDEX_FAULTS = [
     (put("shards", 2, "columns", "id", "offset", value=10**9), "shards.2.columns.id"),
     (put("shards", 2, "columns", "id", "offset", value=-64), "shards.2.columns.id.offset"),
     (put("shards", 2, "columns", "id", "offset", value=65), "no multiple of the size of int64"),
+    (lambda index: same_place(index["shards"][2]["columns"]["id"], index["shards"][2]["columns"]["x"]), "to another"),
+    (put("shards", 2, "columns", "id", "offsets", value={"offset": 0, "bytes": 88}), "has fixed length"),
+    (put("shards", 2, "bytes", value=0), "shards.2.bytes"),
+    (put("shards", 2, "samples", value=0), "shards.2.samples"),
+    (put("samples", value=0), "samples"),
+    (put("shards", 2, "sidecar", value={"file": "s", "bytes": 8, "sha256": "0" * 64}), "shards.2.sidecar"),
+    (put("shards", 2, "row_groups", value=[{"samples": 10}]), "shards.2.row_groups"),
     (put("shards", 2, "columns", "extra", value={"offset": 0, "bytes": 0}), "shards.2.columns"),
     (lambda index: index["shards"][0]["columns"].pop("id"), "shards.0.columns"),
     (lambda index: index.pop("shards"), "shards"),
@@ -196,6 +209,127 @@ def test_a_fault_of_the_index_is_named(edit: Callable[[Json], None], named: str,
     assert named in caught.value.message
     assert "index.json" in caught.value.message
     assert caught.value.hint
+
+
+PAYLOAD_FAULTS: list[tuple[PayloadFormat, Callable[[Json], object], str]] = [
+    ("columns", put("shards", 0, "columns", "words", "offsets", value=None), "words.offsets"),
+    ("columns", put("shards", 0, "columns", "words", "offsets", "bytes", value=80), "expected 88"),
+    ("columns", put("shards", 0, "columns", "words", "offsets", "offset", value=10**6), "end beyond the file's"),
+    ("columns", put("shards", 0, "columns", "words", "offsets", "offset", value=3), "no multiple of 8"),
+    (
+        "columns",
+        lambda index: same_place(index["shards"][0]["columns"]["words"]["offsets"], index["shards"][0]["columns"]["x"]),
+        "belong to another column",
+    ),
+    ("columns", put("shards", 0, "columns", "pairs", "bytes", value=7), "no multiple of an item's 4"),
+    ("npy", put("shards", 0, "columns", "x", "offset", value=64), "end with the file"),
+    ("npy", put("shards", 0, "columns", "x", "offset", value=0), "behind a header"),
+    ("raw", put("shards", 0, "columns", "words", "offset", value=1), "columns.words.offset"),
+    ("raw", put("shards", 0, "columns", "words", "bytes", value=1), "whole file"),
+    ("raw", put("shards", 0, "columns", "words", "offsets", "bytes", value=8), "expected 88"),
+    ("raw", put("shards", 0, "columns", "words", "offsets", "offset", value=8), "whole file"),
+    ("raw", put("shards", 0, "sidecar", value=None), "sidecar' is missing"),
+    ("raw", put("shards", 0, "sidecar", "bytes", value=96), "sidecar.bytes"),
+    ("raw", put("shards", 0, "sidecar", "file", value="shard-00001.data"), "names a file twice"),
+    ("raw", put("shards", 0, "sidecar", "file", value="../x"), "sidecar.file"),
+    ("parquet", put("shards", 0, "row_groups", 0, "samples", value=5), "has 11 samples, but the shard 10"),
+    ("parquet", put("shards", 0, "row_groups", value=[]), "has 0 samples"),
+    ("parquet", put("shards", 0, "columns", value={"x": {"offset": 0, "bytes": 240}}), "tells its own layout"),
+]
+
+
+@pytest.mark.parametrize(
+    ("payload", "edit", "named"), PAYLOAD_FAULTS, ids=[f"{n}-{fault[2]}" for n, fault in enumerate(PAYLOAD_FAULTS)]
+)
+def test_a_fault_of_a_payload_is_named(
+    payload: PayloadFormat, edit: Callable[[Json], object], named: str, tmp_path: Path
+) -> None:
+    payloads.write(tmp_path / "p", payload)
+    change(tmp_path / "p/index.json", edit)
+    with pytest.raises(IndexInvalid) as caught:
+        DatasetIndex.load(tmp_path / "p")
+    assert named in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("payload", "columns", "named"),
+    [
+        ("npy", {"a": {"dtype": "int8", "shape": []}, "b": {"dtype": "int8", "shape": []}}, "exactly one column"),
+        ("npy", {"a": {"dtype": "int8", "shape": [], "variable_length": True}}, "of fixed length"),
+        ("raw", {"a": {"dtype": "int8", "shape": []}}, "of variable length"),
+        ("parquet", {"a": {"dtype": "int8", "shape": [2], "variable_length": True}}, "an item has no axes"),
+        ("columns", {"a": {"dtype": "int8", "shape": [2**62, 2**62], "variable_length": True}}, "bytes"),
+    ],
+)
+def test_columns_that_a_payload_cannot_hold_are_refused(
+    payload: PayloadFormat, columns: Json, named: str, tmp_path: Path
+) -> None:
+    payloads.write(tmp_path / "p", payload)
+    change(tmp_path / "p/schema.json", lambda schema: schema.update(columns=columns))
+    with pytest.raises(SchemaInvalid, match=named):
+        DatasetIndex.load(tmp_path / "p")
+
+
+def runs(*pairs: tuple[int, int]) -> list[Json]:
+    return [{"first": first, "samples": samples} for first, samples in pairs]
+
+
+@pytest.mark.parametrize(
+    ("split", "named"),
+    [
+        ({"first": 0, "samples": 11, "ranges": runs((0, 5), (7, 5))}, "its ranges hold 10"),
+        ({"first": 0, "samples": 10, "ranges": runs((0, 5), (4, 5))}, "has sample 4 after sample 4"),
+        ({"first": 7, "samples": 10, "ranges": runs((7, 5), (0, 5))}, "has sample 0 after sample 11"),
+        ({"first": 1, "samples": 10, "ranges": runs((0, 5), (7, 5))}, "its ranges begin elsewhere"),
+        ({"first": 0, "samples": 10, "ranges": runs((0, 5), (28, 5))}, "ends at sample 33"),
+        ({"first": 0, "samples": 10, "ranges": runs((0, 10), (12, 0))}, "ranges.1.samples"),
+        ({"first": 0, "samples": 10, "ranges": runs((-1, 10))}, "ranges.0.first"),
+    ],
+)
+def test_a_split_whose_runs_are_wrong_is_refused(split: Json, named: str, layout: Layout) -> None:
+    change_schema(layout, put("splits", "train", value=split))
+    with pytest.raises((IndexInvalid, SchemaInvalid), match=named):
+        DatasetIndex.load(layout.dataset("d"))
+
+
+def test_a_split_of_several_runs_is_read(layout: Layout) -> None:
+    ranges = runs((0, 5), (5, 1), (20, 10))
+    change_schema(layout, put("splits", "train", value={"first": 0, "samples": 16, "ranges": ranges}))
+    found = DatasetIndex.load(layout.dataset("d")).split("train")
+    assert [(run.first, run.samples) for run in found.runs] == [(0, 5), (5, 1), (20, 10)]
+
+
+# --- versions --------------------------------------------------------------------------------------------------------
+
+
+def keep_version(layout: Layout, version: int) -> None:
+    """Put the two files of a dataset away as an older version of it."""
+    folder = layout.dataset("d") / f"versions/{version:06d}"
+    folder.mkdir(parents=True)
+    for path in (layout.schema("d"), layout.index("d")):
+        (folder / path.name).write_bytes(path.read_bytes())
+
+
+def test_an_older_version_is_read_when_it_is_asked_for(layout: Layout) -> None:
+    old = DatasetIndex.load(layout.dataset("d"))
+    keep_version(layout, 1)
+    change(layout.index("d"), put("version", value=2))
+    new = DatasetIndex.load(layout.dataset("d"))
+    assert (new.file.version, new.sha256 == old.sha256) == (2, False)
+    assert DatasetIndex.load(layout.dataset("d"), version=2) == new
+    assert DatasetIndex.load(layout.dataset("d"), version=1) == old
+
+
+@pytest.mark.parametrize("version", [0, -1, 3, 10**9])
+def test_a_version_that_there_is_not_is_said(version: int, layout: Layout) -> None:
+    with pytest.raises(NotFound, match=rf"version has value {version}: dataset 'd' has no such version"):
+        DatasetIndex.load(layout.dataset("d"), version=version)
+
+
+def test_a_version_in_the_place_of_another_is_refused(layout: Layout) -> None:
+    keep_version(layout, 7)
+    with pytest.raises(IndexInvalid, match="'version' has value 1, expected 7"):
+        DatasetIndex.load(layout.dataset("d"), version=7)
 
 
 @settings(max_examples=100, deadline=None)

@@ -7,8 +7,6 @@ the field, the value and the remedy.
 from __future__ import annotations
 
 import hashlib
-import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,33 +16,18 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 
-from railbus_shared.contracts.artifacts import Column, DatasetSchema, IndexFile, Shard, Split
+from railbus_shared.contracts.artifacts import DatasetSchema, IndexFile, Split
 from railbus_shared.contracts.model import Contract
-from railbus_shared.errors import (
-    DatasetNotFound,
-    IndexInvalid,
-    NotFound,
-    RailbusError,
-    SchemaInvalid,
-    ShardCorrupt,
-    WireError,
-)
+from railbus_shared.data.agreement import index_problems, schema_problems
+from railbus_shared.data.dtypes import ITEM_BYTES, sample_bytes
+from railbus_shared.data.mapping import look_at
+from railbus_shared.errors import DatasetNotFound, IndexInvalid, NotFound, RailbusError, SchemaInvalid, WireError
+
+__all__ = ["ITEM_BYTES", "DatasetIndex", "sample_bytes", "schema_problems", "unreadable"]
 
 C = TypeVar("C", bound=Contract)
 
-ITEM_BYTES: Final = {
-    "bool": 1, "uint8": 1, "int8": 1, "uint16": 2, "int16": 2, "float16": 2, "bfloat16": 2,
-    "uint32": 4, "int32": 4, "float32": 4, "uint64": 8, "int64": 8, "float64": 8,
-}  # fmt: skip
-"""Size of one element of each dtype."""
-
 _AGAIN: Final = "import the dataset again, or restore the file from a copy"
-_MAX_AXES: Final = 32
-
-
-def sample_bytes(column: Column) -> int:
-    """Bytes of one sample of a column."""
-    return ITEM_BYTES[column.dtype] * math.prod(column.shape)
 
 
 @dataclass(frozen=True)
@@ -57,10 +40,33 @@ class DatasetIndex:
     """Of the bytes of `index.json`: the identity of the dataset's content."""
 
     @classmethod
-    def load(cls, directory: Path) -> DatasetIndex:
-        """The index of the dataset in a folder of its name; raises DatasetNotFound, SchemaInvalid, IndexInvalid."""
+    def load(cls, directory: Path, version: int | None = None) -> DatasetIndex:
+        """The index of the dataset in a folder of its name: the newest version, or the one that is asked for.
+
+        Raises DatasetNotFound, NotFound for a version that there is not, SchemaInvalid, IndexInvalid.
+        """
         index = cls.read(directory / "schema.json", directory / "index.json")
+        if version is not None and version != index.file.version:
+            index = cls._older(directory, version)
         index.check_name(directory.name)
+        return index
+
+    @classmethod
+    def _older(cls, directory: Path, version: int) -> DatasetIndex:
+        folder = directory / "versions" / f"{version:06d}"
+        if not folder.is_dir():
+            raise NotFound(
+                f"version has value {version}: dataset {directory.name!r} has no such version",
+                hint="leave it out for the newest; the older ones lie in the dataset's folder under versions/",
+                details={"field": "version", "value": version},
+            )
+        index = cls.read(folder / "schema.json", folder / "index.json")
+        if index.file.version != version:
+            raise IndexInvalid(
+                f"{folder / 'index.json'}: field 'version' has value {index.file.version}, expected {version}",
+                hint=_AGAIN,
+                details={"path": str(folder / "index.json")},
+            )
         return index
 
     @classmethod
@@ -89,7 +95,7 @@ class DatasetIndex:
         for problem in schema_problems(schema):
             raise SchemaInvalid(f"{schema_path}: {problem}", hint=_AGAIN, details={"path": str(schema_path)})
         file = _parsed(IndexFile, index_bytes, index_path, IndexInvalid)
-        for problem in _problems(schema, file, hashlib.sha256(schema_bytes).hexdigest()):
+        for problem in index_problems(schema, file, hashlib.sha256(schema_bytes).hexdigest()):
             raise IndexInvalid(f"{index_path}: {problem}", hint=_AGAIN, details={"path": str(index_path)})
         return cls(schema, file, hashlib.sha256(index_bytes).hexdigest())
 
@@ -127,22 +133,15 @@ class DatasetIndex:
         return np.array([shard.first_sample for shard in self.file.shards], dtype=np.int64)
 
     def check_files(self, shards: Path) -> None:
-        """Every shard is there with its size; a look at each, no reading.
+        """Every shard and sidecar is there with its size; a look at each, no reading.
 
-        Raises IndexInvalid for a shard that is missing, ShardCorrupt for one of another size.
+        Raises IndexInvalid for one that is missing or leads out of the dataset's folder, ShardCorrupt for one of
+        another size.
         """
         for shard in self.file.shards:
-            path = shards / shard.file
-            try:
-                size = path.stat().st_size
-            except OSError as exc:
-                raise IndexInvalid(
-                    f"{path} cannot be looked at, but the index names it: {exc.strerror}",
-                    hint=_AGAIN,
-                    details={"path": str(path)},
-                ) from exc
-            if size != shard.bytes:
-                raise ShardCorrupt(path=str(path), expected=f"{shard.bytes} bytes", actual=f"{size} bytes")
+            look_at(shards / shard.file, size_bytes=shard.bytes)
+            if shard.sidecar is not None:
+                look_at(shards / shard.sidecar.file, size_bytes=shard.sidecar.bytes)
 
 
 def unreadable(path: Path, exc: OSError, error: type[RailbusError]) -> RailbusError:
@@ -174,63 +173,3 @@ def _parsed(contract: type[C], data: bytes, path: Path, error: type[RailbusError
         raise error(f"{path} is not valid JSON: {exc}", hint=_AGAIN) from exc
     except WireError as exc:
         raise error(f"{path}: {exc.message}", hint=exc.hint or _AGAIN, details=exc.details) from exc
-
-
-def schema_problems(schema: DatasetSchema) -> Iterator[str]:
-    """What a schema says that no shard can hold."""
-    for name, column in schema.columns.items():
-        if 0 in column.shape or len(column.shape) > _MAX_AXES:
-            yield (
-                f"field 'columns.{name}.shape' has value {list(column.shape)}: "
-                f"expected at most {_MAX_AXES} lengths, none of them 0"
-            )
-        if column.labels and column.num_classes not in {None, len(column.labels)}:
-            yield (
-                f"field 'columns.{name}.num_classes' has value {column.num_classes}, "
-                f"but there are {len(column.labels)} labels"
-            )
-
-
-def _problems(schema: DatasetSchema, file: IndexFile, schema_sha256: str) -> Iterator[str]:
-    """Where schema and index do not hold together, in words."""
-    if file.schema_sha256 != schema_sha256:
-        yield f"field 'schema_sha256' has value {file.schema_sha256!r}, but schema.json has {schema_sha256!r}"
-    if (file.dataset, file.payload) != (schema.name, schema.payload):
-        yield f"it is of {file.dataset!r} ({file.payload}), but schema.json of {schema.name!r} ({schema.payload})"
-    if len({shard.file for shard in file.shards}) != len(file.shards):
-        yield "field 'shards' names a file twice"
-    first = 0
-    for number, shard in enumerate(file.shards):
-        if shard.first_sample != first:
-            yield f"field 'shards.{number}.first_sample' has value {shard.first_sample}, expected {first}"
-        first += shard.samples
-        yield from _shard_problems(schema, shard, number)
-    if first != file.samples:
-        yield f"field 'samples' has value {file.samples}, but the shards hold {first}"
-    if (total := sum(shard.bytes for shard in file.shards)) != file.bytes:
-        yield f"field 'bytes' has value {file.bytes}, but the shards have {total}"
-    for name, split in schema.splits.items():
-        if split.first + split.samples > file.samples:
-            yield (
-                f"field 'splits.{name}' of schema.json ends at sample {split.first + split.samples}, "
-                f"but the shards hold {file.samples}"
-            )
-
-
-def _shard_problems(schema: DatasetSchema, shard: Shard, number: int) -> Iterator[str]:
-    if shard.columns.keys() != schema.columns.keys():
-        yield f"field 'shards.{number}.columns' has {sorted(shard.columns)}, but the schema {sorted(schema.columns)}"
-        return
-    for name, extent in shard.columns.items():
-        field = f"shards.{number}.columns.{name}"
-        column = schema.columns[name]
-        expected = sample_bytes(column) * shard.samples
-        if extent.bytes != expected:
-            yield f"field '{field}.bytes' has value {extent.bytes}, expected {expected}"
-        if extent.offset + extent.bytes > shard.bytes:
-            yield (
-                f"field '{field}.offset' has value {extent.offset}: "
-                f"{extent.bytes} bytes from there end beyond the file's {shard.bytes}"
-            )
-        if extent.offset % ITEM_BYTES[column.dtype]:
-            yield f"field '{field}.offset' has value {extent.offset}, no multiple of the size of {column.dtype}"

@@ -1,28 +1,22 @@
-"""Readers of payloads: one interface, whatever a shard's bytes are; arrays are mapped, not read."""
+"""Readers of payloads: one interface, whatever a shard's bytes are."""
 
 from __future__ import annotations
 
 import math
 import mmap
-import os
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol
 
 import numpy as np
-import numpy.typing as npt
 
-from railbus_shared.contracts.artifacts import Column, ColumnExtent
+from railbus_shared.data import mapped
+from railbus_shared.data.dtypes import Array, numpy_dtype
 from railbus_shared.data.index import DatasetIndex
 from railbus_shared.data.order import Positions
-from railbus_shared.errors import NotSupported, ShardCorrupt
 
-Array = npt.NDArray[Any]
+__all__ = ["Array", "ShardReader", "numpy_dtype", "open_shard", "page_aligned_empty"]
 
 _PAGE_BYTES: Final = mmap.PAGESIZE
-_SHORT_BYTES: Final = 128
-"""Samples up to this size are gathered item by item in one call; longer ones each by a copy of their own."""
 
 
 class ShardReader(Protocol):
@@ -45,93 +39,31 @@ class ShardReader(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class MappedColumn:
-    """One column in mapped memory."""
+def open_shard(path: Path, index: DatasetIndex, number: int, *, populate: bool = False) -> ShardReader:
+    """Open a shard whose hash has been verified, and compare what it says of itself with the index.
 
-    values: Array
-    """(samples, *shape), or all items (items, *shape) where the length varies."""
-    offsets: Positions | None = None
-    """Where each sample begins, and where the last one ends (samples + 1,); None for a column of fixed length."""
+    Args:
+        path: of the shard; a sidecar lies beside it.
+        index: that the shard belongs to.
+        number: of the shard.
+        populate: read all of a mapped shard now, so that no batch waits for its pages.
 
+    Raises:
+        ShardCorrupt: it is missing, or its size, header or offsets are not what the index says.
+        IndexInvalid: it is a link that leads out of the dataset.
+        ConfigError: it is a Parquet file, and pyarrow is not installed.
+    """
+    match index.schema.payload:
+        case "columns":
+            return mapped.open_columns(path, index, number, populate=populate)
+        case "npy":
+            return mapped.open_npy(path, index, number, populate=populate)
+        case "raw":
+            return mapped.open_raw(path, index, number, populate=populate)
+        case "parquet":
+            from railbus_shared.data.parquet import open_parquet  # noqa: PLC0415 - it loads pyarrow
 
-class MappedShard:
-    """A shard whose columns lie in mapped memory, which stays mapped for as long as the reader lives."""
-
-    def __init__(self, columns: Mapping[str, MappedColumn]) -> None:
-        self._values = {name: column.values for name, column in columns.items()}
-        self._offsets = {name: column.offsets for name, column in columns.items() if column.offsets is not None}
-
-    def take(self, column: str, rows: Positions, out: Array) -> None:
-        self._values[column].take(rows, axis=0, out=out, mode="clip")  # any other mode makes a hidden copy
-
-    def lengths(self, column: str, rows: Positions) -> Positions:
-        offsets = self._offsets[column]
-        lengths: Positions = offsets.take(rows + 1)
-        lengths -= offsets.take(rows)
-        return lengths
-
-    def take_items(self, column: str, rows: Positions, out: Array) -> None:
-        values, offsets = self._values[column], self._offsets[column]
-        starts, ends = offsets.take(rows), offsets.take(rows + 1)
-        if out.nbytes > _SHORT_BYTES * len(rows):
-            pieces = [values[start:end] for start, end in zip(starts.tolist(), ends.tolist(), strict=True)]
-            np.concatenate(pieces, out=out)
-            return
-        lengths = ends - starts
-        shifts = starts - (np.cumsum(lengths) - lengths)
-        items = np.repeat(shifts, lengths)
-        items += np.arange(len(items))
-        values.take(items, axis=0, out=out, mode="clip")
-
-
-def _columns_shard(path: Path, index: DatasetIndex, number: int) -> ShardReader:
-    """A shard of the `columns` payload: a safetensors file, mapped once; offsets come from the index."""
-    shard = index.file.shards[number]
-    mapped = _mapped(path, size_bytes=shard.bytes)
-    return MappedShard(
-        {
-            name: _column(mapped, column, shard.columns[name], samples=shard.samples)
-            for name, column in index.schema.columns.items()
-        }
-    )
-
-
-def _column(mapped: mmap.mmap, column: Column, extent: ColumnExtent, *, samples: int) -> MappedColumn:
-    dtype = numpy_dtype(column)
-    count = extent.bytes // dtype.itemsize
-    values = np.frombuffer(mapped, dtype, count, extent.offset).reshape(-1, *column.shape)
-    if extent.offsets is None:
-        return MappedColumn(values)
-    return MappedColumn(values, np.frombuffer(mapped, np.int64, samples + 1, extent.offsets.offset))
-
-
-def _mapped(path: Path, *, size_bytes: int) -> mmap.mmap:
-    """A file as read-only memory; the arrays that view it keep it mapped."""
-    expected = f"{size_bytes} bytes"
-    try:
-        with path.open("rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            if size != size_bytes:
-                raise ShardCorrupt(path=str(path), expected=expected, actual=f"{size} bytes")
-            return mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
-    except OSError as exc:
-        raise ShardCorrupt(path=str(path), expected=expected, actual=exc.strerror or repr(exc)) from exc
-
-
-def open_shard(path: Path, index: DatasetIndex, number: int) -> ShardReader:
-    """Open a shard whose hash has been verified; raises ShardCorrupt if its size is not the index's, NotSupported."""
-    if index.schema.payload != "columns":
-        raise NotSupported(
-            f"dataset {index.schema.name!r} has payload {index.schema.payload!r}, which this version cannot read",
-            hint="import it again with payload 'columns'",
-        )
-    return _columns_shard(path, index, number)
-
-
-def numpy_dtype(column: Column) -> np.dtype[Any]:
-    """NumPy's dtype of a column; NumPy has no bfloat16, so its bits are shown as uint16."""
-    return np.dtype("uint16" if column.dtype == "bfloat16" else column.dtype)
+            return open_parquet(path, index, number)
 
 
 def page_aligned_empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:

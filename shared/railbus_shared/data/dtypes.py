@@ -1,0 +1,29 @@
+"""The dtypes of columns: how many bytes they take, and what NumPy calls them."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from railbus_shared.contracts.artifacts import Column
+
+Array = npt.NDArray[Any]
+
+ITEM_BYTES: Final = {
+    "bool": 1, "uint8": 1, "int8": 1, "uint16": 2, "int16": 2, "float16": 2, "bfloat16": 2,
+    "uint32": 4, "int32": 4, "float32": 4, "uint64": 8, "int64": 8, "float64": 8,
+}  # fmt: skip
+"""Size of one element of each dtype."""
+
+
+def sample_bytes(column: Column) -> int:
+    """Bytes of one sample of a column, or of one item where the length varies."""
+    return ITEM_BYTES[column.dtype] * math.prod(column.shape)
+
+
+def numpy_dtype(column: Column) -> np.dtype[Any]:
+    """NumPy's dtype of a column; NumPy has no bfloat16, so its bits are shown as uint16."""
+    return np.dtype("uint16" if column.dtype == "bfloat16" else column.dtype)
