@@ -145,6 +145,20 @@ def test_the_public_face_imports_services_only_when_they_are_needed() -> None:
     assert not eager
 
 
+@pytest.mark.parametrize("service", [name for name in SERVICES if name != "railbus_runner"])
+def test_a_service_maps_no_file(service: str) -> None:
+    """A file that is cut under a map kills whoever touches it; only a trainer may be killed."""
+    mapping = ("mmap", "railbus_shared.data.mapping", "railbus_shared.data.mapped", "railbus_shared.data.readers")
+    wrong = [
+        f"{source.place}:{one.line} imports {one.module}"
+        for source in sources().values()
+        for one in source.imports
+        if source.package == service and any(_is_within(one.module, module) for module in mapping)
+    ]
+    assert not wrong
+    assert "mmap(" not in "".join(source.text for source in sources().values() if source.package == service)
+
+
 def test_a_runner_loads_torch_in_its_trainers_only() -> None:
     assert "torch" not in _modules_after("import railbus_runner.service")
 

@@ -58,8 +58,8 @@ _SIGNALS: Final[Mapping[int, tuple[str, str]]] = {
     ),
     signal.SIGABRT: ("aborted by native code", "see the end of the attempt's output for the assertion that failed"),
     signal.SIGBUS: (
-        "lost memory that it had mapped",
-        "see if /dev/shm is full or a file under the root was cut while it was read",
+        "read memory that was no longer there: a mapped file was cut, or its disk failed",
+        "see who changes shards in place (`railbus dataset verify` finds the one), or if /dev/shm is full",
     ),
     signal.SIGILL: ("met an instruction that this CPU does not have", "install a build of PyTorch for this CPU"),
     signal.SIGFPE: ("divided by zero in native code", _OUTPUT),
