@@ -85,7 +85,9 @@ def read_all(folder: Path, index: DatasetIndex) -> None:
 
 @pytest.fixture(scope="module")
 def datasets(tmp_path_factory: pytest.TempPathFactory) -> dict[PayloadFormat, Path]:
-    folders = {payload: tmp_path_factory.mktemp(payload) / "d" for payload in PAYLOADS}
+    folders: dict[PayloadFormat, Path] = {}
+    for payload in PAYLOADS:
+        folders[payload] = tmp_path_factory.mktemp(payload) / "d"
     for payload, folder in folders.items():
         payloads.write(folder, payload)
         read_all(folder, DatasetIndex.load(folder))

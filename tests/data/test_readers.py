@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -262,7 +262,7 @@ def test_offsets_that_lead_astray_are_refused(
 # --- parquet ---------------------------------------------------------------------------------------------------------
 
 
-def parquet_of(folder: Path, table: pa.Table, *, column: Column, name: str = "a", **options: object) -> DatasetIndex:
+def parquet_of(folder: Path, table: pa.Table, *, column: Column, **options: Any) -> DatasetIndex:
     """An index that says that a Parquet file of one row group is as it should be."""
     (folder / "shards").mkdir(parents=True)
     path = folder / "shards/shard-00000.data"
@@ -271,7 +271,7 @@ def parquet_of(folder: Path, table: pa.Table, *, column: Column, name: str = "a"
     shard = index.file.shards[0].changed(
         bytes=path.stat().st_size, samples=len(table), row_groups=[{"samples": len(table)}]
     )
-    schema = index.schema.changed(columns={name: column})
+    schema = index.schema.changed(columns={"a": column})
     return dataclasses.replace(index, schema=schema, file=index.file.changed(shards=[shard], samples=len(table)))
 
 
@@ -312,8 +312,8 @@ def test_other_row_groups_or_columns_than_the_index_says_are_refused(tmp_path: P
     index = payloads.write(tmp_path / "d", "parquet", sizes=(10,))
     path = tmp_path / "d/shards/shard-00000.data"
     table = pq.read_table(path)
-    for other, options in ((table, {"row_group_size": 5}), (table.drop_columns(["flag"]), {"row_group_size": 4})):
-        pq.write_table(other, path, **options)
+    for other, group in ((table, 5), (table.drop_columns(["flag"]), 4)):
+        pq.write_table(other, path, row_group_size=group)
         size = path.stat().st_size
         changed = index.file.changed(shards=[index.file.shards[0].changed(bytes=size)])
         refused(tmp_path / "d", dataclasses.replace(index, file=changed))

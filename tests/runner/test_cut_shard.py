@@ -1,4 +1,4 @@
-"""A shard that is cut while a trainer maps it: the trainer dies, the cause is told, and the next one is told the shard."""
+"""A shard that is cut while a trainer maps it: the trainer dies, the cause is told, the next one learns the shard."""
 
 from __future__ import annotations
 

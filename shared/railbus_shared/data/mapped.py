@@ -17,8 +17,8 @@ from railbus_shared.data.mapping import Bytes, map_file
 from railbus_shared.data.order import Positions
 from railbus_shared.errors import ShardCorrupt
 
-_SHORT_BYTES: Final = 128
-"""Samples up to this size are gathered item by item in one call; longer ones each by a copy of their own."""
+_SHORT_ITEMS: Final = 128
+"""Samples of so many items are gathered item by item in one call; longer ones each by a copy of their own."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class MappedShard:
 def gather_items(values: Array, offsets: Positions, rows: Positions, out: Array) -> None:
     """Items of samples, back to back: sample i is `values[offsets[i]:offsets[i + 1]]`. There must be rows."""
     starts, ends = offsets.take(rows), offsets.take(rows + 1)
-    if out.nbytes > _SHORT_BYTES * len(rows):
+    if len(out) > _SHORT_ITEMS * len(rows):
         pieces = [values[start:end] for start, end in zip(starts.tolist(), ends.tolist(), strict=True)]
         np.concatenate(pieces, out=out)
         return

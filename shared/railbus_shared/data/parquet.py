@@ -229,7 +229,9 @@ def _check_tail(path: Path, data: Bytes) -> None:
 
 def _opened(path: Path, data: Bytes, columns: dict[str, Column]) -> Any:
     source = pa.BufferReader(pa.py_buffer(data))
-    limits = {"thrift_string_size_limit": _MAX_FOOTER_BYTES, "thrift_container_size_limit": _MAX_FOOTER_BYTES}
+    limits: dict[str, Any] = dict.fromkeys(
+        ("thrift_string_size_limit", "thrift_container_size_limit"), _MAX_FOOTER_BYTES
+    )
     metadata = pq.ParquetFile(source, pre_buffer=False, **limits).metadata
     leaves = [metadata.schema.column(number) for number in range(metadata.num_columns)]
     if sorted(leaf.path.partition(".")[0] for leaf in leaves) != sorted(name.partition(".")[0] for name in columns):
