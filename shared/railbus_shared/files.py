@@ -102,9 +102,11 @@ def _written_beside(final: Path, data: bytes, *, mode: int) -> Iterator[Path]:
             raise
 
 
-def remove_litter(folder: Path) -> None:
-    """Remove what a crash left in a folder: its dot files and dot folders."""
+def remove_litter(folder: Path, *, but: str = "") -> None:
+    """Remove what a crash left in a folder: its dot files and dot folders, except for one that may be of use."""
     for path in folder.glob(".*"):
+        if path.name == but:
+            continue
         if path.is_dir():
             shutil.rmtree(path)
         else:

@@ -1,7 +1,7 @@
 """The canonical tree: where everything lies under one root.
 
     <root>/
-    ├── datasets/<dataset_name>/{schema.json, index.json, shards/shard-00000.data}
+    ├── datasets/<dataset_name>/{schema.json, index.json, shards/shard-00000.data, versions/000001/}
     ├── models/<model_name>/{model_schema.json, checkpoints/checkpoint-000123.{pt,meta.json}}
     ├── logs/<YYYY>/<MM>/<DD>/{trainer.log.jsonl.gz, trainer.log.jsonl}
     └── .railbus/                       what railbus keeps for itself: keys, NATS store, run files
@@ -71,6 +71,10 @@ class Layout:
     def shards(self, name: str) -> Path:
         return self.dataset(name) / "shards"
 
+    def version(self, name: str, number: int) -> Path:
+        """Schema and index of a version of a dataset that has been appended to since."""
+        return version_folder(self.dataset(name), number)
+
     def model(self, name: str) -> Path:
         return self.models / checked_name(name, kind="model")
 
@@ -92,6 +96,11 @@ class Layout:
 
 def shard_name(number: int) -> str:
     return f"shard-{number:05d}.data"
+
+
+def version_folder(dataset: Path, number: int) -> Path:
+    """Where a dataset in a folder keeps an older version; at least six digits."""
+    return dataset / "versions" / f"{number:06d}"
 
 
 def checkpoint_stem(number: int) -> str:

@@ -21,11 +21,10 @@ from railbus_shared.contracts.artifacts import Column, DatasetSchema, Split
 from railbus_shared.data.container import ALIGN_BYTES, PADDING
 from railbus_shared.data.index import ITEM_BYTES, DatasetIndex
 from railbus_shared.data.readers import numpy_dtype, open_shard, page_aligned_empty
-from railbus_shared.data.writer import SHARD_BYTES, Chunk, shard_sizes, write_dataset
+from railbus_shared.data.writer import Chunk, write_dataset
 from railbus_shared.errors import (
     Conflict,
     InvalidField,
-    NotSupported,
     RailbusError,
     SchemaInvalid,
     ShardCorrupt,
@@ -33,8 +32,6 @@ from railbus_shared.errors import (
 )
 from railbus_shared.layout import Layout
 from until import PATIENCE_S
-
-MIB = 1 << 20
 
 
 @pytest.fixture
@@ -113,13 +110,6 @@ def test_a_shard_that_is_not_the_indexed_file_is_not_opened(damage: str, layout:
         open_shard(path, index, 0)
 
 
-@pytest.mark.parametrize("payload", ["npy", "parquet", "raw"])
-def test_other_payloads_are_not_written(payload: str, layout: Layout) -> None:
-    schema = DatasetSchema.parse(small_datasets.schema(5).to_map() | {"payload": payload})
-    with pytest.raises(NotSupported, match=payload):
-        write_dataset(layout, schema, [small_datasets.arrays(5)])
-
-
 @pytest.mark.parametrize("shape", [(1,), (32, 8, 8), (0, 3), (4096,)])
 def test_aligned_arrays_begin_on_a_page_and_can_be_written(shape: tuple[int, ...]) -> None:
     array = page_aligned_empty(shape, np.dtype("float32"))
@@ -141,25 +131,6 @@ os.waitpid(pid, 0)
 print(array.sum())
 """
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "0\n"
-
-
-# --- shards ----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("total_mib", [1, 255, 256, 400, 767, 769, 1000, 1279, 1281, 5000, 50_001])
-@pytest.mark.parametrize("sample_bytes", [7, 4096, MIB])
-def test_shards_are_even_and_of_the_promised_size(total_mib: int, sample_bytes: int) -> None:
-    samples = max(1, total_mib * MIB // sample_bytes)
-    sizes = shard_sizes(samples, bytes_per_sample=sample_bytes, shard_bytes=SHARD_BYTES)
-    assert sum(sizes) == samples
-    assert max(sizes) - min(sizes) <= 1
-    assert max(sizes) * sample_bytes <= 2048 * MIB
-    if samples * sample_bytes >= 256 * MIB:
-        assert min(sizes) * sample_bytes >= 256 * MIB
-
-
-def test_a_sample_larger_than_a_shard_gets_one_of_its_own() -> None:
-    assert shard_sizes(3, bytes_per_sample=100, shard_bytes=10) == [1, 1, 1]
 
 
 # --- the same input, the same bytes ----------------------------------------------------------------------------------
@@ -318,7 +289,7 @@ def write_and_die(layout, at):
         if event in STEPS and next(seen) == at:
             os.kill(os.getpid(), signal.SIGKILL)
     sys.addaudithook(hook)
-    small_datasets.write(layout, 60, num_shards=3)
+    small_datasets.write(layout, 60, num_shards=5)
 
 for step in itertools.count():
     layout = Layout(Path(sys.argv[1]) / str(step))
@@ -328,7 +299,7 @@ for step in itertools.count():
     _, status = os.waitpid(pid, 0)
     if layout.index("d").exists():
         DatasetIndex.load(layout.dataset("d")).check_files(layout.shards("d"))
-    small_datasets.write(layout, 60, num_shards=3)
+    small_datasets.write(layout, 60, num_shards=5)
     if status == 0:
         print(step)
         break
@@ -360,7 +331,7 @@ def test_a_writer_killed_while_it_spools_leaves_no_dataset_and_the_next_cleans_u
         assert process.stdout.readline() == "halfway\n"
         process.kill()
     assert not layout.index("d").exists()
-    assert any(path.name.startswith(".import-") for path in layout.dataset("d").iterdir())
+    assert (layout.dataset("d") / ".import").is_dir()
     write_dataset(layout, small_datasets.schema(40_000), [small_datasets.arrays(40_000)], shard_bytes=100_000)
     assert tree(layout.datasets) == whole
 
@@ -373,7 +344,7 @@ def test_a_writer_killed_at_any_step_leaves_all_or_nothing_and_the_next_complete
     num_steps = int(out)
     assert num_steps > 20
     trees = [tree(tmp_path / str(step) / "datasets") for step in range(num_steps + 1)]
-    assert len(trees[-1]) == 5
+    assert len(trees[-1]) == 7
     assert all(found == trees[-1] for found in trees)
 
 
@@ -394,7 +365,7 @@ def test_a_full_disk_fails_the_write_whole(layout: Layout) -> None:
     limit = """
 import resource, signal
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
+resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
 """
     with python(limit + WRITER, layout.root) as process:
         _, err = process.communicate(timeout=PATIENCE_S)

@@ -1,97 +1,110 @@
-"""The `columns` container, written: a safetensors file in which every column begins on a multiple of 64 bytes.
+"""The `columns` container, written: a safetensors file in which every tensor begins on a multiple of 64 bytes.
 
 The format is eight bytes of little-endian header length, a JSON header, and the tensors without gaps between them; what
-aligns a column is therefore a tensor of padding bytes after the one before it.
+aligns a tensor is therefore a tensor of padding bytes after the one before it. A column of variable length is two
+tensors: its items, and where each sample begins.
 Source: https://github.com/huggingface/safetensors#format
 """
 
 from __future__ import annotations
 
-import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import Final
 
 import orjson
 
-from railbus_shared import files
-from railbus_shared.contracts.artifacts import ColumnExtent, DatasetSchema, Shard
-from railbus_shared.data.index import sample_bytes
+from railbus_shared.contracts.artifacts import ColumnExtent, DatasetSchema, Extent, Shard
+from railbus_shared.data.dtypes import sample_bytes
+from railbus_shared.data.shard_files import new_file
+from railbus_shared.data.slices import Slices
 
 ALIGN_BYTES: Final = 64
 PADDING: Final = "__padding__."
 """Begins the names of padding tensors; no column's name can begin so."""
-_COPY_BYTES: Final = 4 << 20
+OFFSETS: Final = "__offsets__."
+"""Begins the name of the tensor that says where the samples of a column of variable length begin."""
+_OFFSET_BYTES: Final = 8
 _DTYPES: Final = {
     "bool": "BOOL", "uint8": "U8", "int8": "I8", "uint16": "U16", "int16": "I16", "uint32": "U32", "int32": "I32",
     "uint64": "U64", "int64": "I64", "float16": "F16", "bfloat16": "BF16", "float32": "F32", "float64": "F64",
 }  # fmt: skip
 
 
-def write_shard(path: Path, schema: DatasetSchema, columns: dict[str, Path], *, first: int, samples: int) -> Shard:
-    """Write one shard from files that hold each column's samples back to back, and hash it on the way.
+@dataclass(frozen=True)
+class _Tensor:
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    size: int
+    """Bytes."""
+
+
+def write_shard(path: Path, schema: DatasetSchema, slices: Slices, *, first: int) -> Shard:
+    """Write one shard out of the spool, and hash it on the way.
 
     Args:
         path: of the shard; it must not exist.
         schema: of the dataset.
-        columns: a file for each column.
+        slices: of every column.
         first: the sample that the shard begins with.
-        samples: how many it holds.
     """
-    header, extents, size_bytes = _header(schema, samples)
-    digest = hashlib.sha256()
-    with files.temporary(path) as file:
-        _put(file, digest, header)
-        for name, extent in extents.items():
-            _put(file, digest, b"\0" * (extent.offset - file.tell()))
-            _copy(columns[name], file, digest, start=first * sample_bytes(schema.columns[name]), size=extent.bytes)
-        _put(file, digest, b"\0" * (size_bytes - file.tell()))
-    files.publish(files.temporary_path(path), path)
+    tensors = [tensor for name in sorted(schema.columns) for tensor in _tensors(schema, name, slices)]
+    header, places, size = _header(tensors)
+    with new_file(path) as file:
+        file.write(header)
+        for name in sorted(schema.columns):
+            file.fill(places[name])
+            file.write_all(slices[name].blocks())
+            if OFFSETS + name in places:
+                file.fill(places[OFFSETS + name])
+                file.write_all(slices[name].offset_blocks())
+        file.fill(size)
     return Shard(
         file=path.name,
-        bytes=size_bytes,
-        sha256=digest.hexdigest(),
+        bytes=file.size,
+        sha256=file.sha256,
         first_sample=first,
-        samples=samples,
-        columns=extents,
+        samples=next(iter(slices.values())).samples,
+        columns={name: _extent(name, places, slices) for name in sorted(schema.columns)},
     )
 
 
-def _header(schema: DatasetSchema, samples: int) -> tuple[bytes, dict[str, ColumnExtent], int]:
-    """The header with its length, where each column lies in the file, and the size of the file."""
+def _tensors(schema: DatasetSchema, name: str, slices: Slices) -> Iterator[_Tensor]:
+    """One for a column of fixed length, two for one of variable length."""
+    column, one = schema.columns[name], slices[name]
+    items = one.bytes // sample_bytes(column)
+    yield _Tensor(name, _DTYPES[column.dtype], (items, *column.shape), one.bytes)
+    if one.lengths is not None:
+        yield _Tensor(OFFSETS + name, _DTYPES["int64"], (one.samples + 1,), _OFFSET_BYTES * (one.samples + 1))
+
+
+def _header(tensors: list[_Tensor]) -> tuple[bytes, dict[str, int], int]:
+    """The header with its length, where each tensor lies in the file, and the size of the file."""
     entries: dict[str, object] = {}
-    places: dict[str, tuple[int, int]] = {}
+    starts: dict[str, int] = {}
     end = 0
-    for name in sorted(schema.columns):
-        column = schema.columns[name]
-        size = sample_bytes(column) * samples
-        places[name] = (end, size)
-        entries[name] = _entry(_DTYPES[column.dtype], (samples, *column.shape), end, size)
-        end += size
+    for tensor in tensors:
+        starts[tensor.name] = end
+        entries[tensor.name] = _entry(tensor.dtype, tensor.shape, end, tensor.size)
+        end += tensor.size
         if padding := -end % ALIGN_BYTES:
-            entries[PADDING + name] = _entry("U8", (padding,), end, padding)
+            entries[PADDING + tensor.name] = _entry("U8", (padding,), end, padding)
             end += padding
     text = orjson.dumps(entries)
     text += b" " * (-(len(text) + 8) % ALIGN_BYTES)
     header = len(text).to_bytes(8, "little") + text
-    extents = {name: ColumnExtent(offset=len(header) + at, bytes=size) for name, (at, size) in places.items()}
-    return header, extents, len(header) + end
+    return header, {name: len(header) + start for name, start in starts.items()}, len(header) + end
 
 
 def _entry(dtype: str, shape: tuple[int, ...], start: int, size: int) -> dict[str, object]:
     return {"dtype": dtype, "shape": shape, "data_offsets": [start, start + size]}
 
 
-def _put(file: BinaryIO, digest: hashlib._Hash, data: bytes) -> None:
-    file.write(data)
-    digest.update(data)
-
-
-def _copy(source: Path, target: BinaryIO, digest: hashlib._Hash, *, start: int, size: int) -> None:
-    with source.open("rb") as column:
-        column.seek(start)
-        while size > 0:
-            data = column.read(min(size, _COPY_BYTES))
-            if not data:
-                raise EOFError(f"{source} is {size} bytes short")
-            _put(target, digest, data)
-            size -= len(data)
+def _extent(name: str, places: dict[str, int], slices: Slices) -> ColumnExtent:
+    one = slices[name]
+    offsets = None
+    if one.lengths is not None:
+        offsets = Extent(offset=places[OFFSETS + name], bytes=_OFFSET_BYTES * (one.samples + 1))
+    return ColumnExtent(offset=places[name], bytes=one.bytes, offsets=offsets)

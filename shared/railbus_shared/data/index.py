@@ -72,9 +72,7 @@ class DatasetIndex:
     @classmethod
     def read(cls, schema_path: Path, index_path: Path) -> DatasetIndex:
         """The index in two files, wherever they lie; raises DatasetNotFound, SchemaInvalid, IndexInvalid."""
-        return cls.parse(
-            _bytes_of(schema_path, SchemaInvalid), _bytes_of(index_path, IndexInvalid), folder=index_path.parent
-        )
+        return cls.parse(*read_pair(schema_path, index_path), folder=index_path.parent)
 
     @classmethod
     def parse(cls, schema_bytes: bytes | None, index_bytes: bytes | None, *, folder: Path) -> DatasetIndex:
@@ -142,6 +140,28 @@ class DatasetIndex:
             look_at(shards / shard.file, size_bytes=shard.bytes)
             if shard.sidecar is not None:
                 look_at(shards / shard.sidecar.file, size_bytes=shard.sidecar.bytes)
+
+
+def read_pair(schema_path: Path, index_path: Path) -> tuple[bytes | None, bytes | None]:
+    """The bytes of a schema and an index that belong together, None for a file that is missing.
+
+    An append replaces the schema before the index, and has put both older ones into `versions/` before that. So with
+    the index read first, the schema that it names is found in one place or the other, whatever happens meanwhile.
+    Raises SchemaInvalid or IndexInvalid for a file that cannot be read.
+    """
+    index = _bytes_of(index_path, IndexInvalid)
+    schema = _bytes_of(schema_path, SchemaInvalid)
+    if index is None or schema is None or _names(index, schema):
+        return schema, index
+    for path in sorted(index_path.parent.glob("versions/*/schema.json"), reverse=True):
+        if (kept := _bytes_of(path, SchemaInvalid)) is not None and _names(index, kept):
+            return kept, index
+    return schema, index
+
+
+def _names(index: bytes, schema: bytes) -> bool:
+    """Whether the bytes of an index have the hash of a schema's in them; a look that needs no parsing."""
+    return hashlib.sha256(schema).hexdigest().encode() in index
 
 
 def unreadable(path: Path, exc: OSError, error: type[RailbusError]) -> RailbusError:
