@@ -21,7 +21,7 @@ from railbus_dataloader.verification import Wanted
 from railbus_shared import clock
 from railbus_shared.contracts.artifacts import Shard
 from railbus_shared.contracts.requests import DatasetSummary, SplitSummary
-from railbus_shared.data.index import DatasetIndex, unreadable
+from railbus_shared.data.index import DatasetIndex, schema_of, unreadable
 from railbus_shared.errors import DatasetNotFound, IndexInvalid, InvalidName, NotFound, RailbusError, SchemaInvalid
 from railbus_shared.layout import Layout
 from railbus_shared.names import checked_name
@@ -146,7 +146,9 @@ class Catalogue:
         stamps = await asyncio.to_thread(_stamps, (schema_path, index_path))
         known = self._indexes.pop(name, None)
         if known is None or known.files != stamps:
-            schema, index = await _read(schema_path, SchemaInvalid), await _read(index_path, IndexInvalid)
+            index = await _read(index_path, IndexInvalid)  # before the schema, as `schema_of` wants it
+            schema = await _read(schema_path, SchemaInvalid)
+            schema = await asyncio.to_thread(schema_of, index, schema, folder=folder)
             found = await asyncio.to_thread(DatasetIndex.parse, schema, index, folder=folder)
             found.check_name(name)
             known = _Remembered(found, stamps)

@@ -145,18 +145,24 @@ class DatasetIndex:
 def read_pair(schema_path: Path, index_path: Path) -> tuple[bytes | None, bytes | None]:
     """The bytes of a schema and an index that belong together, None for a file that is missing.
 
-    An append replaces the schema before the index, and has put both older ones into `versions/` before that. So with
-    the index read first, the schema that it names is found in one place or the other, whatever happens meanwhile.
     Raises SchemaInvalid or IndexInvalid for a file that cannot be read.
     """
     index = _bytes_of(index_path, IndexInvalid)
-    schema = _bytes_of(schema_path, SchemaInvalid)
+    return schema_of(index, _bytes_of(schema_path, SchemaInvalid), folder=index_path.parent), index
+
+
+def schema_of(index: bytes | None, schema: bytes | None, *, folder: Path) -> bytes | None:
+    """The schema that an index names: `schema`, or one that an append has put into `versions/`.
+
+    An append replaces the schema before the index, and has put both older ones into `versions/` before that. So if the
+    index was read first, its schema is found in one place or the other, whatever happens meanwhile.
+    """
     if index is None or schema is None or _names(index, schema):
-        return schema, index
-    for path in sorted(index_path.parent.glob("versions/*/schema.json"), reverse=True):
+        return schema
+    for path in sorted(folder.glob("versions/*/schema.json"), reverse=True):
         if (kept := _bytes_of(path, SchemaInvalid)) is not None and _names(index, kept):
-            return kept, index
-    return schema, index
+            return kept
+    return schema
 
 
 def _names(index: bytes, schema: bytes) -> bool:
