@@ -53,7 +53,7 @@ class Piece:
 
     def equals(self, other: Piece) -> bool:
         """Whether both hold the same bytes; unlike numbers, a NaN is then equal to itself."""
-        if self.lengths is not None and not np.array_equal(self.lengths, other.lengths):  # type: ignore[arg-type]
+        if not np.array_equal(lengths_of(self), lengths_of(other)):
             return False
         return self.values.shape == other.values.shape and np.array_equal(bytes_of(self.values), bytes_of(other.values))
 
