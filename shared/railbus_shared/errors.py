@@ -244,6 +244,20 @@ class ServicesNotReady(TransientError):
     """What `railbus up` starts is not ready in time, or has ended; the message names which, and its log."""
 
 
+class TransferBroken(TransientError):
+    """A file that another host sends stopped coming, or came otherwise than asked for; it is asked for again."""
+
+
+class TooManyTransfers(TransientError):
+    """A dataloader sends as many files as it may, and as many wait; another host is asked, or this one later."""
+
+    status = 429
+
+
+class NoSource(TransientError):
+    """No other host and no origin has the file at present; the details of each stand in the dataloader's log."""
+
+
 class DeviceUnreadable(TransientError):
     """The driver of a device does not answer; whether its processes are gone is unknown."""
 

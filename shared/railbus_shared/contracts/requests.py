@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from railbus_shared.contracts.artifacts import FileName
 from railbus_shared.contracts.devices import AttemptRef, DeviceInfo, HeldLease, HostReport, Lease, RunnerReport
 from railbus_shared.contracts.jobs import DevicePreference, JobRecord, JobState
 from railbus_shared.contracts.model import Contract, Count, Id, Items, Name, Sha256, Time
@@ -203,6 +204,42 @@ class CloseStream(Contract):
     stream: Id
 
 
+class SendFile(Contract):
+    """A dataloader asks another for a file of a dataset; the bytes come in chunks into an inbox of its own."""
+
+    dataset: Name
+    index_sha256: Sha256
+    """The version of the dataset: the file is sent only if it is the one that is there."""
+    file: FileName
+    """`schema`, `index`, or the name of a shard or of a sidecar."""
+    offset: Count = 0
+    """Where to begin, for one that has the bytes before it."""
+    window_bytes: int = Field(ge=1 << 19, le=1 << 26)
+    """Credit to begin with: so many bytes may be under way at once."""
+    to: str = Field(max_length=256)
+    """The inbox for the chunks."""
+    asker: Id
+    """The host that asks; hosts that ask a lot wait longer than others."""
+
+
+class SendingFile(Contract):
+    """Answer to SendFile: the chunks are about to come."""
+
+    bytes: Count
+    """Of the whole file."""
+    credit: str
+    """The inbox for GrantCredit."""
+
+
+class GrantCredit(Contract):
+    """The receiver of a file takes more of it; sent without being asked for, and not answered."""
+
+    up_to: Count
+    """The offset in the file before which everything may be sent."""
+    done: bool = False
+    """Nothing more is wanted."""
+
+
 class QueryEvents(Contract):
     """Asks telemetry for events from the files, oldest first."""
 
@@ -239,6 +276,7 @@ __all__ = [
     "DrainHost",
     "EventLines",
     "Flushed",
+    "GrantCredit",
     "HeldLeases",
     "JobList",
     "JobRef",
@@ -249,6 +287,8 @@ __all__ = [
     "OpenStream",
     "OpenedStream",
     "QueryEvents",
+    "SendFile",
+    "SendingFile",
     "SplitSummary",
     "StartAttempt",
     "StopAttempt",

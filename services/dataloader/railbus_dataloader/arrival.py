@@ -1,0 +1,105 @@
+"""`Arrival`: a file while it comes in, in order and hashed as it is written, whatever its source.
+
+Nothing is written that does not follow what is there: a doubled chunk, a gap, and bytes beyond the end are refused
+before they touch the file. So what lies on disk is always a beginning of the file as its source has it, from which
+another attempt, or another source, may go on; whether it is the right file is known at the end, by its hash.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from railbus_dataloader.sources import WantedFile
+from railbus_shared import files
+from railbus_shared.bus.chunks import CHUNK_BYTES, Chunk
+from railbus_shared.errors import ShardCorrupt, TransferBroken
+
+MAX_UNTOLD_BYTES: Final = 1 << 30
+"""Of a file whose size only its sender tells: an index of a thousand shards has less than 1 MB."""
+_HASH_BYTES: Final = 1 << 20
+
+
+class Arrival:
+    """One file on its way in. What reads, writes and hashes is to be called in a thread; `close` is quick."""
+
+    def __init__(self, wanted: WantedFile, into: Path) -> None:
+        self.wanted = wanted
+        self.size = wanted.bytes
+        self.position = 0
+        """So many bytes are there."""
+        self._path = into
+        self._digest = hashlib.sha256()
+        self._fd = -1
+        self._is_closed = False
+        self._in_use = threading.Lock()  # a thread whose task was cancelled goes on for a moment
+
+    def open(self) -> None:
+        """Open the file, made if it is missing, and hash what it holds; more than it can have is thrown away."""
+        with self._in_use, files.storage_errors(self._path):
+            self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+            if os.fstat(self._fd).st_size > (self.size or 0):
+                os.ftruncate(self._fd, 0)
+            while not self._is_closed and (data := os.pread(self._fd, _HASH_BYTES, self.position)):
+                self._digest.update(data)
+                self.position += len(data)
+
+    def close(self) -> None:
+        """May be called while another method runs in a thread: that one ends after its present piece."""
+        self._is_closed = True
+        with self._in_use:
+            if self._fd >= 0:
+                os.close(self._fd)
+            self._fd = -1
+
+    @property
+    def is_complete(self) -> bool:
+        return self.position == self.size
+
+    def expect(self, size: int) -> None:
+        """What a source says of the file's size; raises TransferBroken if it cannot be the file."""
+        if self.size is None and size <= MAX_UNTOLD_BYTES:
+            self.size = size
+        if size != self.size:
+            raise TransferBroken(
+                f"it has {size} bytes there, expected {self.size or f'at most {MAX_UNTOLD_BYTES}'}",
+                hint="another source is asked",
+            )
+
+    def take(self, chunks: Sequence[Chunk]) -> None:
+        """Write chunks that follow each other and what is there; raises TransferBroken at the first that does not."""
+        with self._in_use, files.storage_errors(self._path):
+            for chunk in chunks:
+                self._check(chunk)
+                if self._is_closed:
+                    return
+                self._write(chunk.data)
+                self._digest.update(chunk.data)
+                self.position += len(chunk.data)
+
+    def check(self, source: str) -> None:
+        """Raises ShardCorrupt, and removes the file, unless its bytes have the hash that is wanted."""
+        actual = self._digest.hexdigest()
+        if actual != self.wanted.sha256:
+            self._path.unlink(missing_ok=True)
+            where = f"{source}/{self.wanted.dataset}/{self.wanted.file}"
+            raise ShardCorrupt(path=where, expected=self.wanted.sha256, actual=actual)
+
+    def _check(self, chunk: Chunk) -> None:
+        size, length = self.size or 0, len(chunk.data)
+        if chunk.offset != self.position:
+            problem = "twice" if chunk.offset < self.position else "out of order"
+            raise TransferBroken(f"a chunk came {problem}: at {chunk.offset}, expected {self.position}")
+        if length > size - self.position:
+            raise TransferBroken(f"{length} bytes came at {chunk.offset}, but the file ends at {size}")
+        if length not in {0, size - self.position} and length < CHUNK_BYTES:
+            raise TransferBroken(f"a chunk of {length} bytes came, expected {CHUNK_BYTES} but for the last")
+
+    def _write(self, data: memoryview) -> None:
+        done = 0
+        while done < len(data):
+            done += os.pwrite(self._fd, data[done:], self.position + done)
