@@ -30,6 +30,7 @@ ONLY_IN = {
     "nats": ("railbus_shared.bus",),
     "pynvml": ("railbus_device_manager.nvml",),
     "torch": ("railbus_runner",),
+    "obstore": ("railbus_dataloader.objectstore",),
     "click": ("railbus.cli",),
     "rich": ("railbus.cli",),
     "pyarrow": ("railbus_shared.data.parquet", "railbus_shared.data.parquet_writer"),

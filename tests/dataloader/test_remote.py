@@ -17,6 +17,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 import small_datasets
+from railbus_dataloader.arrival import UNTOLD
 from railbus_dataloader.fetching import FetchLimits, NatsSource
 from railbus_dataloader.loader import ShardLoader
 from railbus_dataloader.serving import FileServer, SendLimits
@@ -116,16 +117,15 @@ async def test_a_shard_arrives_whole_with_its_schema_and_index(
     async with serving_host(common, tmp_path, "a") as host, bulk(common) as bus:
         index = big(host.layout)
         want = wanted(index)
-        assert want.bytes is not None
         assert want.bytes > 4 * CHUNK_BYTES
         others = [
-            WantedFile("d", index.sha256, "schema", index.file.schema_sha256, None),
-            WantedFile("d", index.sha256, "index", index.sha256, None),
+            WantedFile("d", index.sha256, "schema.json", index.file.schema_sha256, UNTOLD),
+            WantedFile("d", index.sha256, "index.json", index.sha256, UNTOLD),
         ]
         for one in (want, *others):
             await source(bus, "here", "a").fetch(one, tmp_path / one.file)
             assert is_whole(tmp_path / one.file, one)
-        assert DatasetIndex.read(tmp_path / "schema", tmp_path / "index").sha256 == index.sha256
+        assert DatasetIndex.read(tmp_path / "schema.json", tmp_path / "index.json").sha256 == index.sha256
 
 
 async def test_a_file_is_gone_on_with_from_what_is_there(
@@ -152,7 +152,7 @@ async def test_a_wrong_beginning_is_found_out_and_nothing_of_it_stays(
         with pytest.raises(ShardCorrupt, match=r"host a/d/shard-00000\.data"):
             await source(bus, "a").fetch(want, into)
         assert not into.exists()
-        into.write_bytes(b"x" * ((want.bytes or 0) + 1))  # more than it can have: thrown away
+        into.write_bytes(b"x" * (want.bytes + 1))  # more than it can have: thrown away
         await source(bus, "a").fetch(want, into)
         assert is_whole(into, want)
 
@@ -195,7 +195,7 @@ async def test_a_shard_that_changes_under_the_server_is_not_sent_on(
         async with taker.asking(want, window_bytes=2 * CHUNK_BYTES):
             await until(lambda: taker.position == 2 * CHUNK_BYTES)
             small_datasets.flip(shard, at=-1)
-            await taker.grant(want.bytes or 0)
+            await taker.grant(want.bytes)
             await until(lambda: "TRANSFER_BROKEN" in taker.errors)
         assert taker.position == 2 * CHUNK_BYTES
         with pytest.raises(ShardCorrupt):
@@ -212,7 +212,7 @@ async def test_a_file_that_is_cut_under_the_server_ends_one_transfer_only(
         async with taker.asking(want, window_bytes=2 * CHUNK_BYTES):
             await until(lambda: taker.position == 2 * CHUNK_BYTES)
             os.truncate(host.layout.shards("d") / want.file, 100)
-            await taker.grant(want.bytes or 0)
+            await taker.grant(want.bytes)
             await until(lambda: "TRANSFER_BROKEN" in taker.errors)
         await source(bus, "a").fetch(other, tmp_path / "got")
         assert is_whole(tmp_path / "got", other)
@@ -456,7 +456,7 @@ async def test_a_host_that_lies_about_the_bytes_is_named_and_nothing_of_them_sta
 ) -> None:
     async with bulk(common) as bus:
         want = wanted(big(Layout(tmp_path / "x")))
-        lie = b"y" * (want.bytes or 0)
+        lie = b"y" * want.bytes
 
         async def all_of_it(client: Client, request: SendFile, whole: bytes, asked: int) -> None:
             await _send(client, request, whole, range(request.offset, len(whole), CHUNK_BYTES))
@@ -474,7 +474,7 @@ async def test_a_host_that_lies_about_the_size_is_not_believed(
 ) -> None:
     async with bulk(common) as bus:
         index = big(Layout(tmp_path / "x"), 10)
-        unknown = WantedFile("d", index.sha256, "index", index.sha256, None)
+        unknown = WantedFile("d", index.sha256, "index.json", index.sha256, UNTOLD)
         async with hostile(server, "a", b"", silence, size=size):
             for want in (wanted(index), unknown):
                 with pytest.raises((TransientError, ShardCorrupt)):

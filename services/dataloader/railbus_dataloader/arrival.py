@@ -19,8 +19,9 @@ from railbus_shared import files
 from railbus_shared.bus.chunks import CHUNK_BYTES, Chunk
 from railbus_shared.errors import ShardCorrupt, TransferBroken
 
-MAX_UNTOLD_BYTES: Final = 1 << 30
-"""Of a file whose size only its sender tells: an index of a thousand shards has less than 1 MB."""
+UNTOLD: Final = -1
+"""Stands for a size that only the sender tells: of an index, of which no more than its hash is known."""
+_MAX_UNTOLD_BYTES: Final = 1 << 28  # the index of a thousand shards has less than 1 MB
 _HASH_BYTES: Final = 1 << 20
 
 
@@ -29,7 +30,7 @@ class Arrival:
 
     def __init__(self, wanted: WantedFile, into: Path) -> None:
         self.wanted = wanted
-        self.size = wanted.bytes
+        self.size = None if wanted.bytes == UNTOLD else wanted.bytes
         self.position = 0
         """So many bytes are there."""
         self._path = into
@@ -62,11 +63,11 @@ class Arrival:
 
     def expect(self, size: int) -> None:
         """What a source says of the file's size; raises TransferBroken if it cannot be the file."""
-        if self.size is None and size <= MAX_UNTOLD_BYTES:
+        if self.size is None and size <= _MAX_UNTOLD_BYTES:
             self.size = size
         if size != self.size:
             raise TransferBroken(
-                f"it has {size} bytes there, expected {self.size or f'at most {MAX_UNTOLD_BYTES}'}",
+                f"it has {size} bytes there, expected {self.size or f'at most {_MAX_UNTOLD_BYTES}'}",
                 hint="another source is asked",
             )
 
