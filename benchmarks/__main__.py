@@ -9,7 +9,7 @@ import importlib
 import sys
 from typing import Final
 
-NAMES: Final = ("up_time", "submit_latency", "train_throughput", "log_series", "import_speed")
+NAMES: Final = ("up_time", "submit_latency", "train_throughput", "log_series", "import_speed", "remote_shard")
 
 
 def main() -> int:
