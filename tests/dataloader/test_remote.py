@@ -8,7 +8,6 @@ import os
 import resource
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import nats
@@ -17,26 +16,22 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 import small_datasets
-from railbus_dataloader.arrival import UNTOLD
 from railbus_dataloader.fetching import FetchLimits, NatsSource
-from railbus_dataloader.loader import ShardLoader
-from railbus_dataloader.serving import FileServer, SendLimits
+from railbus_dataloader.serving import SendLimits
 from railbus_dataloader.sources import WantedFile
 from railbus_shared import files, wire
 from railbus_shared.bus.chunks import CHUNK_BYTES
 from railbus_shared.bus.connection import Bus
-from railbus_shared.bus.endpoints import Endpoint, serving
 from railbus_shared.contracts.requests import GrantCredit, SendFile, SendingFile
 from railbus_shared.data.index import DatasetIndex
 from railbus_shared.errors import NoSource, RailbusError, ShardCorrupt, StorageFull, TooManyTransfers, TransientError
 from railbus_shared.layout import Layout
-from railbus_shared.metrics import Metrics
 from railbus_shared.settings import CommonSettings
+from remote_hosts import bulk, serving_host
 from servers import Server
 from until import until
 
 LIMITS = FetchLimits(window_bytes=4 * CHUNK_BYTES, stall_s=1.0, patience_s=3.0)
-SEND = SendLimits(transfers=2, stall_s=2.0, sign_s=0.2)
 
 
 @pytest.fixture
@@ -48,43 +43,6 @@ def server(tmp_path: Path) -> Iterator[Server]:
     running.start()
     yield running
     running.stop()
-
-
-@dataclass
-class Host:
-    """A host whose dataloader answers for files only."""
-
-    name: str
-    layout: Layout
-    bus: Bus
-    requests: list[SendFile] = field(default_factory=list)
-
-
-@contextlib.asynccontextmanager
-async def serving_host(
-    common: CommonSettings, folder: Path, name: str, limits: SendLimits = SEND
-) -> AsyncIterator[Host]:
-    layout = Layout(folder / name)
-    loader = ShardLoader(layout, host=name, state_dir=layout.state / "dataloader")
-    async with bulk(common) as control, bulk(common) as bus:
-        host = Host(name, layout, bus)
-        server = FileServer(bus, layout, loader._index, limits=limits)
-
-        async def send(request: SendFile) -> SendingFile:
-            host.requests.append(request)
-            return await server.send(request)
-
-        endpoint = Endpoint("shard", f"railbus.req.data.{name}.shard", SendFile, send)
-        endpoints = serving(control, "dataloader", "", [endpoint], metrics=Metrics(name), rejected=lambda *_: None)
-        async with server.running(), endpoints:
-            yield host
-    await loader.close()
-
-
-@contextlib.asynccontextmanager
-async def bulk(common: CommonSettings) -> AsyncIterator[Bus]:
-    async with Bus.open(common, name="dataloader", service=True) as bus:
-        yield bus
 
 
 def source(bus: Bus, *hosts: str, limits: FetchLimits = LIMITS) -> NatsSource:
@@ -104,6 +62,11 @@ def wanted(index: DatasetIndex, number: int = 0) -> WantedFile:
     return WantedFile(index.schema.name, index.sha256, shard.file, shard.sha256, shard.bytes)
 
 
+def size(want: WantedFile) -> int:
+    assert want.bytes is not None
+    return want.bytes
+
+
 def is_whole(path: Path, want: WantedFile) -> bool:
     return files.sha256_file(path) == want.sha256
 
@@ -117,15 +80,15 @@ async def test_a_shard_arrives_whole_with_its_schema_and_index(
     async with serving_host(common, tmp_path, "a") as host, bulk(common) as bus:
         index = big(host.layout)
         want = wanted(index)
-        assert want.bytes > 4 * CHUNK_BYTES
+        assert size(want) > 4 * CHUNK_BYTES
         others = [
-            WantedFile("d", index.sha256, "schema.json", index.file.schema_sha256, UNTOLD),
-            WantedFile("d", index.sha256, "index.json", index.sha256, UNTOLD),
+            WantedFile("d", index.sha256, "schema", index.file.schema_sha256, None),
+            WantedFile("d", index.sha256, "index", index.sha256, None),
         ]
         for one in (want, *others):
             await source(bus, "here", "a").fetch(one, tmp_path / one.file)
             assert is_whole(tmp_path / one.file, one)
-        assert DatasetIndex.read(tmp_path / "schema.json", tmp_path / "index.json").sha256 == index.sha256
+        assert DatasetIndex.read(tmp_path / "schema", tmp_path / "index").sha256 == index.sha256
 
 
 async def test_a_file_is_gone_on_with_from_what_is_there(
@@ -152,7 +115,7 @@ async def test_a_wrong_beginning_is_found_out_and_nothing_of_it_stays(
         with pytest.raises(ShardCorrupt, match=r"host a/d/shard-00000\.data"):
             await source(bus, "a").fetch(want, into)
         assert not into.exists()
-        into.write_bytes(b"x" * (want.bytes + 1))  # more than it can have: thrown away
+        into.write_bytes(b"x" * (size(want) + 1))  # more than it can have: thrown away
         await source(bus, "a").fetch(want, into)
         assert is_whole(into, want)
 
@@ -195,7 +158,7 @@ async def test_a_shard_that_changes_under_the_server_is_not_sent_on(
         async with taker.asking(want, window_bytes=2 * CHUNK_BYTES):
             await until(lambda: taker.position == 2 * CHUNK_BYTES)
             small_datasets.flip(shard, at=-1)
-            await taker.grant(want.bytes)
+            await taker.grant(size(want))
             await until(lambda: "TRANSFER_BROKEN" in taker.errors)
         assert taker.position == 2 * CHUNK_BYTES
         with pytest.raises(ShardCorrupt):
@@ -212,7 +175,7 @@ async def test_a_file_that_is_cut_under_the_server_ends_one_transfer_only(
         async with taker.asking(want, window_bytes=2 * CHUNK_BYTES):
             await until(lambda: taker.position == 2 * CHUNK_BYTES)
             os.truncate(host.layout.shards("d") / want.file, 100)
-            await taker.grant(want.bytes)
+            await taker.grant(size(want))
             await until(lambda: "TRANSFER_BROKEN" in taker.errors)
         await source(bus, "a").fetch(other, tmp_path / "got")
         assert is_whole(tmp_path / "got", other)
@@ -456,7 +419,7 @@ async def test_a_host_that_lies_about_the_bytes_is_named_and_nothing_of_them_sta
 ) -> None:
     async with bulk(common) as bus:
         want = wanted(big(Layout(tmp_path / "x")))
-        lie = b"y" * want.bytes
+        lie = b"y" * size(want)
 
         async def all_of_it(client: Client, request: SendFile, whole: bytes, asked: int) -> None:
             await _send(client, request, whole, range(request.offset, len(whole), CHUNK_BYTES))
@@ -474,7 +437,7 @@ async def test_a_host_that_lies_about_the_size_is_not_believed(
 ) -> None:
     async with bulk(common) as bus:
         index = big(Layout(tmp_path / "x"), 10)
-        unknown = WantedFile("d", index.sha256, "index.json", index.sha256, UNTOLD)
+        unknown = WantedFile("d", index.sha256, "index", index.sha256, None)
         async with hostile(server, "a", b"", silence, size=size):
             for want in (wanted(index), unknown):
                 with pytest.raises((TransientError, ShardCorrupt)):

@@ -17,14 +17,18 @@ import pytest
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
+import small_datasets
 from railbus.embedded.credentials import UserKey, ensure_keys
 from railbus.embedded.nats_server import NatsServer, find_server
 from railbus.embedded.permissions import HUMAN, SERVICE_USERS, USERS, permissions
 from railbus.embedded.server_config import ServerFiles, render
+from railbus_dataloader.fetching import FetchLimits, NatsSource
+from railbus_dataloader.sources import WantedFile
 from railbus_shared.bus import topology
 from railbus_shared.bus.bucket import Bucket, SnapshotEnd, Write
 from railbus_shared.bus.connection import Bus
 from railbus_shared.settings import CommonSettings
+from remote_hosts import bulk, serving_host
 from until import PATIENCE_S
 
 STREAMS = ("RAILBUS_JOBS", "RAILBUS_EVENTS", "KV_railbus_jobs")
@@ -324,6 +328,25 @@ async def test_a_service_answers_a_person_and_another_service(cluster: Cluster) 
             async with cluster.client(user) as (asker, _):
                 assert (await asker.request("railbus.req.data.list", b"{}", timeout=PATIENCE_S)).data == b"here"
         assert errors == []
+
+
+async def test_a_dataloader_fetches_a_file_from_another(cluster: Cluster, tmp_path: Path) -> None:
+    settings = cluster.settings("dataloader")
+    async with serving_host(settings, tmp_path, "a") as host, bulk(settings) as bus:
+        index = small_datasets.write(host.layout, 10)
+        shard = index.file.shards[0]
+
+        async def hosts(_: WantedFile) -> tuple[str, ...]:
+            return ("a",)
+
+        source = NatsSource(bus, hosts, host="b", limits=FetchLimits(stall_s=2))
+        await source.fetch(WantedFile("d", index.sha256, shard.file, shard.sha256, shard.bytes), tmp_path / "got")
+        assert (tmp_path / "got").stat().st_size == shard.bytes
+
+
+async def test_a_person_cannot_take_a_file_beyond_the_first_window(cluster: Cluster) -> None:
+    """Credit goes to an inbox of the sender, where no person may publish."""
+    assert await _may_publish(cluster, HUMAN, ["_RINBOX.dataloader.x"]) == []
 
 
 @pytest.mark.parametrize("who", ["nobody", "a stranger", "another's signature"])

@@ -19,9 +19,9 @@ from railbus_shared import files
 from railbus_shared.bus.chunks import CHUNK_BYTES, Chunk
 from railbus_shared.errors import ShardCorrupt, TransferBroken
 
-UNTOLD: Final = -1
-"""Stands for a size that only the sender tells: of an index, of which no more than its hash is known."""
-_MAX_UNTOLD_BYTES: Final = 1 << 28  # the index of a thousand shards has less than 1 MB
+_MAX_UNTOLD_BYTES: Final = (
+    1 << 28
+)  # of an index, of which only the hash is known; a thousand shards take less than 1 MB
 _HASH_BYTES: Final = 1 << 20
 
 
@@ -30,7 +30,7 @@ class Arrival:
 
     def __init__(self, wanted: WantedFile, into: Path) -> None:
         self.wanted = wanted
-        self.size = None if wanted.bytes == UNTOLD else wanted.bytes
+        self.size = wanted.bytes
         self.position = 0
         """So many bytes are there."""
         self._path = into

@@ -69,7 +69,7 @@ class ObjectStoreSource:
         try:
             await asyncio.to_thread(arrival.open)
             arrival.expect(await self._size(path))
-            await self._bring(path, arrival, wanted.bytes)
+            await self._bring(path, arrival, arrival.size or 0)
             await asyncio.to_thread(arrival.check, self.url)
         finally:
             arrival.close()

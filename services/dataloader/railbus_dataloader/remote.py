@@ -16,7 +16,6 @@ from typing import Final
 
 import orjson
 
-from railbus_dataloader.arrival import UNTOLD
 from railbus_dataloader.objectstore import ObjectStoreSource, OriginFiles
 from railbus_dataloader.sources import RemoteDataset, Source, WantedFile
 from railbus_shared import files
@@ -50,7 +49,7 @@ class RemoteDatasets:
         self, folder: Path, summary: Summary, *, host: str, peers: Source, origins: Sequence[ObjectStoreSource]
     ) -> None:
         """Indexes are kept in `folder`, by hash; `peers` are the dataloaders of other hosts."""
-        self._folder = folder
+        self._folder = folder.absolute()
         self._summary = summary
         self._host = host
         self._peers = peers
@@ -63,56 +62,59 @@ class RemoteDatasets:
         problem: RailbusError | None = None
         for look in (self._on_hosts, self._at_origins):
             try:
-                index = await look(dataset)
+                found = await look(dataset)
             except StorageFull:
                 raise
             except RailbusError as exc:
                 logger.warning("dataset not found there", extra={"dataset": dataset, "problem": str(exc)})
                 problem = problem or exc
                 continue
-            if index is not None:
-                folder = self._folder / index.sha256
-                sources = (self._peers, *self._origins)
-                return RemoteDataset(index, folder / "schema.json", folder / "index.json", sources)
+            if found is not None:
+                return found
         raise problem or DatasetNotFound(
             f"dataset has value {dataset!r}: it lies neither under this root nor on another host nor at an origin",
             hint="`railbus dataset list` shows what there is, `railbus dataset import` makes one",
             details={"field": "dataset", "value": dataset},
         )
 
-    async def _on_hosts(self, dataset: str) -> DatasetIndex | None:
+    async def _on_hosts(self, dataset: str) -> RemoteDataset | None:
         summary = await self._summary(dataset)
         if summary is None or not set(summary.hosts) - {self._host}:
             return None
         sha256 = summary.index_sha256
         known = await self._kept(dataset, sha256)
-        if known is not None:
-            return known
-        index = await self._small(dataset, sha256, "index.json", sha256)
-        schema = await self._small(dataset, sha256, "schema.json", _schema_sha256(index))
-        return await self._keep(dataset, OriginFiles(schema, index))
+        if known is None:
+            index = await self._small(dataset, sha256, "index", sha256)
+            schema = await self._small(dataset, sha256, "schema", _schema_sha256(index))
+            known = await self._keep(dataset, OriginFiles(schema, index))
+        return self._found(known, summary.hosts)
 
-    async def _at_origins(self, dataset: str) -> DatasetIndex | None:
+    async def _at_origins(self, dataset: str) -> RemoteDataset | None:
         problem: TransientError | None = None
         for origin in self._origins:
             try:
-                found = await origin.describe(dataset)
+                files_there = await origin.describe(dataset)
             except NoSource as exc:
                 problem = exc
                 continue
-            if found is not None:
-                known = await self._kept(dataset, found.index_sha256)
-                return known or await self._keep(dataset, found)
+            if files_there is not None:
+                known = await self._kept(dataset, files_there.index_sha256)
+                return self._found(known or await self._keep(dataset, files_there), ())
         if problem is not None:
             raise problem
         return None
+
+    def _found(self, index: DatasetIndex, hosts: tuple[str, ...]) -> RemoteDataset:
+        folder = self._folder / index.sha256
+        sources = (self._peers, *self._origins)
+        return RemoteDataset(index, folder / "schema.json", folder / "index.json", sources, hosts)
 
     async def _small(self, dataset: str, index_sha256: str, file: str, sha256: str) -> bytes:
         """A file of another host that fits into memory, checked against its hash."""
         temporary = self._folder / f".{index_sha256}-{secrets.token_hex(4)}.tmp"
         await asyncio.to_thread(_make, self._folder)
         try:
-            await self._peers.fetch(WantedFile(dataset, index_sha256, file, sha256, UNTOLD), temporary)
+            await self._peers.fetch(WantedFile(dataset, index_sha256, file, sha256, None), temporary)
             return await asyncio.to_thread(temporary.read_bytes)
         finally:
             temporary.unlink(missing_ok=True)
@@ -128,7 +130,7 @@ class RemoteDatasets:
                 return None
             if index.sha256 != sha256:
                 return None
-        elif not (folder / "index.json").exists():
+        elif not await asyncio.to_thread((folder / "index.json").exists):
             return None
         index.check_name(dataset)
         return self._remember(index)

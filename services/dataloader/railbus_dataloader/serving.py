@@ -129,9 +129,9 @@ class FileServer:
         if index.sha256 != request.index_sha256:
             raise NotFound(f"dataset {request.dataset!r} has another version here: {index.sha256}")
         match request.file:
-            case "schema.json":
+            case "schema":
                 return self._layout.schema(request.dataset)
-            case "index.json":
+            case "index":
                 return self._layout.index(request.dataset)
             case name if name in file_names(index):
                 return self._layout.shards(request.dataset) / name

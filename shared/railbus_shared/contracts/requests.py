@@ -211,7 +211,7 @@ class SendFile(Contract):
     index_sha256: Sha256
     """The version of the dataset: the file is sent only if it is the one that is there."""
     file: FileName
-    """`schema.json`, `index.json`, or the name of a shard or sidecar under `shards/`."""
+    """`schema`, `index`, or the name of a shard or of a sidecar."""
     offset: Count = 0
     """Where to begin, for one that has the bytes before it."""
     window_bytes: int = Field(ge=1 << 19, le=1 << 26)
