@@ -152,7 +152,10 @@ class NatsSource:
             asker=self._host,
         )
         subject = self._bus.subjects.request(f"data.{host}", "shard")
-        return await self._bus.request(subject, request.to_map(), timeout_s=self._limits.stall_s)
+        try:
+            return await self._bus.request(subject, request.to_map(), timeout_s=self._limits.stall_s)
+        except StorageFull as exc:  # of theirs, which must not be taken for ours
+            raise TransferBroken(f"the host answers: {exc.message}") from exc
 
     async def _receive(self, receiver: ChunkReceiver, arrival: Arrival, credit: str) -> None:
         """Take chunks until the file is complete, granting more as they are written."""

@@ -181,14 +181,14 @@ class FileServer:
     async def _turn(self, request: SendFile, sender: ChunkSender) -> AsyncIterator[None]:
         """This asker's turn; until then the receiver gets signs of life."""
         async with contextlib.AsyncExitStack() as stack:
-            waiting = asyncio.ensure_future(stack.enter_async_context(self._turns.turn(request.asker)))
+            waiting = asyncio.create_task(stack.enter_async_context(self._turns.turn(request.asker)))
             try:
                 while not waiting.done():
                     await asyncio.wait({waiting}, timeout=self._limits.sign_s)
                     if not waiting.done():
                         await sender.send(request.offset, b"")
             except BaseException:
-                waiting.cancel()
+                await end(waiting)
                 raise
             yield
 

@@ -34,7 +34,6 @@ from railbus_shared.errors import (
     TransferBroken,
     UnsafeReply,
     WireError,
-    error_from_wire,
     shorten,
 )
 from railbus_shared.subjects import is_inbox
@@ -70,8 +69,8 @@ class ChunkReceiver:
     async def next(self, timeout_s: float) -> Chunk:
         """The next chunk, whatever its offset.
 
-        Raises TransferBroken after so many seconds of silence and after a reconnect, BadMessage for what is no chunk,
-        and what the sender says if it gives up.
+        Raises TransferBroken after so many seconds of silence, after a reconnect, and if the sender gives up, and
+        BadMessage for what is no chunk.
         """
         deadline = time.monotonic() + timeout_s
         while self._arrived.empty():
@@ -118,7 +117,8 @@ async def receiving(bus: Bus, *, window_bytes: int) -> AsyncIterator[ChunkReceiv
 def _chunk(message: Msg) -> Chunk:
     headers = message.headers or {}
     if ERROR_CODE_HEADER in headers:
-        raise error_from_wire(wire.decode(message.data))
+        error = wire.decode(message.data)
+        raise TransferBroken(f"the sender gave up: {shorten(error.get('message', error.get('code')), limit=300)}")
     if MALFORMED in headers or len(message.data) < _OFFSET.size:
         raise BadMessage(f"a message of {len(message.data)} bytes is no chunk", hint="another source is asked")
     (offset,) = _OFFSET.unpack_from(message.data)
@@ -146,12 +146,10 @@ class ChunkSender:
         Raises TransferBroken if it has left, if it says nothing for so long, and after a reconnect.
         """
         deadline = time.monotonic() + timeout_s
-        while self._granted < offset or self._is_done:
-            if self._is_done:
-                raise TransferBroken("the receiver takes no more")
+        while self._granted < offset:
+            self._check_wanted()
             if time.monotonic() >= deadline:
                 raise TransferBroken(f"the receiver granted nothing for {timeout_s:g} s")
-            self._check_connection()
             self._told.clear()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(min(_POLL_S, max(deadline - time.monotonic(), 0))):
@@ -159,8 +157,11 @@ class ChunkSender:
         return self._granted
 
     async def send(self, offset: int, data: bytes | memoryview) -> None:
-        """Send one chunk of at most CHUNK_BYTES; without bytes it is a sign of life. Raises TransferBroken."""
-        self._check_connection()
+        """Send one chunk of at most CHUNK_BYTES; without bytes it is a sign of life.
+
+        Raises TransferBroken if the receiver has left, and after a reconnect.
+        """
+        self._check_wanted()
         await self._bus.send(self._to, b"".join((_OFFSET.pack(offset), data)))
 
     async def give_up(self, error: RailbusError) -> None:
@@ -179,7 +180,9 @@ class ChunkSender:
             self._is_done = self._is_done or credit.done
             self.grant(credit.up_to)
 
-    def _check_connection(self) -> None:
+    def _check_wanted(self) -> None:
+        if self._is_done:
+            raise TransferBroken("the receiver takes no more")
         if self._bus.generation != self._generation or not self._bus.is_connected:
             raise TransferBroken("the connection to NATS was cut")
 
