@@ -31,7 +31,7 @@ from remote_hosts import bulk, serving_host
 from servers import Server
 from until import until
 
-LIMITS = FetchLimits(window_bytes=4 * CHUNK_BYTES, stall_s=1.0, patience_s=3.0)
+LIMITS = FetchLimits(window_bytes=4 * CHUNK_BYTES, stall_s=1.0, patience_s=3.0, pause_s=0.02)
 
 
 @pytest.fixture
@@ -206,7 +206,7 @@ async def test_hosts_take_turns_and_one_that_waits_is_told_so(
         async with holder.asking(want, window_bytes=2 * CHUNK_BYTES):
             await until(lambda: holder.position > 0)
             async with asyncio.TaskGroup() as tasks:
-                patient = FetchLimits(window_bytes=4 * CHUNK_BYTES, stall_s=0.6)
+                patient = FetchLimits(window_bytes=4 * CHUNK_BYTES, stall_s=0.6, pause_s=0.02)
                 waiting = tasks.create_task(source(bus, "a", limits=patient).fetch(want, tmp_path / "got"))
                 await asyncio.sleep(1.2)  # longer than silence is borne, but there were signs of life
                 assert not waiting.done()
@@ -403,7 +403,7 @@ def asked_before_b(want: WantedFile) -> str:
 async def test_what_a_host_sends_wrong_never_reaches_the_file_and_the_next_host_is_asked(
     server: Server, common: CommonSettings, tmp_path: Path, say: Say
 ) -> None:
-    limits = FetchLimits(window_bytes=2 * CHUNK_BYTES, stall_s=0.4, patience_s=0.8)
+    limits = FetchLimits(window_bytes=2 * CHUNK_BYTES, stall_s=0.4, patience_s=0.8, pause_s=0.02)
     async with bulk(common) as bus, serving_host(common, tmp_path, "b") as honest:
         want = wanted(big(honest.layout, 100_000))
         whole = (honest.layout.shards("d") / want.file).read_bytes()
@@ -424,7 +424,7 @@ async def test_a_host_that_lies_about_the_bytes_is_named_and_nothing_of_them_sta
         async def all_of_it(client: Client, request: SendFile, whole: bytes, asked: int) -> None:
             await _send(client, request, whole, range(request.offset, len(whole), CHUNK_BYTES))
 
-        roomy = FetchLimits(window_bytes=32 << 20, stall_s=1.0)
+        roomy = FetchLimits(window_bytes=32 << 20, stall_s=1.0, pause_s=0.02)
         async with hostile(server, "a", lie, all_of_it):
             with pytest.raises(ShardCorrupt, match=r"host a/d/shard-00000\.data"):
                 await source(bus, "a", limits=roomy).fetch(want, tmp_path / "got")
@@ -441,7 +441,7 @@ async def test_a_host_that_lies_about_the_size_is_not_believed(
         async with hostile(server, "a", b"", silence, size=size):
             for want in (wanted(index), unknown):
                 with pytest.raises((TransientError, ShardCorrupt)):
-                    await source(bus, "a", limits=FetchLimits(stall_s=0.2)).fetch(want, tmp_path / "got")
+                    await source(bus, "a", limits=FetchLimits(stall_s=0.2, pause_s=0.02)).fetch(want, tmp_path / "got")
 
 
 async def test_credit_is_granted_in_inboxes_only(server: Server, common: CommonSettings, tmp_path: Path) -> None:
@@ -455,7 +455,7 @@ async def test_credit_is_granted_in_inboxes_only(server: Server, common: CommonS
         await bus.client.subscribe("railbus.jobs.>", cb=hear)
         async with hostile(server, "a", b"", silence, size=want.bytes, credit="railbus.jobs.submit"):
             with pytest.raises(NoSource):
-                await source(bus, "a", limits=FetchLimits(stall_s=0.2)).fetch(want, tmp_path / "got")
+                await source(bus, "a", limits=FetchLimits(stall_s=0.2, pause_s=0.02)).fetch(want, tmp_path / "got")
         assert heard == []
 
 

@@ -41,7 +41,7 @@ _ATTEMPTS: Final = 3
 """Without a single byte more; an attempt that brought some does not count."""
 _MAX_ATTEMPTS: Final = 50
 """In all, of one host for one file."""
-_PAUSE_S: Final = 0.2
+_LOOK_S: Final = 0.2
 _MAX_AT_ONCE: Final = 32
 """Chunks that are written and hashed in one go."""
 _AGAIN: Final = (TransferBroken, RequestTimeout, BusUnavailable, BadMessage, TooManyTransfers)
@@ -61,6 +61,8 @@ class FetchLimits:
     """Without a chunk or a sign of life."""
     patience_s: float = 60.0
     """Without a chunk, whatever signs of life there are: a host may have others to serve first."""
+    pause_s: float = 0.2
+    """Before a host is asked again; more after each time in vain, and never the same, so that askers do not march."""
 
 
 class NatsSource:
@@ -118,14 +120,14 @@ class NatsSource:
                 if fruitless == _ATTEMPTS or attempt == _MAX_ATTEMPTS - 1:
                     raise
                 logger.info("file asked for again", extra={"host": host, "from": began, "problem": str(exc)})
-                await self._pause(_PAUSE_S * (1 + fruitless) * random.uniform(0.5, 1.5))  # noqa: S311 - jitter
+                await self._pause(self._limits.pause_s * (1 + fruitless) * random.uniform(0.5, 1.5))  # noqa: S311 - jitter
 
     async def _pause(self, seconds: float) -> None:
         """Some time, and as long as the connection is away, up to the time that silence is borne."""
         given_up = time.monotonic() + self._limits.stall_s
         await asyncio.sleep(seconds)
         while not self._bus.is_connected and time.monotonic() < given_up:  # noqa: ASYNC110 - it tells by callbacks only
-            await asyncio.sleep(_PAUSE_S)
+            await asyncio.sleep(_LOOK_S)
 
     async def _attempt(self, host: str, arrival: Arrival) -> None:
         """Ask a host for what is missing, and take it in."""
