@@ -27,8 +27,8 @@ import uvloop
 from benchmarks.bare_stream import receive
 from benchmarks.results import command, show, tell
 from railbus.embedded.nats_server import find_server
+from railbus_dataloader.catalogue import Catalogue
 from railbus_dataloader.fetching import FetchLimits, NatsSource
-from railbus_dataloader.loader import ShardLoader
 from railbus_dataloader.serving import FileServer, SendLimits
 from railbus_dataloader.sources import WantedFile
 from railbus_shared.bus.connection import Bus
@@ -59,9 +59,9 @@ def make(layout: Layout) -> DatasetIndex:
 async def serve(url: str, root: Path) -> None:
     """What the dataloader of the other host does."""
     common = CommonSettings(root=root, nats_url=url)
-    loader = ShardLoader(common.layout, host="there", state_dir=root / ".railbus")
+    catalogue = Catalogue(common.layout, host="there")
     async with Bus.open(common, name="dataloader", service=True) as control, _bulk(common) as bulk:
-        server = FileServer(bulk, common.layout, loader._index, limits=SendLimits())  # noqa: SLF001
+        server = FileServer(bulk, common.layout, catalogue.index_here, limits=SendLimits())
         endpoint = Endpoint("shard", control.subjects.request("data.there", "shard"), SendFile, server.send)
         answering = serving(control, "dataloader", "", [endpoint], metrics=Metrics("there"), rejected=lambda *_: None)
         async with server.running(), answering:

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from railbus_dataloader.loader import ShardLoader
+from railbus_dataloader.catalogue import Catalogue
 from railbus_dataloader.serving import FileServer, SendLimits
 from railbus_shared.bus.connection import Bus
 from railbus_shared.bus.endpoints import Endpoint, serving
@@ -34,10 +34,10 @@ async def serving_host(
     common: CommonSettings, folder: Path, name: str, limits: SendLimits = SEND
 ) -> AsyncIterator[Host]:
     layout = Layout(folder / name)
-    loader = ShardLoader(layout, host=name, state_dir=layout.state / "dataloader")
+    catalogue = Catalogue(layout, host=name)
     async with bulk(common) as control, bulk(common) as bus:
         host = Host(name, layout, bus)
-        server = FileServer(bus, layout, loader._index, limits=limits)
+        server = FileServer(bus, layout, catalogue.index_here, limits=limits)
 
         async def send(request: SendFile) -> SendingFile:
             host.requests.append(request)
@@ -47,7 +47,6 @@ async def serving_host(
         endpoints = serving(control, "dataloader", "", [endpoint], metrics=Metrics(name), rejected=lambda *_: None)
         async with server.running(), endpoints:
             yield host
-    await loader.close()
 
 
 @contextlib.asynccontextmanager

@@ -58,9 +58,11 @@ class Layout:
     def cached(self, key: str) -> Path:
         """Folder of one shard and its sidecar, under the names that their index gives; `key` is a hex SHA-256."""
         return self.cache / key[:2] / key
+
+    @property
     def cached_indexes(self) -> Path:
-        """Schemas and indexes of datasets that lie elsewhere, by the hash of the index."""
-        return self.state / "cache" / "indexes"
+        """Schemas and indexes of datasets that lie elsewhere, by the hash of the index; outside the cache's budget."""
+        return self.cache / "indexes"
 
     def dataset(self, name: str) -> Path:
         return self.datasets / checked_name(name, kind="dataset")

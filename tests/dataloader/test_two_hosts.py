@@ -16,6 +16,7 @@ from railbus_shared.contracts.requests import OpenedStream
 from railbus_shared.data.index import DatasetIndex
 from railbus_shared.data.readers import open_shard
 from railbus_shared.errors import DatasetNotFound, RailbusError, ShardCorrupt
+from railbus_shared.layout import Layout
 from railbus_shared.settings import CommonSettings
 from until import until
 
@@ -83,7 +84,7 @@ async def test_a_shard_that_is_damaged_on_the_other_host_is_never_read(
 
 
 async def test_an_origin_stands_in_for_hosts(bus: Bus, common: CommonSettings, tmp_path: Path) -> None:
-    origin = small_datasets.Layout(tmp_path / "origin")
+    origin = Layout(tmp_path / "origin")
     small_datasets.write(origin, 3000, num_shards=3)
     origins = f'["file://{origin.datasets}"]'
     async with dataloader(common, bus, tmp_path / "b", "b", origins=origins) as b:

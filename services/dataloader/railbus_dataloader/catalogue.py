@@ -124,7 +124,7 @@ class Catalogue:
         return self._elsewhere(await self._finder.find(name))
 
     async def _here(self, name: str) -> Located:
-        index = await self._index(name)
+        index = await self.index_here(name)
         folder = await asyncio.to_thread(self._layout.shards(name).resolve)
         dataset = folder.parent
         shards = tuple(LocatedShard(_files(shard, folder)) for shard in index.file.shards)
@@ -139,7 +139,7 @@ class Catalogue:
             found.index, found.schema_path, found.index_path, tuple(shards), hosts=found.hosts, sources=found.sources
         )
 
-    async def _index(self, name: str) -> DatasetIndex:
+    async def index_here(self, name: str) -> DatasetIndex:
         """A dataset's index, read again only when its files have changed; the sizes of its shards are looked at."""
         folder = self._layout.dataset(name)
         schema_path, index_path = self._layout.schema(name), self._layout.index(name)

@@ -36,6 +36,7 @@ from railbus_shared.contracts.requests import (
     StreamShard,
     VerifiedShards,
 )
+from railbus_shared.data.index import DatasetIndex
 from railbus_shared.errors import IndexInvalid, ShardCorrupt
 from railbus_shared.layout import Layout
 
@@ -119,6 +120,10 @@ class ShardLoader:
     async def describe(self, name: str) -> DatasetSummary:
         """Look at a dataset; raises DatasetNotFound, SchemaInvalid, IndexInvalid, InvalidName."""
         return await self._catalogue.describe(name)
+
+    async def index_here(self, name: str) -> DatasetIndex:
+        """The index of a dataset under the root; raises DatasetNotFound, SchemaInvalid, IndexInvalid, ShardCorrupt."""
+        return await self._catalogue.index_here(name)
 
     # --- sessions ----------------------------------------------------------------------------------------------------
 

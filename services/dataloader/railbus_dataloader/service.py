@@ -1,8 +1,9 @@
 """The dataloader: what datasets there are, and shards that a trainer can map and trust.
 
-Requests: `data.list`, `data.describe`, and on each host `data.<host>.open`, `.progress`, `.verify` and `.close` (any
-host answers `data.open` and `data.verify`). No sample crosses the bus: a stream is opened by telling where its shards
-lie on this host, and a shard may be read once its hash has been verified here. What it lacks is fetched into a cache.
+Requests: `data.list`, `data.describe`, and on each host `data.<host>.open`, `.progress`, `.verify`, `.close`, and
+`.shard` for other hosts (any host answers `data.open` and `data.verify`). No sample crosses the bus: a stream is opened
+by telling where its shards lie on this host, and a shard may be read once its hash has been verified here. What it
+lacks is fetched into a cache, from other hosts or from object storage.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import os
 from collections.abc import Mapping
 from typing import Final
 
+from railbus_dataloader.bulk import Bulk
 from railbus_dataloader.loader import Limits, ShardLoader
 from railbus_dataloader.measures import Measures
 from railbus_dataloader.settings import Settings
@@ -29,10 +31,12 @@ from railbus_shared.contracts.requests import (
     Nothing,
     OpenedStream,
     OpenStream,
+    SendFile,
     StreamProgress,
     VerifiedShards,
     VerifyShards,
 )
+from railbus_shared.data.index import DatasetIndex
 from railbus_shared.errors import RejectedError, ShardCorrupt, TransientError
 from railbus_shared.service import Context, Description
 from railbus_shared.telemetry import About
@@ -51,6 +55,7 @@ class DataloaderService:
         self._settings = settings
         self._layout = context.common.layout
         self._summaries = Summaries(Bucket(context.bus, context.bus.subjects.datasets), host=context.common.host_id)
+        self._bulk = Bulk(context, settings, self._index_here)
         self._loader = ShardLoader(
             self._layout,
             host=context.common.host_id,
@@ -58,6 +63,7 @@ class DataloaderService:
             measures=Measures.of(context.metrics),
             tell=functools.partial(context.telemetry.record, about=About()),
             limits=Limits(settings.session_ttl_s, settings.cache_bytes, settings.ahead_bytes),
+            finder=self._bulk.finder,
         )
 
     def endpoints(self) -> list[AnyEndpoint]:
@@ -72,16 +78,17 @@ class DataloaderService:
             Endpoint("verify-here", request(area, "verify"), VerifyShards, self._verify),
             Endpoint("progress", request(area, "progress"), StreamProgress, self._progress),
             Endpoint("close", request(area, "close"), CloseStream, self._close),
+            Endpoint("shard", request(area, "shard"), SendFile, self._bulk.server.send),
         ]
 
     async def run(self) -> None:
         """Look at the datasets from time to time, and look ahead of trainers, until told to stop."""
         async with asyncio.TaskGroup() as tasks:
-            ahead = tasks.create_task(self._loader.run())
+            ahead, bulk = tasks.create_task(self._loader.run()), tasks.create_task(self._bulk.run())
             while not self._context.stopping.is_set():
                 await self._scan()
                 await is_set_within(self._context.stopping, self._settings.scan_s)
-            await end(ahead)
+            await end(ahead, bulk)
         await self._loader.close()
 
     async def checks(self) -> Mapping[str, str]:
@@ -113,6 +120,9 @@ class DataloaderService:
             shards=summary.num_shards,
             index_sha256=summary.index_sha256,
         )
+
+    async def _index_here(self, name: str) -> DatasetIndex:
+        return await self._loader.index_here(name)
 
     async def _list(self, _: Nothing) -> DatasetList:
         return DatasetList(datasets=tuple(await self._loader.list_all()))
