@@ -9,7 +9,15 @@ import importlib
 import sys
 from typing import Final
 
-NAMES: Final = ("up_time", "submit_latency", "train_throughput", "log_series", "import_speed", "remote_shard")
+NAMES: Final = (
+    "up_time",
+    "submit_latency",
+    "train_throughput",
+    "log_series",
+    "import_speed",
+    "remote_shard",
+    "remote_trainer",
+)
 
 
 def main() -> int:

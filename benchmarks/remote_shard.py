@@ -115,11 +115,11 @@ def _process(*command: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def nats_server(folder: Path) -> Iterator[str]:
-    """A server without JetStream on a free port; its address."""
+def nats_server(folder: Path, *options: str) -> Iterator[str]:
+    """A server on a free port; its address."""
     ports = folder / "ports"
     ports.mkdir()
-    arguments = ["-a", "127.0.0.1", "-p", "-1", "--ports_file_dir", str(ports)]
+    arguments = ["-a", "127.0.0.1", "-p", "-1", "--ports_file_dir", str(ports), *options]
     process = subprocess.Popen([find_server(), *arguments], stderr=subprocess.DEVNULL)
     try:
         while not (found := list(ports.glob("*.ports"))):
