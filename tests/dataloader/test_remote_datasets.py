@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -177,3 +178,19 @@ async def test_an_index_at_an_origin_that_does_not_hold_together_is_told(
         with pytest.raises(IndexInvalid):
             await finder(Told(), bus, tmp_path / "indexes", f"file://{layout.datasets}").find("d")
     assert not list((tmp_path / "indexes").glob("*/index.json"))
+
+
+async def test_litter_and_versions_that_nobody_asks_for_are_removed_at_the_start(
+    server: Server, common: CommonSettings, tmp_path: Path
+) -> None:
+    layout, kept = Layout(tmp_path / "x"), tmp_path / "indexes"
+    index = small_datasets.write(layout, 30)
+    async with bulk(common) as bus:
+        looking = finder(Told(), bus, kept, f"file://{layout.datasets}")
+        await looking.tidy()
+        await looking.find("d")
+        (kept / ".half.tmp").write_bytes(b"x")
+        (kept / "old").mkdir()
+        os.utime(kept / "old", (0, 0))
+        await looking.tidy()
+    assert [path.name for path in kept.iterdir()] == [index.sha256]

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from railbus_dataloader.fetching import FetchLimits, NatsSource
+from railbus_dataloader.measures import Measures
 from railbus_dataloader.objectstore import ObjectStoreSource
 from railbus_dataloader.remote import RemoteDatasets
 from railbus_dataloader.serving import FileServer, FindIndex, SendLimits
@@ -33,14 +34,14 @@ _USER: Final = "dataloader"
 class Bulk:
     """What goes over it: files that are sent, and files that are fetched."""
 
-    def __init__(self, context: Context, settings: Settings, find_index: FindIndex) -> None:
+    def __init__(self, context: Context, settings: Settings, find_index: FindIndex, *, measures: Measures) -> None:
         """`find_index` knows the datasets under the root; raises BadSetting for an origin that is none."""
         common = context.common
         self._bucket = Bucket(context.bus, context.bus.subjects.datasets)
         self._bus = Bus(common, name=f"{_USER}-bulk", inbox=f"{SERVICE_INBOX}.{_USER}")
         self._host = common.host
         sending = SendLimits(transfers=settings.transfers, stall_s=settings.stall_s)
-        self.server = FileServer(self._bus, common.layout, find_index, limits=sending)
+        self.server = FileServer(self._bus, common.layout, find_index, limits=sending, sent=measures.sent_bytes.inc)
         fetching = FetchLimits(window_bytes=settings.window_bytes, stall_s=settings.stall_s)
         self.finder = RemoteDatasets(
             common.layout.cached_indexes,
@@ -57,6 +58,7 @@ class Bulk:
         except TransientError as exc:
             raise BusClosed(f"no second connection to NATS: {exc.message}", hint="the process starts anew") from exc
         try:
+            await self.finder.tidy()
             async with self.server.running():
                 await self._bus.run()
         finally:

@@ -20,6 +20,7 @@ class Measures:
     cache_misses: Counter
     cache_evictions: Counter
     fetched_bytes: Counter
+    sent_bytes: Counter
     ahead_bytes: Counter
     shards_verified: Counter
     hashed_bytes: Counter
@@ -34,6 +35,7 @@ class Measures:
             cache_misses=metrics.counter("data_cache_misses", "Readers who waited for a shard to be fetched."),
             cache_evictions=metrics.counter("data_cache_evictions", "Shards removed from the cache."),
             fetched_bytes=metrics.counter("data_fetched_bytes", "Bytes of shards fetched into the cache."),
+            sent_bytes=metrics.counter("data_sent_bytes", "Bytes of files sent to other hosts."),
             ahead_bytes=metrics.counter("data_ahead_bytes", "Bytes of shards made ready ahead of readers."),
             shards_verified=metrics.counter("data_shards_verified", "Files hashed that had the hash of their index."),
             hashed_bytes=metrics.counter("data_hashed_bytes", "Bytes of these files."),

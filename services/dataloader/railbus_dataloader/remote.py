@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import secrets
+import shutil
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Final
@@ -37,6 +40,8 @@ from railbus_shared.names import checked_name
 logger = logging.getLogger(__name__)
 
 _MAX_KNOWN: Final = 256
+_UNUSED_S: Final = 30 * 86_400.0
+"""A version that nobody has asked for since is forgotten at the next start; its index can be had again."""
 
 Summary = Callable[[str], Awaitable[DatasetSummary | None]]
 """What the hosts have told of a dataset; raises TransientError."""
@@ -55,6 +60,10 @@ class RemoteDatasets:
         self._peers = peers
         self._origins = tuple(origins)
         self._known: dict[str, DatasetIndex] = {}
+
+    async def tidy(self) -> None:
+        """Remove what a crash has left, and versions that nobody has asked for in a long time."""
+        await asyncio.to_thread(_tidy, self._folder, before_s=time.time() - _UNUSED_S)
 
     async def find(self, dataset: str) -> RemoteDataset:
         """Raises DatasetNotFound if nobody has it, TransientError if somebody who may have it could not be asked."""
@@ -130,6 +139,7 @@ class RemoteDatasets:
                 return None
             if index.sha256 != sha256:
                 return None
+            await asyncio.to_thread(os.utime, folder)
         elif not await asyncio.to_thread((folder / "index.json").exists):
             return None
         index.check_name(dataset)
@@ -149,6 +159,13 @@ class RemoteDatasets:
         while len(self._known) > _MAX_KNOWN:
             del self._known[next(iter(self._known))]
         return index
+
+
+def _tidy(folder: Path, *, before_s: float) -> None:
+    files.remove_litter(folder)
+    for version in folder.glob("*"):
+        if version.stat().st_mtime < before_s:
+            shutil.rmtree(version)
 
 
 def _make(folder: Path) -> None:

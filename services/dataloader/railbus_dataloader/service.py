@@ -55,12 +55,13 @@ class DataloaderService:
         self._settings = settings
         self._layout = context.common.layout
         self._summaries = Summaries(Bucket(context.bus, context.bus.subjects.datasets), host=context.common.host_id)
-        self._bulk = Bulk(context, settings, self._index_here)
+        measures = Measures.of(context.metrics)
+        self._bulk = Bulk(context, settings, self._index_here, measures=measures)
         self._loader = ShardLoader(
             self._layout,
             host=context.common.host_id,
             state_dir=self._layout.state / "dataloader",
-            measures=Measures.of(context.metrics),
+            measures=measures,
             tell=functools.partial(context.telemetry.record, about=About()),
             limits=Limits(settings.session_ttl_s, settings.cache_bytes, settings.ahead_bytes),
             finder=self._bulk.finder,

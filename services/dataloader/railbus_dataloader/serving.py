@@ -33,6 +33,8 @@ _READ_CHUNKS: Final = 8
 """Read in one go in a thread: a hop costs as much as reading a chunk."""
 _MAX_WAITING: Final = 64
 
+Sent = Callable[[int], None]
+"""Told of every chunk that was sent, by its size."""
 FindIndex = Callable[[str], Awaitable[DatasetIndex]]
 """The index of a dataset on this host, as it is now."""
 
@@ -90,12 +92,15 @@ class OpenFile:
 class FileServer:
     """Answers SendFile; the bytes go over a connection of their own. `running` must be entered for it to serve."""
 
-    def __init__(self, bus: Bus, layout: Layout, find_index: FindIndex, *, limits: SendLimits) -> None:
+    def __init__(
+        self, bus: Bus, layout: Layout, find_index: FindIndex, *, limits: SendLimits, sent: Sent = lambda _: None
+    ) -> None:
         """`bus` is for bulk only."""
         self._bus = bus
         self._layout = layout
         self._find_index = find_index
         self._limits = limits
+        self._sent = sent
         self._turns = Turns(limits.transfers, max_waiting=_MAX_WAITING)
         self._tasks: asyncio.TaskGroup | None = None
         self._transfers: set[asyncio.Task[None]] = set()
@@ -175,6 +180,7 @@ class FileServer:
             length = min(length, _READ_CHUNKS * CHUNK_BYTES)
             for data in await asyncio.to_thread(file.read, offset, length):
                 await sender.send(offset, data)
+                self._sent(len(data))
                 offset += len(data)
 
     @contextlib.asynccontextmanager
