@@ -36,7 +36,13 @@ STOPSIGNAL SIGTERM
 FROM code AS telemetry
 CMD ["python", "-m", "railbus_telemetry"]
 
-FROM code AS dataloader
+FROM base AS dataloader
+RUN pip install --constraint constraints.txt obstore
+COPY --from=wheel /wheel /wheel
+RUN pip install --no-deps /wheel/*.whl
+ENV HOME=/tmp RAILBUS_ROOT=/learning
+USER 10001:10001
+STOPSIGNAL SIGTERM
 CMD ["python", "-m", "railbus_dataloader"]
 
 FROM base AS device_manager
