@@ -65,7 +65,7 @@ async def dataloader(
         process = await asyncio.create_subprocess_exec(*command, env=environment, stdout=output, stderr=output)
     running = Dataloader(name, layout, process, log, bus)
     try:
-        await until(running.is_ready, seconds=20)
+        await until(running.is_ready)
         yield running
     finally:
         if process.returncode is None:

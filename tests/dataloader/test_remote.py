@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import resource
+import shutil
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
@@ -118,6 +120,26 @@ async def test_a_wrong_beginning_is_found_out_and_nothing_of_it_stays(
         into.write_bytes(b"x" * (size(want) + 1))  # more than it can have: thrown away
         await source(bus, "a").fetch(want, into)
         assert is_whole(into, want)
+
+
+async def test_a_version_that_was_appended_to_is_still_sent_to_who_reads_it(
+    server: Server, common: CommonSettings, tmp_path: Path
+) -> None:
+    async with serving_host(common, tmp_path, "a") as host, bulk(common) as bus:
+        first = big(host.layout, 100)
+        older = host.layout.dataset("d") / "versions" / "000001"
+        older.mkdir(parents=True)
+        for name in ("schema.json", "index.json"):
+            shutil.copy(host.layout.dataset("d") / name, older / name)
+        index = host.layout.index("d")
+        second = json.loads(index.read_bytes()) | {"version": 2, "parent_sha256": first.sha256}
+        index.write_bytes(json.dumps(second).encode())
+        newest = DatasetIndex.load(host.layout.dataset("d"))
+        for version in (first, newest):
+            for want in (wanted(version), WantedFile("d", version.sha256, "index", version.sha256, None)):
+                into = tmp_path / f"{version.sha256}-{want.file}"
+                await source(bus, "a").fetch(want, into)
+                assert is_whole(into, want)
 
 
 async def test_what_is_no_file_of_this_version_is_not_sent(

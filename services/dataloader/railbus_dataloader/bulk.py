@@ -76,6 +76,6 @@ class Bulk:
             return None
 
     async def _hosts(self, wanted: WantedFile) -> Sequence[str]:
-        """The hosts that have told that they have this version."""
+        """The hosts that have told of the dataset; one that has another version by now may have kept the older one."""
         summary = await self._summary(wanted.dataset)
-        return summary.hosts if summary is not None and summary.index_sha256 == wanted.index_sha256 else ()
+        return summary.hosts if summary is not None else ()

@@ -8,6 +8,7 @@ version elsewhere is another folder.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import secrets
@@ -139,7 +140,7 @@ class RemoteDatasets:
                 return None
             if index.sha256 != sha256:
                 return None
-            await asyncio.to_thread(os.utime, folder)
+            await asyncio.to_thread(_mark_used, folder)
         elif not await asyncio.to_thread((folder / "index.json").exists):
             return None
         index.check_name(dataset)
@@ -162,10 +163,18 @@ class RemoteDatasets:
 
 
 def _tidy(folder: Path, *, before_s: float) -> None:
-    files.remove_litter(folder)
-    for version in folder.glob("*"):
-        if version.stat().st_mtime < before_s:
-            shutil.rmtree(version)
+    try:
+        files.remove_litter(folder)
+        for version in folder.glob("*"):
+            if version.stat().st_mtime < before_s:
+                shutil.rmtree(version)
+    except OSError as exc:
+        logger.warning("old indexes cannot be removed", extra={"folder": str(folder), "problem": repr(exc)})
+
+
+def _mark_used(folder: Path) -> None:
+    with contextlib.suppress(OSError):  # it is forgotten sooner, then, and had again
+        os.utime(folder)
 
 
 def _make(folder: Path) -> None:

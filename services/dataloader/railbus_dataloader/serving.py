@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Final
 
 from railbus_dataloader.turns import Turns
+from railbus_shared import files
 from railbus_shared.bus.chunks import CHUNK_BYTES, ChunkSender, sending
 from railbus_shared.bus.connection import Bus
 from railbus_shared.contracts.requests import SendFile, SendingFile
@@ -130,14 +131,14 @@ class FileServer:
 
     async def _path(self, request: SendFile) -> Path:
         """Where the file lies; raises NotFound if this host has not this version, or not this file of it."""
-        index = await self._find_index(request.dataset)
+        index, folder = await self._find_index(request.dataset), self._layout.dataset(request.dataset)
         if index.sha256 != request.index_sha256:
-            raise NotFound(f"dataset {request.dataset!r} has another version here: {index.sha256}")
+            index, folder = await asyncio.to_thread(_older, folder, request.index_sha256)
         match request.file:
             case "schema":
-                return self._layout.schema(request.dataset)
+                return folder / "schema.json"
             case "index":
-                return self._layout.index(request.dataset)
+                return folder / "index.json"
             case name if name in file_names(index):
                 return self._layout.shards(request.dataset) / name
             case name:
@@ -197,6 +198,14 @@ class FileServer:
                 await end(waiting)
                 raise
             yield
+
+
+def _older(dataset: Path, index_sha256: str) -> tuple[DatasetIndex, Path]:
+    """An older version of a dataset and its folder, for readers that opened it before an append; raises NotFound."""
+    for path in sorted(dataset.glob("versions/*/index.json"), reverse=True):
+        if files.sha256_file(path) == index_sha256:
+            return DatasetIndex.read(path.with_name("schema.json"), path), path.parent
+    raise NotFound(f"dataset {dataset.name!r} has no version {index_sha256} here", hint="ask another host")
 
 
 def file_names(index: DatasetIndex) -> set[str]:
