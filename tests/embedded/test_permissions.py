@@ -344,9 +344,10 @@ async def test_a_dataloader_fetches_a_file_from_another(cluster: Cluster, tmp_pa
         assert (tmp_path / "got").stat().st_size == shard.bytes
 
 
-async def test_a_person_cannot_take_a_file_beyond_the_first_window(cluster: Cluster) -> None:
-    """Credit goes to an inbox of the sender, where no person may publish."""
-    assert await _may_publish(cluster, HUMAN, ["_RINBOX.dataloader.x"]) == []
+@pytest.mark.parametrize(("user", "expected"), [(HUMAN, 0), ("dataloader", 2)])
+async def test_files_and_credit_are_between_dataloaders(cluster: Cluster, user: str, expected: int) -> None:
+    subjects = ["railbus.req.data.h1.shard", "_RINBOX.dataloader.x"]
+    assert await _may_publish(cluster, user, subjects) == subjects[:expected]
 
 
 @pytest.mark.parametrize("who", ["nobody", "a stranger", "another's signature"])

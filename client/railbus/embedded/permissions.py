@@ -23,8 +23,9 @@ USERS: Final = (*SERVICE_USERS, HUMAN)
 _ASKED_BY_PEOPLE: Final = ("jobs", "devices", "data", "telemetry")
 """Not `runner`: it obeys the device_manager, which alone knows what was placed where."""
 
-_OF_STREAMS: Final = ("progress", "close")
-"""What a runner says of its trainer's stream: a person could take shards from under it."""
+_OF_HOSTS: Final = ("progress", "close", "shard")
+"""Not of people: with what a runner says of its trainer's stream one could take shards from under it, and a file that a
+dataloader asks of another could be sent into anybody's inbox."""
 
 _DESTRUCTIVE_API: Final = (
     "$JS.API.STREAM.DELETE.>",
@@ -117,7 +118,7 @@ def _of_human(subjects: Subjects) -> Permissions:
             "$JS.FC.>",
         ),
         publish_deny=(
-            *(subjects.request("data.*", verb) for verb in _OF_STREAMS),
+            *(subjects.request("data.*", verb) for verb in _OF_HOSTS),
             *_touching(event_consumer(subjects)),
         ),
         subscribe=(f"{USER_INBOX}.>", subjects.all_events),
