@@ -167,7 +167,7 @@ async def test_what_is_no_file_of_this_version_is_not_sent(
         assert await code(to="$KV.railbus_leases.x") == "UNSAFE_REPLY"
         shard.rename(tmp_path / "elsewhere")
         shard.symlink_to(tmp_path / "elsewhere")
-        assert await code() == "NOT_FOUND"
+        assert await code() == "INDEX_INVALID"
 
 
 async def test_a_shard_that_changes_under_the_server_is_not_sent_on(
