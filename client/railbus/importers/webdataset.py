@@ -7,7 +7,8 @@ stays the bytes that it is. Pickles are refused. `key` is the base name, unless 
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Final
 
@@ -77,7 +78,7 @@ class WebDataset:
         if not counts_only:
             self._fields[KEY] = _Field(KEY, paths[0].name)
             self._fields[KEY].encoding = "utf-8"
-        self._names = column_names(self._fields)
+        self._names = _short_names(self._fields)
         columns = {name: self._fields[key].column() for key, name in self._names.items()}
         self.outline = Outline(columns=columns, samples=samples, sample_bytes=total // samples)
 
@@ -133,6 +134,14 @@ def _parted(name: str) -> tuple[str, str]:
     path = PurePosixPath(name)
     stem, _, extension = path.name.partition(".")
     return str(path.with_name(stem)) if stem else "", extension.lower()
+
+
+def _short_names(extensions: Iterable[str]) -> dict[str, str]:
+    """`image.jpg` is called `image`, unless another would be called so too."""
+    shorts = {one: one.rpartition(".")[0] or one for one in extensions}
+    counts = Counter(shorts.values())
+    names = column_names(short if counts[short] == 1 else one for one, short in shorts.items())
+    return dict(zip(shorts, names.values(), strict=True))
 
 
 class _Field:
