@@ -59,6 +59,8 @@ def import_dataset(
     with scratch_folder(layout) as scratch:
         wishes = dataclasses.replace(options or Options(), block=block, scratch=scratch)
         found = opened_source(source, wishes)
+        for note in found.outline.notes:
+            wishes.note(note)
         cut = _splits(found.outline, held_out_frac=held_out_frac, split=wishes.split)
         schema = _schema(dataset, found.outline, cut, source=source)
         is_mixed = shuffle and found.outline.splits is None and not found.outline.is_sequence

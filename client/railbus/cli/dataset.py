@@ -1,16 +1,19 @@
-"""`railbus dataset`: import, list, show and verify. Straight on the files where they lie here; else by the bus."""
+"""`railbus dataset`: the group, its `list` and `show`. Straight on the files where they lie here; else by the bus."""
 
 from __future__ import annotations
 
-import difflib
 from typing import TYPE_CHECKING, Final
 
 import click
 
+from railbus.cli.dataset_export import export
+from railbus.cli.dataset_files import load, names, summary
+from railbus.cli.dataset_import import append, import_, repair
+from railbus.cli.dataset_look import sample, stats, verify
 from railbus.cli.groups import DefaultGroup
 from railbus.cli.render import Cell, Column, print_json, show, show_pairs, size, to_console
 from railbus.cli.session import connected, json_option, root_option, run, session
-from railbus_shared.errors import DatasetNotFound, RailbusError, ShardCorrupt
+from railbus_shared.errors import RailbusError
 
 if TYPE_CHECKING:
     from railbus_shared.contracts.artifacts import Column as DataColumn
@@ -43,34 +46,14 @@ _SHARD_COLUMNS: Final = (
 
 @click.group(cls=DefaultGroup)
 def dataset() -> None:
-    """Import, list, show and verify datasets.
+    """Import, look at, verify and export datasets.
 
     \b
       railbus dataset import digits                a built-in one
       railbus dataset import train.npz --name mnist
-      railbus dataset verify mnist
+      railbus dataset sample mnist --png sheet.png
+      railbus dataset export mnist out/ --to webdataset
     """
-
-
-@dataset.command("import")
-@click.argument("source")
-@click.option("--name", metavar="NAME", help="Its name; from the source if not given.")
-@json_option
-@root_option
-def import_(*, source: str, name: str | None, as_json: bool) -> None:
-    """Import a file (.npz, .csv, .txt) or a built-in dataset (digits, pydocs).
-
-    What is there already with the same content is left as it is.
-    """
-    from railbus.importing import import_dataset
-
-    layout = session().layout
-    index = import_dataset(layout, source, name=name)
-    if as_json:
-        print_json(summary(index))
-        return
-    click.echo(f"imported {index.file.dataset}: {_counted(index)}, index sha256 {index.sha256}")
-    click.echo(f"look: railbus dataset show {index.file.dataset}", err=True)
 
 
 @dataset.command("list")
@@ -109,65 +92,6 @@ def show_dataset(*, name: str, as_json: bool) -> None:
     show(_COLUMN_COLUMNS, [_column_row(*column) for column in index.schema.columns.items()], console=console)
     click.echo()
     show(_SHARD_COLUMNS, [[one.file, one.samples, one.bytes, one.sha256] for one in index.file.shards], console=console)
-
-
-@dataset.command("verify")
-@click.argument("name")
-@json_option
-@root_option
-def verify(*, name: str, as_json: bool) -> None:
-    """Check the schema and the index, and hash every shard."""
-    from railbus_shared.files import sha256_file
-
-    layout = session().layout
-    index = load(layout, name)
-    for shard in index.file.shards:
-        path = layout.shards(name) / shard.file
-        try:
-            actual = sha256_file(path)
-        except FileNotFoundError:
-            actual = "no such file"
-        if actual != shard.sha256:
-            raise ShardCorrupt(path=str(path), expected=shard.sha256, actual=actual)
-    if as_json:
-        print_json({"dataset": name, "shards": len(index.file.shards), "bytes": index.file.bytes, "valid": True})
-    else:
-        click.echo(f"{name} is valid: {_counted(index)}")
-
-
-def load(layout: Layout, name: str) -> DatasetIndex:
-    """A dataset's schema and index; raises DatasetNotFound with the nearest name, SchemaInvalid, IndexInvalid."""
-    from railbus_shared.data.index import DatasetIndex
-
-    folder = layout.dataset(name)
-    if not folder.is_dir():
-        known = names(layout)
-        close = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"there are: {', '.join(known) or 'none'}"
-        raise DatasetNotFound(
-            f"dataset has value {name!r}: none of this name lies under {str(layout.datasets)!r}", hint=hint
-        )
-    return DatasetIndex.load(folder)
-
-
-def names(layout: Layout) -> list[str]:
-    """Folders that may be datasets."""
-    if not layout.datasets.is_dir():
-        return []
-    return sorted(path.name for path in layout.datasets.iterdir() if path.is_dir() and not path.name.startswith("."))
-
-
-def summary(index: DatasetIndex) -> dict[str, object]:
-    """What `--json` tells of a dataset."""
-    file = index.file
-    return {
-        "dataset": file.dataset,
-        "samples": file.samples,
-        "num_shards": len(file.shards),
-        "bytes": file.bytes,
-        "splits": {name: {"samples": split.samples} for name, split in index.schema.splits.items()},
-        "index_sha256": index.sha256,
-    }
 
 
 def _here(layout: Layout) -> list[dict[str, object]]:
@@ -213,6 +137,5 @@ def _pairs(index: DatasetIndex) -> dict[str, Cell]:
     return {name: value for name, value in pairs.items() if value is not None}
 
 
-def _counted(index: DatasetIndex) -> str:
-    shards = len(index.file.shards)
-    return f"{index.file.samples} samples in {shards} shard{'' if shards == 1 else 's'}, {size(index.file.bytes)}"
+for _command in (import_, append, export, sample, stats, verify, repair):
+    dataset.add_command(_command)

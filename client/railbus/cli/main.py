@@ -43,7 +43,7 @@ COMMANDS: Final[Mapping[str, Mapping[str, Entry]]] = {
         "logs": Entry("logs:logs", "Show what happened, from the log files and live."),
     },
     "Data, models and devices": {
-        "dataset": Entry("dataset:dataset", "Import, list, show and verify datasets."),
+        "dataset": Entry("dataset:dataset", "Import, look at, verify and export datasets."),
         "checkpoints": Entry("checkpoints:checkpoints", "List, show and verify checkpoints."),
         "devices": Entry("devices:devices", "List devices, and who has them."),
     },

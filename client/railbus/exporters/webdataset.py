@@ -6,7 +6,7 @@ import io
 import tarfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Final, Self
+from typing import Any, Final, Self, cast
 
 import numpy as np
 
@@ -68,7 +68,7 @@ class _Archives:
             info.size, info.mode = len(data), 0o444
             self._tar.addfile(info, io.BytesIO(data))
             self._size += _BLOCK + -(-len(data) // _BLOCK) * _BLOCK
-        self._tar.members = []  # it would remember every member
+        cast("Any", self._tar).members = []  # it would remember every member
 
 
 def extension(name: str, column: Column) -> str:

@@ -12,7 +12,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Final, cast
+from typing import IO, Final, Literal, cast
 
 import numpy as np
 
@@ -146,8 +146,9 @@ def _mapped_array(path: Path, file: IO[bytes], *, end: int) -> Array:
         raise ValueError(f"it is cut: {end - file.tell()} bytes of {count * dtype.itemsize}")
     if count == 0 or dtype.itemsize == 0:
         return np.zeros(shape, dtype)
-    order = "F" if is_fortran else "C"
-    return np.memmap(path, dtype, mode="r", offset=file.tell(), shape=shape, order=order)
+    order: Literal["F", "C"] = "F" if is_fortran else "C"
+    mapped: Array = np.memmap(path, dtype, mode="r", offset=file.tell(), shape=shape, order=order)
+    return mapped
 
 
 def _is_offsets(key: str, arrays: dict[str, Array]) -> bool:

@@ -44,7 +44,9 @@ class BpeText:
             )
         block = options.block
         num_blocks(path.stat().st_size * _NUM_BYTES, block=block, kind="tokens")  # a bad block is told before training
-        tokenizer = trained(pieces_of(path, report=options.report, stage="training")(), vocab_size=options.vocab_size)
+        training = pieces_of(path, report=options.report, stage="training")
+        known = options.vocabulary
+        tokenizer = tokenizer_of(known) if known else trained(training(), vocab_size=options.vocab_size)
         labels = [tokenizer.id_to_token(number) or "" for number in range(tokenizer.get_vocab_size())]
         dtype: Dtype = "uint16"
         self._tokens = options.scratch / "tokens"
@@ -101,10 +103,10 @@ def trained(pieces: Iterable[str], *, vocab_size: int) -> Tokenizer:
     return tokenizer
 
 
-def tokenizer_of(column: Column) -> Tokenizer:
+def tokenizer_of(labels: Sequence[str]) -> Tokenizer:
     """The tokenizer of a column of tokens, built from its labels; raises SchemaInvalid if they are no BPE."""
-    vocabulary = {label: number for number, label in enumerate(column.labels)}
-    merges = [_merge(label, number, vocabulary) for number, label in enumerate(column.labels) if len(label) > 1]
+    vocabulary = {label: number for number, label in enumerate(labels)}
+    merges = [_merge(label, number, vocabulary) for number, label in enumerate(labels) if len(label) > 1]
     return _empty(vocabulary, merges)
 
 

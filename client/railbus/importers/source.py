@@ -37,6 +37,10 @@ _MIN_BUDGET_BYTES: Final = 1 << 30
 _MAX_EXPANSION: Final = 100
 
 
+def _no_note(_note: str) -> None:
+    """For callers that want no notes."""
+
+
 def _no_report(_stage: str, _done: int, _total: int | None) -> None:
     """For callers that watch nothing."""
 
@@ -57,6 +61,8 @@ class Options:
     """Width and height to which images are decoded; encoded files are kept as they are if None."""
     max_bytes: int | None = None
     """What a packed source may unpack to; 1 GiB or 100 times its size if None."""
+    vocabulary: tuple[str, ...] = ()
+    """Tokens of a tokenizer that is there already, which is then used instead of a new one."""
     split: str | None = None
     """Puts all samples of a source into one split of this name."""
     block: int = 128
@@ -64,6 +70,8 @@ class Options:
     scratch: Path = Path()
     """A folder for what does not fit into memory; it vanishes after the import."""
     report: Report = field(default=_no_report, compare=False)
+    note: Callable[[str], None] = field(default=_no_note, compare=False)
+    """Told what a source's owner should know, for instance of files that were left out."""
 
 
 @dataclass(frozen=True)

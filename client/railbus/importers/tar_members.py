@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO, Final, cast
+from typing import IO, Any, Final, cast
 
 from railbus.importers.source import Budget, Options, unreadable
 
@@ -47,7 +47,7 @@ def members(path: Path, options: Options, *, stage: str) -> Iterator[Member]:
             stream = _Forward(file, budget)
             with tarfile.TarFile(fileobj=cast("IO[bytes]", stream)) as archive:
                 while (info := archive.next()) is not None:
-                    archive.members = []  # it would remember every member
+                    cast("Any", archive).members = []  # it would remember every member
                     if (member := _member(path, archive, info)) is not None:
                         yield member
                     options.report(stage, stream.position if opener is None else 0, size if opener is None else None)

@@ -182,7 +182,7 @@ class _Field:
     def _array(self, data: bytes, *, sample: str) -> Array:
         try:
             if self._kind == "npy":
-                found = np.load(io.BytesIO(data), allow_pickle=False)
+                found: Array = np.load(io.BytesIO(data), allow_pickle=False)
                 return found.astype(found.dtype.newbyteorder("="), copy=False)
             return np.array(int(data), np.int64)
         except (ValueError, EOFError, OSError, OverflowError, SyntaxError) as exc:
