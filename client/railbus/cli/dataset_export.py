@@ -8,7 +8,7 @@ from typing import Final
 import click
 
 from railbus.cli.dataset_files import load
-from railbus.cli.dataset_import import Size
+from railbus.cli.dataset_import import size_of
 from railbus.cli.progress import progress
 from railbus.cli.render import print_json
 from railbus.cli.session import json_option, root_option, session
@@ -21,7 +21,7 @@ FORMATS: Final = ("npz", "npy", "csv", "jsonl", "parquet", "webdataset", "mds", 
 @click.argument("dest", type=click.Path(path_type=Path))
 @click.option("--to", required=True, type=click.Choice(FORMATS), help="The format.")
 @click.option("--split", metavar="NAME", help="One split only.")
-@click.option("--shard-bytes", type=Size(), default=64 << 20, metavar="SIZE",
+@click.option("--shard-bytes", type=size_of, default="64MiB", metavar="SIZE",
               help="Size of the files of webdataset and mds; 64MiB.")  # fmt: skip
 @json_option
 @root_option

@@ -24,32 +24,20 @@ R = TypeVar("R")
 _UNITS: Final = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
 
 
-class Size(click.ParamType[int]):
-    """A number of bytes: `512MB`, `1GiB`, `1000`."""
-
-    name = "size"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        if isinstance(value, int):
-            return value
-        match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) *([KMG]I?)?B?", str(value).upper())
-        if match is None or (found := int(float(match[1]) * _UNITS[match[2] or ""])) < 1:
-            self.fail(f"{value!r} is no size; write 512MB or 1GiB", param, ctx)
-        return found
+def size_of(value: str) -> int:
+    """A number of bytes out of `512MB`, `1GiB` or `1000`."""
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) *([KMG]I?)?B?", str(value).upper())
+    if match is None or (found := int(float(match[1]) * _UNITS[match[2] or ""])) < 1:
+        raise click.BadParameter(f"{value!r} is no size; write 512MB or 1GiB")
+    return found
 
 
-class Extent(click.ParamType[tuple[int, int]]):
-    """Width and height: `64x48`."""
-
-    name = "extent"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
-        if isinstance(value, tuple):
-            return value
-        match = re.fullmatch(r"([1-9][0-9]{0,4})[x×]([1-9][0-9]{0,4})", str(value).lower())
-        if match is None:
-            self.fail(f"{value!r} is no width and height; write 64x48", param, ctx)
-        return int(match[1]), int(match[2])
+def extent_of(value: str) -> tuple[int, int]:
+    """Width and height out of `64x48`."""
+    match = re.fullmatch(r"([1-9][0-9]{0,4})[x×]([1-9][0-9]{0,4})", value.lower())
+    if match is None:
+        raise click.BadParameter(f"{value!r} is no width and height; write 64x48")
+    return int(match[1]), int(match[2])
 
 
 def import_options(command: Callable[P, R]) -> Callable[P, R]:
@@ -68,10 +56,10 @@ def import_options(command: Callable[P, R]) -> Callable[P, R]:
                      help="Take a column of a table as text; may be repeated."),
         click.option("--missing", type=click.Choice(["refuse", "fill"]), default="refuse",
                      help="Refuse gaps in a table, or fill them with NaN or nothing."),
-        click.option("--decode", type=Extent(), metavar="WxH", help="Keep pixels of this size, not image files."),
-        click.option("--max-bytes", type=Size(), metavar="SIZE",
+        click.option("--decode", type=extent_of, metavar="WxH", help="Keep pixels of this size, not image files."),
+        click.option("--max-bytes", type=size_of, metavar="SIZE",
                      help="What a packed source may unpack to; 1 GiB or 100 times its size."),
-        click.option("--shard-bytes", type=Size(), default=512 << 20, metavar="SIZE", help="Size of shards; 512MiB."),
+        click.option("--shard-bytes", type=size_of, default="512MiB", metavar="SIZE", help="Size of shards; 512MiB."),
     )  # fmt: skip
     for option in reversed(options):
         command = option(command)
@@ -147,11 +135,11 @@ def import_(*, source: str, name: str | None, as_json: bool, **given: Any) -> No
 @click.command()
 @click.argument("name")
 @click.argument("source")
-@click.option("--shard-bytes", type=Size(), default=512 << 20, metavar="SIZE", help="Size of shards; 512MiB.")
+@click.option("--shard-bytes", type=size_of, default="512MiB", metavar="SIZE", help="Size of shards; 512MiB.")
 @click.option("--text", "text_columns", multiple=True, metavar="COLUMN", help="As for import.")
 @click.option("--missing", type=click.Choice(["refuse", "fill"]), default="refuse", help="As for import.")
-@click.option("--decode", type=Extent(), metavar="WxH", help="As for import.")
-@click.option("--max-bytes", type=Size(), metavar="SIZE", help="As for import.")
+@click.option("--decode", type=extent_of, metavar="WxH", help="As for import.")
+@click.option("--max-bytes", type=size_of, metavar="SIZE", help="As for import.")
 @click.option("--split", default="train", metavar="NAME", help="Split that grows, or a new one; train if not given.")
 @json_option
 @root_option

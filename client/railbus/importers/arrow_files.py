@@ -155,7 +155,7 @@ def _saved_split(folder: Path, options: Options) -> ArrowFiles:
     pyarrow()
     files = _json(folder / _STATE).get("_data_files")
     names = [str(one.get("filename")) for one in files if isinstance(one, dict)] if isinstance(files, list) else []
-    if not names or not all(Path(name).name == name for name in names):
+    if not names or not all(name and Path(name).name == name for name in names):
         raise unreadable(folder.name, f"{_STATE} names files that are none of this folder: {names}")
     paths = [folder / name for name in names]
     rows, schema = 0, None

@@ -151,7 +151,7 @@ def _read_index(folder: Path, options: Options) -> tuple[list[_Shard], list[str]
 
 def _inside(folder: Path, name: str) -> Path:
     """A file of a folder; raises ValueError for a name that leads out of it."""
-    if Path(name).name != name or (folder / name).is_symlink():
+    if not name or Path(name).name != name or (folder / name).is_symlink():
         raise ValueError(f"file {name!r} is none of this folder")
     return folder / name
 
