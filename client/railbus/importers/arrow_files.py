@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -133,6 +134,8 @@ def _parquet_batches(path: Path, columns: Sequence[str] | None, rows: int) -> It
 
 _DICT: Final = "dataset_dict.json"
 _STATE: Final = "state.json"
+_END_OF_STREAM: Final = b"\xff\xff\xff\xff\0\0\0\0"
+"""Source: https://arrow.apache.org/docs/format/Columnar.html#ipc-streaming-format"""
 
 
 def is_saved_dataset(folder: Path) -> bool:
@@ -161,12 +164,23 @@ def _saved_split(folder: Path, options: Options) -> ArrowFiles:
     rows, schema = 0, None
     for path in paths:
         with _arrow_faults(path.name):
+            _check_end(path)
             for batch in _stream_batches(path, None, 1 << 40):
                 schema = _same_schema(path, schema, batch.schema)
                 rows += len(batch)
     if rows == 0:
         raise unreadable(folder.name, "it holds no rows")
     return ArrowFiles(paths, _stream_batches, rows=rows, schema=schema, options=options)
+
+
+def _check_end(path: Path) -> None:
+    """Raises ValueError for a stream without its end: pyarrow takes one that is cut between batches for whole."""
+    with path.open("rb") as file:
+        if file.seek(0, os.SEEK_END) < len(_END_OF_STREAM):
+            raise ValueError("it is cut")
+        file.seek(-len(_END_OF_STREAM), os.SEEK_END)
+        if file.read() != _END_OF_STREAM:
+            raise ValueError("it ends without the mark of its end, so it is cut")
 
 
 def _stream_batches(path: Path, columns: Sequence[str] | None, rows: int) -> Iterator[Any]:

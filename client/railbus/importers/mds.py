@@ -88,8 +88,11 @@ class Mds:
         )  # fmt: skip
         samples = total = 0
         for row in self._rows("looking"):
-            for column, data in zip(self._columns.values(), row, strict=True):
-                column.see(data, sample=str(samples))
+            for name, data in zip(self._columns, row, strict=True):
+                try:
+                    self._columns[name].see(data, sample=str(samples))
+                except ValueError as exc:
+                    raise unreadable(folder.name, f"{name!r} of sample {samples} cannot be read: {exc}") from exc
             samples += 1
             total += sum(map(len, row))
         if samples == 0:
