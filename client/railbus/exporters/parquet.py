@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from railbus.exporters.exporter import ExportOptions, is_file, is_text
-from railbus.importers.arrow_columns import pyarrow
+from railbus.importers.arrow_columns import ENCODING, pyarrow
 from railbus.importers.source import Array, Values
 from railbus.reading_rows import Rows, as_numbers
 from railbus_shared.contracts.artifacts import Column
@@ -24,7 +24,10 @@ def write_parquet(rows: Rows, target: Path, options: ExportOptions) -> None:
     pa = pyarrow()
     from pyarrow import parquet  # noqa: PLC0415 - an extra
 
-    fields = [pa.field(name, _kind(pa, column), nullable=False) for name, column in rows.columns.items()]
+    fields = [
+        pa.field(name, _kind(pa, column), metadata={ENCODING: column.encoding} if column.encoding else None)
+        for name, column in rows.columns.items()
+    ]
     schema = pa.schema(fields, metadata=_metadata(rows.columns))
     with parquet.ParquetWriter(target, schema) as writer:
         for chunk in rows.chunks(report=options.report):
@@ -63,17 +66,10 @@ def _nested(pa: Any, values: Array, shape: tuple[int, ...]) -> Any:
 
 
 def _metadata(columns: Mapping[str, Column]) -> dict[bytes, bytes] | None:
-    """Classes, as the features that Hugging Face reads out of a file."""
+    """Classes, as the features that Hugging Face reads out of a file; it finds the other columns' by itself."""
     classes = {
         name: {"names": list(column.labels), "_type": "ClassLabel"}
         for name, column in columns.items()
         if column.labels and not column.shape and column.dtype == "int64"
     }
-    if not classes or any(column.encoding or column.shape for column in columns.values()):
-        return None  # features must name every column, and these have none that is the same
-    others = {name: {"dtype": _hf(column), "_type": "Value"} for name, column in columns.items() if name not in classes}
-    return {b"huggingface": json.dumps({"info": {"features": {**others, **classes}}}).encode()}
-
-
-def _hf(column: Column) -> str:
-    return "float32" if column.dtype == "bfloat16" else column.dtype
+    return {b"huggingface": json.dumps({"info": {"features": classes}}).encode()} if classes else None

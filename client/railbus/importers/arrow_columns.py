@@ -8,6 +8,7 @@ features that Hugging Face writes into the schema name classes. The only importe
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, cast
@@ -25,6 +26,8 @@ _DTYPES: Final[Mapping[str, Dtype]] = {
     "int32": "int32", "uint64": "uint64", "int64": "int64", "halffloat": "float16", "float": "float32",
     "double": "float64",
 }  # fmt: skip
+ENCODING: Final = b"railbus.encoding"
+"""What our own exporter writes beside a field of bytes, for which Parquet has no type."""
 _HINT: Final = "turn the column into numbers, texts, bytes, or lists of numbers first"
 
 
@@ -64,7 +67,7 @@ def arrow_column(field: Any, first: Any, *, features: Mapping[str, Any], options
     reading = _Reading(key, pa, options=options, inner=inner)
     is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
     if is_text or _is_binary(pa, kind):
-        encoding = "utf-8" if is_text else _encoding(reading.plain(first))
+        encoding = "utf-8" if is_text else _stated(field) or _encoding(reading.plain(first))
         column = Column(dtype="uint8", shape=(), variable_length=True, encoding=encoding)
         return ArrowColumn(key, column, reading.bytes)
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
@@ -194,6 +197,12 @@ def _is_binary(pa: Any, kind: Any) -> bool:
         or pa.types.is_fixed_size_binary(kind)
         or pa.types.is_binary_view(kind)
     )
+
+
+def _stated(field: Any) -> str:
+    """The encoding that our own exporter wrote, if it did."""
+    said = (field.metadata or {}).get(ENCODING, b"").decode("ascii", "replace")
+    return said if re.fullmatch(r"[a-z0-9.+-]{1,32}", said) else ""
 
 
 def _encoding(values: Any) -> str:
