@@ -33,7 +33,15 @@ ONLY_IN = {
     "obstore": ("railbus_dataloader.objectstore",),
     "click": ("railbus.cli",),
     "rich": ("railbus.cli",),
-    "pyarrow": ("railbus_shared.data.parquet", "railbus_shared.data.parquet_writer"),
+    "pyarrow": (
+        "railbus_shared.data.parquet",
+        "railbus_shared.data.parquet_writer",
+        "railbus.importers.arrow_columns",
+        "railbus.importers.arrow_files",
+        "railbus.exporters.parquet",
+    ),
+    "PIL": ("railbus.importers.image_bytes",),
+    "tokenizers": ("railbus.importers.bpe",),
 }
 MAX_LINES = 400
 MAX_FUNCTION_LINES = 40
