@@ -28,7 +28,7 @@ def webdataset(path: Path) -> Samples:
 
 
 def mds(path: Path) -> Samples:
-    from write_with_peers import stand_in_for_torchvision
+    from write_with_peers import stand_in_for_torchvision  # type: ignore[import-not-found]  # it lies beside us
 
     stand_in_for_torchvision()
     from streaming import StreamingDataset

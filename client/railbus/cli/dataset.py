@@ -117,8 +117,9 @@ def _row(one: dict[str, object]) -> list[Cell]:
 
 
 def _column_row(name: str, column: DataColumn) -> list[Cell]:
-    shape = "×".join(str(length) for length in column.shape) or "scalar"
-    return [name, column.dtype, shape, column.num_classes, column.description]
+    lengths = ["…"] if column.variable_length else []
+    shape = "×".join([*lengths, *map(str, column.shape)]) or "scalar"
+    return [name, column.dtype, shape, column.num_classes, column.description or column.encoding]
 
 
 def _pairs(index: DatasetIndex) -> dict[str, Cell]:

@@ -23,8 +23,8 @@ from railbus.importers.source import (
     Options,
     Outline,
     column_names,
+    gathered,
     is_class,
-    ragged,
     rows_per_chunk,
     unreadable,
 )
@@ -173,7 +173,8 @@ def _length(values: Array | Ragged) -> int:
 
 def _taken(values: Array | Ragged, rows: Positions) -> Array | Ragged:
     if isinstance(values, Ragged):
-        return ragged([_native(values[row]) for row in rows.tolist()], empty=_native(values.values[:0]))
+        found = gathered(values, rows)
+        return Ragged(_native(found.values), found.offsets)
     return _native(values[rows])
 
 

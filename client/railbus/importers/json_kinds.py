@@ -17,6 +17,8 @@ _SAID: Final[dict[Sort, str]] = {
     "flag": "true or false", "number": "a number", "text": "a text", "numbers": "a list of numbers",
     "json": "a map or a list of other things", "missing": "nothing",
 }  # fmt: skip
+_WIDTH: Final[dict[Dtype, int]] = {"bool": 0, "int64": 1, "float32": 2}
+"""A column takes the widest type that any of its numbers needs."""
 _FLOAT32_MAX: Final = float(np.finfo(np.float32).max)
 
 
@@ -86,9 +88,8 @@ class Kind:
         if kind == "i" and array.size:
             self._least, self._most = min(self._least, int(array.min())), max(self._most, int(array.max()))
         if array.size:
-            rank: list[Dtype] = ["bool", "int64", "float32"]
-            found: Dtype = {"b": rank[0], "i": rank[1]}.get(kind, rank[2])
-            self._dtype = max(self._dtype, found, key=rank.index)
+            found: Dtype = "bool" if kind == "b" else "int64" if kind == "i" else "float32"
+            self._dtype = found if _WIDTH[found] > _WIDTH[self._dtype] else self._dtype
 
     def _measure(self, array: Array) -> None:
         """Take note of the shape of a list."""

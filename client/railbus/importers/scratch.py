@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from railbus.importers.source import Array, Chunk, Report, Source, num_samples, ragged
+from railbus.importers.source import Array, Chunk, Report, Source, gathered, num_samples
 from railbus_shared import files
 from railbus_shared.data.order import Positions
 from railbus_shared.data.ragged import Ragged
@@ -121,8 +121,7 @@ class _Ragged:
             assert self._like is not None  # noqa: S101 - a source has samples
             ends = np.cumsum(np.concatenate(self._lengths))
             self._mapped = Ragged(_map(self._path, self._like), np.concatenate([np.zeros(1, np.int64), ends]))
-        found = self._mapped
-        return ragged([found[row] for row in rows.tolist()], empty=found.values[:0])
+        return gathered(self._mapped, rows)
 
 
 def _append(path: Path, values: Array) -> None:

@@ -33,6 +33,7 @@ CHUNK_BYTES: Final = 16 << 20
 CHUNK_ROWS: Final = 4096
 CLASS_COLUMNS: Final = frozenset({"label", "target", "class", "cls", "y"})
 """Columns of whole numbers from 0 up, or of a few words, that are so named are taken for classes."""
+_SHORT_BYTES: Final = 128
 _MIN_BUDGET_BYTES: Final = 1 << 30
 _MAX_EXPANSION: Final = 100
 
@@ -165,6 +166,20 @@ def ragged(parts: list[Array], *, empty: Array) -> Ragged:
     offsets = np.zeros(len(parts) + 1, np.int64)
     np.cumsum(lengths, out=offsets[1:])
     return Ragged(np.concatenate([empty, *parts]), offsets)
+
+
+def gathered(found: Ragged, rows: Positions) -> Ragged:
+    """Samples (N,) of a column, in that order; short ones in one call, long ones each by a copy of its own."""
+    starts, lengths = found.offsets[rows], found.offsets[rows + 1] - found.offsets[rows]
+    offsets = np.zeros(len(rows) + 1, np.int64)
+    np.cumsum(lengths, out=offsets[1:])
+    item_bytes = found.values[:1].nbytes or 1
+    if offsets[-1] * item_bytes > _SHORT_BYTES * len(rows):
+        pieces = [found[row] for row in rows.tolist()]
+        return Ragged(np.concatenate([found.values[:0], *pieces]), offsets)
+    items = np.repeat(starts - offsets[:-1], lengths)
+    items += np.arange(len(items))
+    return Ragged(found.values[items], offsets)
 
 
 def ragged_bytes(parts: list[bytes]) -> Ragged:
