@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
 
@@ -10,7 +11,7 @@ import click
 
 from railbus.cli.dataset_files import counted, load, summary
 from railbus.cli.progress import progress
-from railbus.cli.render import print_json
+from railbus.cli.render import humane, is_plain, print_json
 from railbus.cli.session import json_option, root_option, session
 
 if TYPE_CHECKING:
@@ -128,7 +129,8 @@ def import_(*, source: str, name: str | None, as_json: bool, **given: Any) -> No
     if as_json:
         print_json(summary(index))
         return
-    click.echo(f"imported {index.file.dataset}: {counted(index)}, index sha256 {index.sha256}")
+    shown = humane(index.sha256, "text" if is_plain(sys.stdout) else "hash", now_ns=0)
+    click.echo(f"imported {index.file.dataset}: {counted(index)}, index sha256 {shown}")
     click.echo(f"look: railbus dataset show {index.file.dataset}", err=True)
 
 
