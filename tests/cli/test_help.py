@@ -43,7 +43,10 @@ def test_every_command_explains_itself_within_80_columns(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("group", "commands"),
-    [("dataset", ["import", "list", "show", "verify"]), ("checkpoints", ["list", "show", "verify"])],
+    [
+        ("dataset", ["import", "append", "export", "list", "show", "sample", "stats", "verify", "repair"]),
+        ("checkpoints", ["list", "show", "verify"]),
+    ],
 )
 def test_groups_show_their_commands(group: str, commands: list[str]) -> None:
     shown = CliRunner().invoke(cli, [group, "--help"])

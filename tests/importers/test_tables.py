@@ -70,6 +70,12 @@ def test_a_mixture_can_be_taken_as_text_and_a_gap_be_filled(tmp_path: Path, layo
     assert math.isnan(found["b"][1])
 
 
+@pytest.mark.parametrize(("name", "content"), [("t.csv", "a,b\n1,2\n"), ("t.jsonl", '{"a": 1, "b": 2}\n')])
+def test_a_column_that_is_to_be_text_must_be_there(name: str, content: str, tmp_path: Path, layout: Layout) -> None:
+    with pytest.raises(InvalidField, match=rf"'text' has value 'c': '{name}' has no such column .it has a, b"):
+        imported(layout, write(tmp_path, name, content), options=Options(text_columns=frozenset({"c"})))
+
+
 def test_the_hint_for_a_mixture_and_for_a_gap_names_the_option(tmp_path: Path, layout: Layout) -> None:
     with pytest.raises(InvalidField, match=r"'columns\.a' has value 'x': line 9002.*--text a"):
         imported(layout, write(tmp_path, "t.csv", "a\n" + "1\n" * 9000 + "x\n"))

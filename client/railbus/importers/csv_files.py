@@ -25,6 +25,7 @@ from railbus.importers.source import (
     Options,
     Outline,
     Values,
+    check_text_columns,
     column_names,
     is_class,
     ragged_bytes,
@@ -54,6 +55,7 @@ class CsvFile:
         self._options = options
         header = self._header()
         names = list(column_names(header).values())
+        check_text_columns(options, names, file=path.name)
         self._kinds = [_Kind(name, forced=options.text_columns >= {name}, options=options) for name in names]
         samples = 0
         for first, rows in self._blocks("looking"):

@@ -16,7 +16,16 @@ import orjson
 
 from railbus.importers.json_kinds import Kind
 from railbus.importers.lines import lines
-from railbus.importers.source import CHUNK_BYTES, CHUNK_ROWS, Chunk, Options, Outline, column_names, unreadable
+from railbus.importers.source import (
+    CHUNK_BYTES,
+    CHUNK_ROWS,
+    Chunk,
+    Options,
+    Outline,
+    check_text_columns,
+    column_names,
+    unreadable,
+)
 
 _SHOWN: Final = 80
 
@@ -36,6 +45,7 @@ class JsonLines:
         if not self._kinds:
             raise unreadable(path.name, "it holds no rows with fields", hint="give one JSON map a line")
         self._names = column_names(self._kinds)
+        check_text_columns(options, self._kinds, file=path.name)
         for kind in self._kinds.values():
             kind.settle()
         size = path.stat().st_size // samples

@@ -150,6 +150,15 @@ def column_names(keys: Iterable[str]) -> dict[str, str]:
     return names
 
 
+def check_text_columns(options: Options, names: Iterable[str], *, file: str) -> None:
+    """Raises InvalidField for a column that is to be taken as text and is not there."""
+    known = list(names)
+    for name in sorted(options.text_columns - set(known)):
+        raise InvalidField(
+            field="text", value=name, problem=f"{file!r} has no such column", hint=f"it has {', '.join(known)}"
+        )
+
+
 def is_class(name: str) -> bool:
     """Whether a column's name says that it holds classes; `image.cls` does as `cls` does."""
     return name.rpartition(".")[2] in CLASS_COLUMNS

@@ -67,6 +67,7 @@ class WebDataset:
         self._options = options
         self._fields: dict[str, _Field] = {}
         samples = total = 0
+        self._left_out = 0
         counts_only = True
         for path, key, fields in self._samples("looking"):
             self._see(path, key, fields)
@@ -80,7 +81,8 @@ class WebDataset:
             self._fields[KEY].encoding = "utf-8"
         self._names = _short_names(self._fields)
         columns = {name: self._fields[key].column() for key, name in self._names.items()}
-        self.outline = Outline(columns=columns, samples=samples, sample_bytes=total // samples)
+        notes = (f"left out {self._left_out} files without a base name or an extension",) if self._left_out else ()
+        self.outline = Outline(columns=columns, samples=samples, sample_bytes=total // samples, notes=notes)
 
     def _see(self, path: Path, key: str, fields: Fields) -> None:
         if not self._fields:
@@ -116,8 +118,9 @@ class WebDataset:
             before, fields = "", dict[str, bytes]()
             for member in members(path, self._options, stage=stage):
                 key, extension = _parted(member.name)
-                if not extension or PurePosixPath(member.name).name.startswith("."):
-                    continue  # a file without an extension belongs to no sample
+                if not key or not extension:  # such a file belongs to no sample
+                    self._left_out += 1
+                    continue
                 if fields and key != before:
                     yield path, before, fields
                     fields = {}
