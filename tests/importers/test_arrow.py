@@ -173,7 +173,7 @@ def test_a_saved_dataset_that_names_files_elsewhere_is_refused(name: str, tmp_pa
         imported(layout, tmp_path / "in")
 
 
-@pytest.mark.parametrize("damage", ["cut", "flipped", "gone", "no state"])
+@pytest.mark.parametrize("damage", ["cut", "flipped", "gone", "no state", "name"])
 def test_a_damaged_saved_dataset_is_told(damage: str, tmp_path: Path, layout: Layout) -> None:
     saved(tmp_path / "in", [table(50)])
     path = tmp_path / "in/data-00000-of-00001.arrow"
@@ -182,6 +182,8 @@ def test_a_damaged_saved_dataset_is_told(damage: str, tmp_path: Path, layout: La
         path.write_bytes(whole[: len(whole) // 3])
     elif damage == "flipped":
         path.write_bytes(whole[:40] + bytes(byte ^ 0xFF for byte in whole[40:60]) + whole[60:])
+    elif damage == "name":
+        path.write_bytes(whole.replace(b"label", b"lab\xa0l", 1))
     elif damage == "gone":
         path.unlink()
     else:

@@ -18,7 +18,12 @@ from railbus.importers.source import Options, num_samples
 from railbus_shared.errors import RailbusError
 
 FIXTURES = Path(__file__).parents[1] / "interop/fixtures"
-BOUNDED = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+BOUNDED = settings(
+    max_examples=40,
+    deadline=None,
+    derandomize=True,  # the same damage every time: what a longer search finds becomes a test of its own
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 
 
 def source(name: str, folder: Path) -> tuple[Path, Path]:

@@ -37,8 +37,8 @@ class ArrowFiles:
         self._paths = paths
         self._batches = batches
         self._options = options
-        names = column_names(schema.names)
         with _arrow_faults(paths[0].name):
+            names = column_names(schema.names)
             first = next(batches(paths[0], None, 16), None)
             if first is None or not names:
                 raise unreadable(paths[0].name, "it holds no rows")
