@@ -41,6 +41,13 @@ def test_every_command_explains_itself_within_80_columns(name: str) -> None:
     assert max(len(line) for line in shown.output.splitlines()) <= 80
 
 
+@pytest.mark.parametrize("name", ["import", "append", "export", "list", "show", "sample", "stats", "verify", "repair"])
+def test_every_command_for_datasets_explains_itself_within_80_columns(name: str) -> None:
+    shown = CliRunner().invoke(cli, ["dataset", name, "--help"], terminal_width=80)
+    assert shown.exit_code == 0, shown.output
+    assert max(len(line) for line in shown.output.splitlines()) <= 80
+
+
 @pytest.mark.parametrize(
     ("group", "commands"),
     [

@@ -120,7 +120,7 @@ def import_(*, source: str, name: str | None, as_json: bool, **given: Any) -> No
       .npy .npz              arrays; each is a column, its first axis the samples
       .csv .jsonl            numbers, texts and lists; what it is is found out
       .txt .md               text in blocks of tokens
-      .parquet .tar          Parquet; WebDataset, packed or not; or folders of them
+      .parquet .tar          Parquet; WebDataset; or folders of them
       folders                images by class, Hugging Face datasets, MosaicML MDS
 
     What is there already with the same content is left as it is.
