@@ -106,6 +106,8 @@ class _Reading:
             array = array.combine_chunks()
         if isinstance(array, pa.ChunkedArray):
             array = pa.concat_arrays(array.chunks)
+        if not pa.types.is_primitive(array.type):
+            array.validate(full=True)  # offsets, places in a dictionary and UTF-8 are the file's word until now
         if self._inner is not None:
             self._check(array, self._fills)
             array = array.field(self._inner)
