@@ -120,7 +120,7 @@ def test_a_damaged_parquet_file_is_told(damage: str, tmp_path: Path, layout: Lay
 
 def test_text_that_is_no_utf_8_is_told(tmp_path: Path, layout: Layout) -> None:
     path = tmp_path / "t.parquet"
-    parquet.write_table(pa.table({"t": ["mark"] * 3}), path, use_dictionary=False, compression=None)
+    parquet.write_table(pa.table({"t": ["mark"] * 3}), path, use_dictionary=False, compression="none")
     path.write_bytes(path.read_bytes().replace(b"mark", b"m\xffrk"))
     with pytest.raises(InvalidField, match="Invalid UTF8"):
         imported(layout, path)
