@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import small_datasets
-from railbus_runner.gathering import TORCH_DTYPES
+from railbus_runner.buffers import TORCH_DTYPES
 from railbus_runner.stream import ShardStream
 from railbus_shared.contracts.artifacts import Column, DatasetSchema, Split
 from railbus_shared.data.index import ITEM_BYTES, DatasetIndex
@@ -123,9 +123,14 @@ def test_the_ranks_together_see_the_same_batches_for_every_world_size(
         ({"batch_size": -4}, "batch_size"),
         ({"batch_size": 4, "world_size": 3}, "batch_size"),
         ({"batch_size": 24, "drop_last": True}, "batch_size"),
+        ({"shuffle": "window", "window": 0}, "window"),
+        ({"shuffle": "some"}, "shuffle"),
+        ({"ranges": [(0, 24)]}, "ranges"),
+        ({"ranges": [(5, 4)]}, "ranges"),
+        ({"ranges": [(5, 5)]}, "ranges"),
     ],
 )
-def test_a_batch_size_that_does_not_fit_is_refused(settings: dict[str, Any], field_name: str, opened: Opened) -> None:
+def test_a_setting_that_does_not_fit_is_refused(settings: dict[str, Any], field_name: str, opened: Opened) -> None:
     with pytest.raises(InvalidField) as caught:
         opened.stream(**settings)
     assert caught.value.details["field"] == field_name
@@ -234,20 +239,26 @@ def test_a_state_is_of_plain_values(opened: Opened, tmp_path: Path) -> None:
     torch.save(state, tmp_path / "state.pt")
     assert torch.load(tmp_path / "state.pt", weights_only=True) == state
     assert state == {
-        "version": 1, "index_sha256": opened.index.sha256, "split": "train", "num_samples": 23, "seed": 7,
-        "batch_size": 4, "shuffle": True, "drop_last": False, "epoch": 0, "batches_done": 2, "samples_seen": 8,
+        "version": 1, "dataset": "d", "dataset_version": 1, "index_sha256": opened.index.sha256, "split": "train",
+        "ranges": [], "num_samples": 23, "seed": 7, "order": "global", "window": None, "batch_size": 4,
+        "drop_last": False, "epoch": 0, "batches_done": 2, "samples_seen": 8,
     }  # fmt: skip
 
 
 @pytest.mark.parametrize(
     ("name", "value"),
     [
+        ("dataset", "other"),
+        ("dataset_version", 2),
         ("index_sha256", "0" * 64),
         ("split", "test"),
         ("num_samples", 22),
         ("seed", 8),
         ("batch_size", 5),
-        ("shuffle", False),
+        ("order", "sequential"),
+        ("order", "window"),
+        ("window", [8, "shards"]),
+        ("ranges", [[0, 4]]),
         ("drop_last", True),
         ("version", 2),
         ("version", None),

@@ -1,109 +1,117 @@
-"""Batches gathered from mapped shards: one `take` per column and shard into a page-aligned buffer, then to the device.
-
-On the CPU a buffer is the batch's own memory, made anew for each, so a batch is the caller's to keep. For a CUDA device
-the buffer is pinned and copied without waiting; torch gives pinned memory out again only after the copy has ended.
-"""
+"""Batches gathered from open shards: one `take` per column and shard, into memory that nobody holds."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Final
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
 
+from railbus_runner.buffers import Buffers, Pinned, Ring
+from railbus_runner.packed import Packed
+from railbus_runner.places import Part
+from railbus_runner.shards import OpenShards
 from railbus_shared.contracts.artifacts import Column
-from railbus_shared.data.index import ITEM_BYTES, DatasetIndex, sample_bytes
-from railbus_shared.data.order import Positions
-from railbus_shared.data.readers import Array, ShardReader, numpy_dtype, open_shard, page_aligned_empty
+from railbus_shared.data.readers import Array, ShardReader, numpy_dtype, page_aligned_empty
 
-Batch = dict[str, torch.Tensor]
-
-TORCH_DTYPES: Final[dict[str, torch.dtype]] = {name: getattr(torch, name) for name in ITEM_BYTES}
-_LARGE_BYTES: Final = 128 << 10
-"""From here on it shows where a buffer begins."""
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Where samples lie: shard numbers and rows, int64 (N,) each."""
-
-    numbers: Positions
-    rows: Positions
+Batch = dict[str, Any]
+"""A tensor (batch, *shape) of each column, or a `Packed` where its length varies; the schema tells which."""
 
 
 class Gatherer:
-    """Opens shards as they are needed and gathers batches from them."""
+    """Gathers batches from the shards that are open."""
 
-    def __init__(
-        self,
-        index: DatasetIndex,
-        shard_paths: Mapping[int, Path],
-        *,
-        device: torch.device,
-        ensure_verified: Callable[[Sequence[int]], None],
-    ) -> None:
-        self._index = index
-        self._paths = shard_paths
-        self._device = device
-        self._ensure_verified = ensure_verified
-        self._readers: dict[int, ShardReader] = {}
-        self._columns = {name: _Column(column) for name, column in index.schema.columns.items()}
+    def __init__(self, columns: Mapping[str, Column], shards: OpenShards, *, is_pinned: bool = False) -> None:
+        self._shards = shards
+        kinds = [(name, column, _Variable if column.variable_length else _Fixed) for name, column in columns.items()]
+        self._columns: list[tuple[str, _Fixed | _Variable]] = [
+            (name, kind(name, column, is_pinned)) for name, column, kind in kinds
+        ]
 
-    def gather(self, where: Rows) -> Batch:
-        """A tensor (N, *shape) of each column, on the device; raises what `ensure_verified` raises."""
-        present: list[int] = np.flatnonzero(np.bincount(where.numbers)).tolist()  # np.unique imports more: 50 ms
-        self._open(present)
-        places = [(number, np.flatnonzero(where.numbers == number)) for number in present] if len(present) > 1 else []
-        batch: Batch = {}
-        for name, column in self._columns.items():
-            tensor, array = column.buffer(len(where.rows), is_pinned=self._is_cuda)
-            if len(present) == 1:
-                self._readers[present[0]].take(name, where.rows, array)
-            for number, here in places:
-                array[here] = column.taken(self._readers[number], name, where.rows[here])
-            batch[name] = tensor.to(self._device, non_blocking=True) if self._is_cuda else tensor
-        return batch
-
-    @property
-    def _is_cuda(self) -> bool:
-        return self._device.type == "cuda"
-
-    def _open(self, numbers: Sequence[int]) -> None:
-        new = [number for number in numbers if number not in self._readers]
-        if new:
-            self._ensure_verified(new)
-            for number in new:
-                self._readers[number] = open_shard(self._paths[number], self._index, number)
+    def gather(self, part: Part) -> Batch:
+        """The samples of a part, in order; raises what keeps one of its shards from being opened."""
+        readers = self._shards.readers
+        for shard, _, _ in part.segments:
+            if shard not in readers:
+                self._shards.hold(one for one, _, _ in part.segments)
+        return {name: column.gathered(readers, part) for name, column in self._columns}
 
 
-class _Column:
-    """One column of the batches: its buffers, and scratch memory."""
+def _buffers(column: Column, is_pinned: bool) -> Buffers:
+    return Pinned(column) if is_pinned else Ring(column)
+
+
+class _Scratch:
+    """Memory that is good until it is asked for again."""
 
     def __init__(self, column: Column) -> None:
-        self._dtype = TORCH_DTYPES[column.dtype]
-        self._array_dtype = numpy_dtype(column)
+        self._dtype = numpy_dtype(column)
         self._shape = column.shape
-        self._sample_bytes = sample_bytes(column)
-        self._scratch: Array | None = None
+        self._array: Array | None = None
 
-    def buffer(self, samples: int, *, is_pinned: bool) -> tuple[torch.Tensor, Array]:
-        """A tensor, and the array that fills it; a CUDA device copies from pinned memory by itself."""
-        shape = (samples, *self._shape)
-        if is_pinned:
-            tensor = torch.empty(shape, dtype=self._dtype, pin_memory=True)
-            array: Array = (tensor.view(torch.uint16) if self._dtype is torch.bfloat16 else tensor).numpy()
-            return tensor, array
-        is_large = samples * self._sample_bytes >= _LARGE_BYTES
-        array = page_aligned_empty(shape, self._array_dtype) if is_large else np.empty(shape, self._array_dtype)
-        return torch.from_numpy(array).view(self._dtype), array
+    def take(self, rows: int) -> Array:
+        if self._array is None or len(self._array) < rows:
+            self._array = page_aligned_empty((rows, *self._shape), self._dtype)
+        return self._array[:rows]
 
-    def taken(self, reader: ShardReader, name: str, rows: Positions) -> Array:
-        """Rows of a column in scratch memory, good until the next call."""
-        if self._scratch is None or len(self._scratch) < len(rows):
-            self._scratch = page_aligned_empty((len(rows), *self._shape), self._array_dtype)
-        scratch = self._scratch[: len(rows)]
-        reader.take(name, rows, scratch)
-        return scratch
+
+class _Fixed:
+    """A column of fixed length."""
+
+    def __init__(self, name: str, column: Column, is_pinned: bool) -> None:
+        self._name = name
+        self._buffers = _buffers(column, is_pinned)
+        self._scratch = _Scratch(column)
+
+    def gathered(self, readers: Mapping[int, ShardReader], part: Part) -> torch.Tensor:
+        tensor, array = self._buffers.take(len(part.rows))
+        if len(part.segments) == 1:
+            readers[part.segments[0][0]].take(self._name, part.rows, array)
+            return tensor
+        target = array if part.back is None else self._scratch.take(len(part.rows))
+        for shard, begin, end in part.segments:
+            readers[shard].take(self._name, part.rows[begin:end], target[begin:end])
+        if part.back is not None:
+            target.take(part.back, axis=0, out=array, mode="clip")
+        return tensor
+
+
+class _Variable:
+    """A column of variable length."""
+
+    def __init__(self, name: str, column: Column, is_pinned: bool) -> None:
+        self._name = name
+        self._buffers = _buffers(column, is_pinned)
+        self._offsets = _buffers(Column(dtype="int64", shape=()), is_pinned)
+        self._scratch = _Scratch(column)
+
+    def gathered(self, readers: Mapping[int, ShardReader], part: Part) -> Packed:
+        ends = self._ends(readers, part)
+        offsets, array = self._offsets.take(len(part.rows) + 1)
+        total = int(ends[-1])
+        if part.back is None:
+            array[:] = ends
+            values, target = self._buffers.take(total)
+            self._fill(readers, part, ends, target)
+            return Packed(values, offsets)
+        array[0] = 0
+        np.cumsum(np.diff(ends)[part.back], out=array[1:])
+        values, target = self._buffers.take(total)
+        staged = self._scratch.take(total)
+        self._fill(readers, part, ends, staged)
+        bounds: list[int] = ends.tolist()
+        if total:
+            np.concatenate([staged[bounds[row] : bounds[row + 1]] for row in part.back.tolist()], out=target)
+        return Packed(values, offsets)
+
+    def _ends(self, readers: Mapping[int, ShardReader], part: Part) -> Array:
+        """Where each of the part's rows begins in the items of all of them, and where the last one ends."""
+        ends = np.zeros(len(part.rows) + 1, np.int64)
+        for shard, begin, end in part.segments:
+            ends[begin + 1 : end + 1] = readers[shard].lengths(self._name, part.rows[begin:end])
+        return np.cumsum(ends, out=ends)
+
+    def _fill(self, readers: Mapping[int, ShardReader], part: Part, ends: Array, target: Array) -> None:
+        for shard, begin, end in part.segments:
+            readers[shard].take_items(self._name, part.rows[begin:end], target[ends[begin] : ends[end]])

@@ -1,47 +1,37 @@
 """`ShardStream`: batches of a split as torch tensors, gathered from mapped shards.
 
-The order is a function of (seed, epoch, split, samples), the same for every world size that divides the batch size.
-The state counts batches, so a run goes on at the very next sample: a state taken after the k-th batch of an epoch goes
-on with batch k+1; one taken after the last batch goes on with that epoch's end, so that what follows an epoch in the
-caller's loop runs again.
+The order is a function of (seed, epoch, split, samples), the same for every world size that divides the batch size and
+for any number of workers. The state counts batches, so a run goes on at the very next sample: a state taken after the
+k-th batch of an epoch goes on with batch k+1; one taken after the last batch goes on with that epoch's end, so that
+what follows an epoch in the caller's loop runs again.
+
+A stream is a torch IterableDataset too. Inside `DataLoader(stream, batch_size=None)` each worker makes every n-th
+batch, so the loader gives the same sequence; a worker's copy tells its own state, as StatefulDataLoader expects.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import os
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import torch
+import torch.utils.data
 
-from railbus_runner.gathering import Batch, Gatherer, Rows
+from railbus_runner.gathering import Batch
+from railbus_runner.lookahead import OnAhead
+from railbus_runner.pipeline import Pipeline, Route, Transform, unheard
+from railbus_runner.reading import Ranges, Reading, Shuffle, algorithm_of, window_of
+from railbus_runner.shards import EnsureVerified
 from railbus_shared.data.index import DatasetIndex
-from railbus_shared.data.order import EpochOrder, num_batches, rank_range
+from railbus_shared.data.order import Window, worker_batches
 from railbus_shared.errors import InvalidField
 
-_VERSION: Final = 1
-_TOGETHER: Final = 4096
-"""Samples whose places are reckoned together: doing it for each batch took 0.3 ms, more than all the rest of one."""
+__all__ = ["Batch", "ShardStream"]
 
 
-@dataclass(frozen=True)
-class _Block:
-    """Where some samples in a row of an epoch lie, from place `first` on."""
-
-    epoch: int
-    first: int
-    where: Rows
-
-    def cut(self, start: int, stop: int) -> Rows:
-        begin, end = start - self.first, stop - self.first
-        return Rows(self.where.numbers[begin:end], self.where.rows[begin:end])
-
-    def holds(self, epoch: int, start: int, stop: int) -> bool:
-        return epoch == self.epoch and self.first <= start and stop <= self.first + len(self.where.rows)
-
-
-class ShardStream:
+class ShardStream(torch.utils.data.IterableDataset[Any]):
     """One split of a dataset, in batches; iterating gives what is left of the current epoch.
 
     Inside `epochs` the stream goes to the next epoch with it; otherwise a pass after a complete one is the next epoch.
@@ -55,86 +45,121 @@ class ShardStream:
         split: str,
         batch_size: int,
         seed: int,
-        shuffle: bool = True,
+        shuffle: Shuffle = True,
+        window: int | Window = 8,
+        ranges: Ranges = (),
         drop_last: bool = False,
         rank: int = 0,
         world_size: int = 1,
         device: torch.device | None = None,
-        ensure_verified: Callable[[Sequence[int]], None],
+        transform: Transform | None = None,
+        workers: int = 0,
+        ensure_verified: EnsureVerified,
         on_batch: Callable[[], None] = lambda: None,
+        on_ahead: OnAhead = unheard,
     ) -> None:
         """A stream at the beginning of epoch 0.
 
-        `ensure_verified` is called with the numbers of shards before any of them is read for the first time, and
-        `on_batch` before each batch. Raises InvalidField for a batch size that does not fit, NotFound for a split.
+        Args:
+            index: of the dataset.
+            shard_paths: of every shard, by its number.
+            split: its name.
+            batch_size: samples of all ranks together.
+            seed: of the shuffles.
+            shuffle: all samples of the split (`global`, or True), those of a few shards at a time, or not at all.
+            window: shards that are shuffled together where `shuffle` is `window`.
+            ranges: samples of the split that alone are read.
+            drop_last: leave out a last batch that is short.
+            rank: which part of each batch is read here.
+            world_size: how many parts there are.
+            device: of the tensors; the CPU unless given.
+            transform: what is made of a batch, before it goes to the device.
+            workers: processes that gather and transform; none unless given.
+            ensure_verified: called with the numbers of shards before any of them is read for the first time.
+            on_batch: called before each batch.
+            on_ahead: called with the shards that are needed next, and with those that were closed.
+
+        Raises InvalidField for a setting that does not fit, NotFound for a split.
         """
-        self._index = index
-        self._split = index.split(split)
-        _check_batch_size(batch_size, world_size=world_size, samples=self._split.samples, drop_last=drop_last)
-        self._identity: dict[str, Any] = {
-            "version": _VERSION,
-            "index_sha256": index.sha256,
-            "split": split,
-            "num_samples": self._split.samples,
-            "seed": seed,
-            "batch_size": batch_size,
-            "shuffle": shuffle,
-            "drop_last": drop_last,
-        }
-        self._rank, self._world_size = rank, world_size
-        self._on_batch = on_batch
-        self._gatherer = Gatherer(
-            index, shard_paths, device=device or torch.device("cpu"), ensure_verified=ensure_verified
+        self._reading = Reading(
+            index,
+            split=split,
+            batch_size=batch_size,
+            seed=seed,
+            algorithm=algorithm_of(shuffle),
+            window=window_of(window),
+            drop_last=drop_last,
+            ranges=tuple((start, stop) for start, stop in ranges),
         )
-        self._block: _Block | None = None
+        self._reading.check(world_size=world_size)
+        route = Route(
+            shard_paths,
+            rank=rank,
+            world_size=world_size,
+            device=device or torch.device("cpu"),
+            transform=transform,
+            workers=workers,
+            ensure_verified=ensure_verified,
+            on_ahead=on_ahead,
+        )
+        self._pipeline = Pipeline(self._reading, route)
+        self._on_batch: Callable[[], None] | None = on_batch
+        self._process = os.getpid()
+        self._epochs = 0  # how many the caller has said it wants, while `epochs` drives the stream
         self._batches_done = 0
-        self._is_driven = False  # by `epochs`
         self._is_spent = False  # an epoch has ended, and `epochs` will not go on to the next
         self.epoch = 0
 
     @property
     def num_batches(self) -> int:
         """Global batches in an epoch."""
-        ident = self._identity
-        return num_batches(self._split.samples, batch_size=ident["batch_size"], drop_last=ident["drop_last"])
+        return self._reading.num_batches
 
     @property
     def samples_seen(self) -> int:
         """By all ranks together, over all epochs."""
-        size: int = self._identity["batch_size"]
-        per_epoch: int = min(self.num_batches * size, self._split.samples)
-        return self.epoch * per_epoch + min(self._batches_done * size, self._split.samples)
+        size, samples = self._reading.batch_size, self._reading.num_samples
+        per_epoch = min(self.num_batches * size, samples)
+        return self.epoch * per_epoch + min(self._batches_done * size, samples)
 
     def epochs(self, count: int) -> Iterator[int]:
         """Numbers of the epochs up to `count`, from the current one on; the stream moves on with them.
 
         After a resume the first may have few batches left, or none.
         """
-        self._is_driven, self._is_spent = True, False
+        self._epochs, self._is_spent = count, False
         try:
             while self.epoch < count:
                 yield self.epoch
                 self._advance()
         finally:
-            self._is_driven = False
+            self._epochs = 0
 
     def __len__(self) -> int:
         """Batches that iterating would give now."""
         return self.num_batches - (0 if self._is_spent else self._batches_done)
 
-    def __iter__(self) -> Iterator[Batch]:
-        """What is left of the current epoch: a map from column to a tensor (batch, *shape) on the stream's device.
+    def __iter__(self) -> Iterator[Any]:
+        """What is left of the current epoch: a `Batch`, or what `transform` makes of it, on the stream's device.
 
         A tensor is the caller's to keep. With several ranks the last batch may be empty on some of them.
         """
+        if self._process != os.getpid():
+            self._become_copy()
         if self._is_spent:
             self._advance()
-        while self._batches_done < self.num_batches:
-            self._on_batch()
-            batch = self._gatherer.gather(self._located(self._batches_done))
-            self._batches_done += 1
+        worker, num_workers = _worker()
+        numbers = worker_batches(self._batches_done, self.num_batches, worker=worker, num_workers=num_workers)
+        batches = self._pipeline.batches(self.epoch, numbers, epochs=self._epochs)
+        for number in numbers:
+            if self._on_batch is not None:
+                self._on_batch()
+            batch = next(batches)
+            # What a worker has yet to do begins `worker` batches behind this, as at its start.
+            self._batches_done = min(number - worker + num_workers, self.num_batches)
             yield batch
-        self._is_spent = not self._is_driven
+            del batch  # or the memory of a batch that the caller has let go of would not be free for the next
+        self._is_spent = not self._epochs
 
     def _advance(self) -> None:
         self.epoch += 1
@@ -144,7 +169,7 @@ class ShardStream:
     def state_dict(self) -> dict[str, Any]:
         """The position and what it belongs to; plain values."""
         return {
-            **self._identity,
+            **self._reading.identity(),
             "epoch": self.epoch,
             "batches_done": self._batches_done,
             "samples_seen": self.samples_seen,
@@ -152,37 +177,24 @@ class ShardStream:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go to a position; raises InvalidField if it is none, or belongs to another dataset, split, seed or batch."""
-        for name, value in self._identity.items():
-            if state.get(name) != value:
-                raise InvalidField(
-                    field=f"stream.{name}",
-                    value=state.get(name),
-                    problem=f"the stream has {value!r}, so the position means nothing here",
-                    hint="resume with the dataset, seed and parameters that the checkpoint was made with",
-                )
+        self._reading.check_identity(state)
         epoch = _count(state, "epoch")
         self._batches_done = _count(state, "batches_done", limit=self.num_batches)
         self.epoch, self._is_spent = epoch, False
 
-    def _located(self, batch: int) -> Rows:
-        """Where this rank's samples of a global batch lie."""
-        size: int = self._identity["batch_size"]
-        start, stop = rank_range(
-            batch,
-            num_samples=self._split.samples,
-            batch_size=size,
-            rank=self._rank,
-            world_size=self._world_size,
-        )
-        if self._block is None or not self._block.holds(self.epoch, start, stop):
-            self._block = self._block_from(batch * size, max(size, _TOGETHER // size * size))
-        return self._block.cut(start, stop)
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy for another process."""
+        return {**self.__dict__, "_pipeline": self._pipeline.copied(), "_on_batch": None}
 
-    def _block_from(self, first: int, count: int) -> _Block:
-        ident = self._identity
-        order = EpochOrder(self._split.samples, ident["seed"], self.epoch, shuffle=ident["shuffle"])
-        places = order.positions(first, min(first + count, self._split.samples))
-        return _Block(self.epoch, first, Rows(*self._index.locate(self._split.first + places)))
+    def _become_copy(self) -> None:
+        """A process that was forked must not speak in its parent's name."""
+        self.__dict__.update(self.__getstate__(), _process=os.getpid())
+
+
+def _worker() -> tuple[int, int]:
+    """Which worker of a DataLoader this process is, and of how many."""
+    worker = torch.utils.data.get_worker_info()
+    return (0, 1) if worker is None else (worker.id, worker.num_workers)
 
 
 def _count(state: Mapping[str, Any], name: str, *, limit: int | None = None) -> int:
@@ -196,21 +208,3 @@ def _count(state: Mapping[str, Any], name: str, *, limit: int | None = None) -> 
             hint="the state is damaged: resume from an older checkpoint",
         )
     return value
-
-
-def _check_batch_size(batch_size: int, *, world_size: int, samples: int, drop_last: bool) -> None:
-    """Raises InvalidField for a batch that cannot be shared by the ranks, or that leaves nothing of the split."""
-    if batch_size < 1 or batch_size % world_size:
-        raise InvalidField(
-            field="batch_size",
-            value=batch_size,
-            problem=f"not a positive multiple of the world size {world_size}",
-            hint="batch_size counts the samples of all ranks together",
-        )
-    if drop_last and batch_size > samples:
-        raise InvalidField(
-            field="batch_size",
-            value=batch_size,
-            problem=f"the split has {samples} samples, so dropping the last batch leaves none",
-            hint="use a smaller batch, or keep the last one",
-        )

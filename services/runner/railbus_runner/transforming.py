@@ -1,0 +1,149 @@
+"""`transform=` in worker processes: they gather and transform, the consumer gets the results in the same order.
+
+The processes are those of torch's DataLoader, which passes tensors in shared memory, keeps the order, raises here what
+was raised there with its traceback, and notices a worker that was killed. They are spawned, not forked, because a
+trainer has threads and may have touched CUDA; so `transform` must be a name that they can import. They die with the
+process that made them. What is to be gathered is decided here, where shards are verified first.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import pickle
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import torch.utils.data
+
+from railbus_runner.gathering import Batch, Gatherer
+from railbus_runner.places import Part
+from railbus_runner.processes import die_with_parent
+from railbus_runner.shards import OpenShards
+from railbus_shared.data.index import DatasetIndex
+from railbus_shared.errors import InvalidField, RailbusError, WorkerLost
+
+_AHEAD: Final = 2
+"""Batches that each worker makes before they are asked for."""
+_LOST: Final = "DataLoader worker (pid"
+"""What torch says of a worker that was killed, and of nothing else."""
+
+
+class Wanted(NamedTuple):
+    """What a worker is to do."""
+
+    part: Part
+    keep: frozenset[int] | None
+    """The shards that may stay open; all if None."""
+
+
+@dataclass
+class _Feed:
+    """What is wanted, to be iterated once and then set anew."""
+
+    wanted: Iterable[Wanted] = ()
+
+    def __iter__(self) -> Iterator[Wanted]:
+        return iter(self.wanted)
+
+
+class _Gathered(torch.utils.data.Dataset[Any]):
+    """In a worker: what is wanted, gathered and transformed."""
+
+    def __init__(self, index: DatasetIndex, paths: Mapping[int, Path], transform: Callable[[Batch], Any]) -> None:
+        self._index, self._paths, self._transform = index, paths, transform
+
+    def __getitem__(self, wanted: Wanted) -> Any:
+        if wanted.keep is not None:
+            self._shards.let_go(self._shards.numbers - wanted.keep)
+        return self._transform(self._gatherer.gather(wanted.part))
+
+    @cached_property
+    def _shards(self) -> OpenShards:
+        return OpenShards(self._index, self._paths, ensure_verified=lambda _: None)
+
+    @cached_property
+    def _gatherer(self) -> Gatherer:
+        return Gatherer(self._index.schema.columns, self._shards)
+
+
+class Workers:
+    """Processes that make batches; started with the first that is asked for, ended with this object."""
+
+    def __init__(
+        self, index: DatasetIndex, paths: Mapping[int, Path], *, transform: Callable[[Batch], Any], count: int
+    ) -> None:
+        """Raises InvalidField for a transform that other processes cannot import."""
+        _check_importable(transform)
+        self._gathered = _Gathered(index, dict(paths), transform)
+        self._count = count
+        self._feed = _Feed()
+        self._loader: torch.utils.data.DataLoader[Any] | None = None
+        self._error: RailbusError | None = None
+
+    def batches(self, wanted: Iterable[Wanted]) -> Iterator[Any]:
+        """A result for each; an error of ours that `wanted` raises comes when its batch is due.
+
+        Raises WorkerLost if a worker dies, and what `transform` raises.
+        """
+        self._error = None
+        self._feed.wanted = self._until_error(wanted)
+        self._loader = self._started() if self._loader is None else self._loader
+        results = iter(self._loader)
+        while True:
+            try:
+                result = next(results)
+            except StopIteration:
+                break
+            except RuntimeError as exc:
+                self._loader = None  # a torch loader that has failed gives nothing more
+                if _LOST in str(exc):
+                    raise WorkerLost(str(exc)) from exc
+                raise
+            yield result
+        if self._error is not None:
+            raise self._error
+
+    def _until_error(self, wanted: Iterable[Wanted]) -> Iterator[Wanted]:
+        try:
+            yield from wanted
+        except RailbusError as exc:
+            self._error = exc
+
+    def _started(self) -> torch.utils.data.DataLoader[Any]:
+        return torch.utils.data.DataLoader(
+            self._gathered,
+            sampler=self._feed,
+            batch_size=None,
+            num_workers=self._count,
+            prefetch_factor=_AHEAD,
+            persistent_workers=True,
+            multiprocessing_context="spawn",
+            worker_init_fn=_Beginning(os.getpid()),
+        )
+
+
+@dataclass(frozen=True)
+class _Beginning:
+    """What a worker does first."""
+
+    parent: int
+
+    def __call__(self, _number: int) -> None:
+        die_with_parent(self.parent)
+        atexit.register(os._exit, 0)  # taking an interpreter apart that has torch takes seconds, and gives nothing
+
+
+def _check_importable(transform: Callable[..., object]) -> None:
+    try:
+        pickle.dumps(transform)
+    except (pickle.PicklingError, AttributeError, TypeError) as exc:
+        raise InvalidField(
+            field="transform",
+            value=repr(transform),
+            problem=f"worker processes cannot import it: {exc}",
+            hint="define it at the top of a module, or leave out 'workers'",
+        ) from exc
