@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from railbus_runner.frames import (
+    Ahead,
     Commit,
     Committed,
     Ended,
@@ -150,6 +151,7 @@ class RunnerEnd:
 
     Attributes:
         events: everything that it has recorded.
+        ahead: what it has said of the shards that it reads next.
         frames: everything else that it has sent.
         exit_code: once it has ended.
     """
@@ -162,6 +164,7 @@ class RunnerEnd:
         on_frame: Callable[[RunnerEnd, Frame], Sequence[Frame] | None] | None = None,
     ) -> None:
         self.events: list[JsonMap] = []
+        self.ahead: list[Ahead] = []
         self.frames: list[Frame] = []
         self.exit_code: int | None = None
         self._warm = warm
@@ -219,6 +222,8 @@ class RunnerEnd:
     def _take(self, frame: Frame) -> None:
         if isinstance(frame, Events):
             self.events += frame.events
+        elif isinstance(frame, Ahead):
+            self.ahead.append(frame)
         else:
             self.frames.append(frame)
         answers = self._on_frame(self, frame) if self._on_frame is not None else None

@@ -197,6 +197,7 @@ def test_a_job_trains_to_its_end_and_leaves_a_checkpoint_and_a_schema(root: Path
     assert set(meta.metrics) == {"loss", "accuracy"}
     assert Layout(root).model_schema("m").exists()
     assert [frame.f for frame in end.frames] == ["verify", "commit", "ended"]
+    assert sorted(end.ahead[0].shards) == [0, 1], "told before the first was asked for"
 
 
 def test_its_events_are_valid_numbered_without_gaps_and_tell_the_first_step_and_the_last_loss(root: Path) -> None:

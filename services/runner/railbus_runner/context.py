@@ -22,7 +22,7 @@ Checkpoints, resuming, metrics, stopping and leases are taken care of in `ctx.st
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Final, TypeVar, cast
@@ -32,15 +32,19 @@ import torch
 from pydantic import JsonValue
 
 from railbus_runner.channel import TrainerChannel
-from railbus_runner.frames import Plan, Verified, Verify
+from railbus_runner.frames import Plan
+from railbus_runner.pipeline import Transform
 from railbus_runner.progress import Progress
+from railbus_runner.reading import Ranges, Shuffle
 from railbus_runner.recorder import Recorder
 from railbus_runner.saver import Reason
+from railbus_runner.shard_use import ShardUse
 from railbus_runner.stream import ShardStream
 from railbus_runner.tracked import Tracked
 from railbus_shared.contracts.model import Contract
 from railbus_shared.data.index import DatasetIndex
-from railbus_shared.errors import BadParams, MessageTooLarge, WireError, error_from_wire, shorten
+from railbus_shared.data.order import Window
+from railbus_shared.errors import BadParams, MessageTooLarge, WireError, shorten
 from railbus_shared.telemetry import plain
 
 P = TypeVar("P", bound=Contract)
@@ -70,7 +74,7 @@ class TrainContext:
         self._tracked = tracked
         self._index = DatasetIndex.read(Path(plan.stream.schema_path), Path(plan.stream.index_path))
         self._shard_paths = {shard.number: Path(shard.path) for shard in plan.stream.shards}
-        self._verified = {shard.number for shard in plan.stream.shards if shard.verified}
+        self._use = ShardUse(channel, verified=(shard.number for shard in plan.stream.shards if shard.verified))
 
     # --- the job -----------------------------------------------------------------------------------------------------
 
@@ -127,14 +131,36 @@ class TrainContext:
         """The job's dataset: columns, splits and labels stand in `dataset.schema`."""
         return self._index
 
-    def stream(
-        self, split: str, *, batch_size: int, shuffle: bool = True, drop_last: bool = False, track: bool | None = None
+    def stream(  # noqa: PLR0913 - what a stream is made of
+        self,
+        split: str,
+        *,
+        batch_size: int,
+        shuffle: Shuffle = True,
+        window: int | Window = 8,
+        ranges: Ranges = (),
+        drop_last: bool = False,
+        transform: Transform | None = None,
+        workers: int = 0,
+        track: bool | None = None,
     ) -> ShardStream:
         """Batches of a split as maps of tensors on `device`, ordered by the job's seed and the epoch.
 
-        The first shuffled stream is tracked: checkpoints remember its position, to the batch. `track` says so for
-        another one, or that this one is not to be.
+        The first shuffled stream is tracked: checkpoints remember its position, to the batch.
+
+        Args:
+            split: its name.
+            batch_size: samples of all ranks together.
+            shuffle: all samples of the split (`global`, or True), those of a few shards at a time (`window`, for data
+                that is fetched from far away), or not at all.
+            window: shards that are shuffled together where `shuffle` is `window`.
+            ranges: pairs (start, stop) of samples of the split that alone are read.
+            drop_last: leave out a last batch that is short.
+            transform: called with each batch on the CPU; what it gives is what comes, its tensors on `device`.
+            workers: processes that gather and transform, in the same order; `transform` must be importable then.
+            track: whether checkpoints remember this stream's position, where the rule above is not what is wanted.
         """
+        use = self._use.stream()
         stream = ShardStream(
             self._index,
             self._shard_paths,
@@ -142,26 +168,21 @@ class TrainContext:
             batch_size=batch_size,
             seed=self.seed,
             shuffle=shuffle,
+            window=window,
+            ranges=ranges,
             drop_last=drop_last,
             rank=self.rank,
             world_size=self.world_size,
             device=self.device,
-            ensure_verified=self._ensure_verified,
+            transform=transform,
+            workers=workers,
+            ensure_verified=use.ensure_verified,
             on_batch=self._progress.heed,
+            on_ahead=use.on_ahead,
         )
-        if track if track is not None else shuffle and not self._tracked.streams:
+        if track if track is not None else shuffle is not False and not self._tracked.streams:
             self._tracked.add_stream(split, stream)
         return stream
-
-    def _ensure_verified(self, shards: Sequence[int]) -> None:
-        """Raises ShardCorrupt, or what else kept the dataloader from vouching for a shard."""
-        unknown = tuple(number for number in shards if number not in self._verified)
-        if not unknown:
-            return
-        answer = self._channel.ask(Verify(shards=unknown), Verified)
-        if answer.error is not None:
-            raise error_from_wire(answer.error.to_map())
-        self._verified.update(unknown)
 
     # --- checkpoints -------------------------------------------------------------------------------------------------
 
