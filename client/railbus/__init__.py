@@ -11,19 +11,37 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from railbus.client import Client
     from railbus_runner.context import TrainContext
+    from railbus_runner.opening import Dataset, open_dataset
+    from railbus_runner.packed import Packed
+    from railbus_runner.stream import ShardStream
     from railbus_shared.contracts.jobs import JobRecord, JobSpec
     from railbus_shared.errors import RailbusError
     from railbus_shared.telemetry import LearningTelemetry
 
-__all__ = ["Client", "JobRecord", "JobSpec", "LearningTelemetry", "RailbusError", "TrainContext"]
+__all__ = [
+    "Client",
+    "Dataset",
+    "JobRecord",
+    "JobSpec",
+    "LearningTelemetry",
+    "Packed",
+    "RailbusError",
+    "ShardStream",
+    "TrainContext",
+    "open_dataset",
+]
 
 _HOMES: Final = {
     "Client": "railbus.client",
+    "Dataset": "railbus_runner.opening",
     "JobRecord": "railbus_shared.contracts.jobs",
     "JobSpec": "railbus_shared.contracts.jobs",
     "LearningTelemetry": "railbus_shared.telemetry",
+    "Packed": "railbus_runner.packed",
     "RailbusError": "railbus_shared.errors",
+    "ShardStream": "railbus_runner.stream",
     "TrainContext": "railbus_runner.context",
+    "open_dataset": "railbus_runner.opening",
 }
 
 
