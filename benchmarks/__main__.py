@@ -17,6 +17,7 @@ NAMES: Final = (
     "import_speed",
     "remote_shard",
     "remote_trainer",
+    "stream_overhead",
 )
 
 
