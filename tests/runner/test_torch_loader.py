@@ -65,12 +65,12 @@ def test_the_loader_gives_the_sequence_of_the_stream(workers: int, dataset: tupl
         assert ids(batches) == ids(expected), f"epoch {epoch}"
 
 
-def test_workers_that_stay_go_on_to_the_next_epoch(dataset: tuple[Layout, DatasetIndex]) -> None:
-    loader = DataLoader(
-        stream_of(dataset), batch_size=None, num_workers=2, persistent_workers=True, multiprocessing_context="fork"
-    )
-    expected = stream_of(dataset)
-    assert [ids(loader) for _ in range(2)] == [ids(expected) for _ in range(2)]
+@pytest.mark.parametrize("is_driven", [True, False])
+def test_workers_that_stay_go_on_to_the_next_epoch(is_driven: bool, dataset: tuple[Layout, DatasetIndex]) -> None:
+    stream, expected = stream_of(dataset), stream_of(dataset)
+    loader = DataLoader(stream, batch_size=None, num_workers=2, persistent_workers=True, multiprocessing_context="fork")
+    found = [ids(loader) for _ in (stream.epochs(2) if is_driven else range(2))]
+    assert found == [ids(expected) for _ in range(2)]
 
 
 @pytest.mark.parametrize("taken_after", range(7))

@@ -183,8 +183,8 @@ class ShardStream(torch.utils.data.IterableDataset[Any]):
         self.epoch, self._is_spent = epoch, False
 
     def __getstate__(self) -> dict[str, Any]:
-        """A copy for another process."""
-        return {**self.__dict__, "_pipeline": self._pipeline.copied(), "_on_batch": None}
+        """A copy for another process, where no `epochs` drives it: each pass after a whole one is the next epoch."""
+        return {**self.__dict__, "_pipeline": self._pipeline.copied(), "_on_batch": None, "_epochs": 0}
 
     def _become_copy(self) -> None:
         """A process that was forked must not speak in its parent's name."""
