@@ -11,6 +11,8 @@ from __future__ import annotations
 import atexit
 import os
 import pickle
+import signal
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,12 +26,14 @@ from railbus_runner.places import Part
 from railbus_runner.processes import die_with_parent
 from railbus_runner.shards import OpenShards
 from railbus_shared.data.index import DatasetIndex
-from railbus_shared.errors import InvalidField, RailbusError, WorkerLost
+from railbus_shared.errors import InvalidField, WorkerLost
 
 _AHEAD: Final = 2
 """Batches that each worker makes before they are asked for."""
 _LOST: Final = "DataLoader worker (pid"
 """What torch says of a worker that was killed, and of nothing else."""
+_RAISED: Final = "Caught "
+"""How torch begins what was raised in a worker."""
 
 
 class Wanted(NamedTuple):
@@ -82,35 +86,49 @@ class Workers:
         self._count = count
         self._feed = _Feed()
         self._loader: torch.utils.data.DataLoader[Any] | None = None
-        self._error: RailbusError | None = None
+        self._error: Exception | None = None
 
     def batches(self, wanted: Iterable[Wanted]) -> Iterator[Any]:
-        """A result for each; an error of ours that `wanted` raises comes when its batch is due.
+        """A result for each; what `wanted` raises comes when its batch is due.
 
         Raises WorkerLost if a worker dies, and what `transform` raises.
         """
         self._error = None
         self._feed.wanted = self._until_error(wanted)
-        self._loader = self._started() if self._loader is None else self._loader
-        results = iter(self._loader)
+        results = self._results()
         while True:
             try:
                 result = next(results)
             except StopIteration:
                 break
-            except RuntimeError as exc:
-                self._loader = None  # a torch loader that has failed gives nothing more
-                if _LOST in str(exc):
-                    raise WorkerLost(str(exc)) from exc
-                raise
+            except (RuntimeError, EOFError, OSError) as exc:
+                if not _is_loss(exc):
+                    raise
+                self._loader = None
+                results._shutdown_workers()  # type: ignore[attr-defined] # noqa: SLF001 - a traceback may hold it long
+                raise WorkerLost(str(exc) or repr(exc)) from exc
             yield result
         if self._error is not None:
             raise self._error
 
+    def _results(self) -> Iterator[Any]:
+        """What the workers will make of the feed.
+
+        Torch has a handler of SIGCHLD raise wherever the main thread happens to be, in the midst of user code; without
+        it a dead worker is found where its batch is waited for, within five seconds.
+        """
+        if self._loader is None:
+            self._loader = self._started()
+        handler = signal.getsignal(signal.SIGCHLD)
+        results = iter(self._loader)
+        if handler is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGCHLD, handler)
+        return results
+
     def _until_error(self, wanted: Iterable[Wanted]) -> Iterator[Wanted]:
         try:
             yield from wanted
-        except RailbusError as exc:
+        except Exception as exc:  # noqa: BLE001 - told when its batch is due
             self._error = exc
 
     def _started(self) -> torch.utils.data.DataLoader[Any]:
@@ -135,6 +153,11 @@ class _Beginning:
     def __call__(self, _number: int) -> None:
         die_with_parent(self.parent)
         atexit.register(os._exit, 0)  # taking an interpreter apart that has torch takes seconds, and gives nothing
+
+
+def _is_loss(exc: Exception) -> bool:
+    """Whether a worker died: torch says so, or the tensors that it had announced could not be fetched from it."""
+    return _LOST in str(exc) if isinstance(exc, RuntimeError) else not str(exc).startswith(_RAISED)
 
 
 def _check_importable(transform: Callable[..., object]) -> None:
