@@ -389,16 +389,6 @@ class OutOfMemory(TaskError):
     """The trainer ran out of host or device memory."""
 
 
-class WorkerLost(TaskError):
-    """A worker process of a stream's `transform` died; the kernel's log tells of one killed for its memory."""
-
-    def __init__(self, problem: str) -> None:
-        super().__init__(
-            f"field 'workers': a worker process of the stream died: {problem.strip()}",
-            hint="use fewer workers or smaller batches if memory ran out, or run the transform without workers",
-        )
-
-
 class TimeLimitExceeded(TaskError):
     """The job ran longer than its `time_limit_s`."""
 

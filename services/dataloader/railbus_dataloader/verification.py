@@ -10,37 +10,19 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, NamedTuple
-
-import orjson
+from typing import Final
 
 from railbus_shared import files
+from railbus_shared.data.verified import Fingerprint, Verified, read_verified, write_verified
 from railbus_shared.errors import IndexInvalid, ShardCorrupt, StorageFull
 
 logger = logging.getLogger(__name__)
 
-_MAX_ENTRIES: Final = 100_000
 _THREADS: Final = 2
-_CLOCK_TICK_S: Final = 0.02
-"""File systems stamp with a clock that ticks every 1 to 10 ms."""
-
-
-class Fingerprint(NamedTuple):
-    """What tells that a file has not been touched, without reading it."""
-
-    size: int
-    mtime_ns: int
-    inode: int
-
-    @classmethod
-    def of(cls, path: Path) -> Fingerprint:
-        status = path.stat()
-        return cls(status.st_size, status.st_mtime_ns, status.st_ino)
 
 
 @dataclass(frozen=True)
@@ -66,7 +48,7 @@ class Verification:
         self._memory = memory
         self._hash_file = hash_file
         self._hashed = hashed
-        self._known = _read(memory)
+        self._known = read_verified(memory)
         self._lock = threading.Lock()
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="verify")
         self._ahead_thread = ThreadPoolExecutor(1, thread_name_prefix="verify-ahead")
@@ -118,7 +100,7 @@ class Verification:
         if not again and self.is_verified(wanted):
             return
         try:
-            before = _settled(wanted.path)
+            before = Fingerprint.settled(wanted.path)
             actual = self._hash_file(wanted.path)
         except OSError as exc:
             raise IndexInvalid(
@@ -127,49 +109,19 @@ class Verification:
                 details={"path": str(wanted.path)},
             ) from exc
         is_whole = actual == wanted.sha256
-        self._remember(wanted.path, (before, actual) if is_whole else None)
+        self._remember(wanted.path, Verified(before, actual) if is_whole else None)
         if not is_whole:
             logger.error("shard is damaged", extra={"path": str(wanted.path), "actual": actual})
             raise ShardCorrupt(path=str(wanted.path), expected=wanted.sha256, actual=actual)
         self._hashed(before.size)
 
-    def _remember(self, path: Path, known: tuple[Fingerprint, str] | None) -> None:
+    def _remember(self, path: Path, known: Verified | None) -> None:
         """Remember a shard, or forget it; a memory that cannot be written costs a hashing after the next start."""
         with self._lock:
             self._known.pop(str(path), None)
             if known is not None:
                 self._known[str(path)] = known
-            content = {name: [*fingerprint, sha256] for name, (fingerprint, sha256) in self._known.items()}
-            newest = dict(list(content.items())[-_MAX_ENTRIES:])
             try:
-                self._memory.parent.mkdir(parents=True, exist_ok=True)
-                files.write_whole(self._memory, orjson.dumps(newest))
+                write_verified(self._memory, self._known)
             except (OSError, StorageFull) as exc:
                 logger.warning("verified shards not remembered", extra={"problem": repr(exc)})
-
-
-def _settled(path: Path) -> Fingerprint:
-    """The fingerprint of a file whose next change will show in it.
-
-    A change within the tick of the clock that stamped the last one would leave the time as it is, so that is waited
-    for. Source: "racily clean" entries, git's Documentation/technical/racy-git.txt.
-    """
-    age_s = time.time() - path.stat().st_mtime
-    if age_s < _CLOCK_TICK_S:
-        time.sleep(_CLOCK_TICK_S)
-    return Fingerprint.of(path)
-
-
-def _read(memory: Path) -> dict[str, tuple[Fingerprint, str]]:
-    """What was remembered; a damaged memory is forgotten, which costs a hashing."""
-    try:
-        found = orjson.loads(memory.read_bytes())
-        return {
-            str(path): (Fingerprint(int(size), int(mtime_ns), int(inode)), str(sha256))
-            for path, (size, mtime_ns, inode, sha256) in found.items()
-        }
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, TypeError, AttributeError) as exc:
-        logger.warning("memory of verified shards is damaged", extra={"path": str(memory), "problem": repr(exc)})
-        return {}
