@@ -20,7 +20,7 @@ import torch
 import small_datasets
 from railbus_runner.stream import ShardStream
 from railbus_shared.data.index import DatasetIndex
-from railbus_shared.errors import InvalidField, ShardCorrupt, WorkerLost
+from railbus_shared.errors import EntrypointFailed, InvalidField, ShardCorrupt
 from railbus_shared.layout import Layout
 
 pytestmark = pytest.mark.timeout(120)  # each worker imports torch, which takes seconds on a busy machine
@@ -192,7 +192,7 @@ def test_a_transform_that_fails_in_a_worker_tells_where(worked: Worked) -> None:
 def test_a_worker_that_is_killed_is_an_error_and_no_hang(worked: Worked) -> None:
     worked.go_to(epoch=0, batches_done=0)
     worked.transforms.order("die")
-    with pytest.raises(WorkerLost, match="died") as caught:
+    with pytest.raises(EntrypointFailed, match="died") as caught:
         list(worked.stream)
     assert caught.value.hint
     assert worked.stream.state_dict()["batches_done"] <= 3

@@ -26,7 +26,7 @@ from railbus_runner.places import Part
 from railbus_runner.processes import die_with_parent
 from railbus_runner.shards import OpenShards
 from railbus_shared.data.index import DatasetIndex
-from railbus_shared.errors import InvalidField, WorkerLost
+from railbus_shared.errors import EntrypointFailed, InvalidField
 
 _AHEAD: Final = 2
 """Batches that each worker makes before they are asked for."""
@@ -91,7 +91,7 @@ class Workers:
     def batches(self, wanted: Iterable[Wanted]) -> Iterator[Any]:
         """A result for each; what `wanted` raises comes when its batch is due.
 
-        Raises WorkerLost if a worker dies, and what `transform` raises.
+        Raises EntrypointFailed if a worker dies, and what `transform` raises.
         """
         self._error = None
         self._feed.wanted = self._until_error(wanted)
@@ -106,7 +106,7 @@ class Workers:
                     raise
                 self._loader = None
                 results._shutdown_workers()  # type: ignore[attr-defined] # noqa: SLF001 - a traceback may hold it long
-                raise WorkerLost(str(exc) or repr(exc)) from exc
+                raise _loss(exc) from exc
             yield result
         if self._error is not None:
             raise self._error
@@ -158,6 +158,13 @@ class _Beginning:
 def _is_loss(exc: Exception) -> bool:
     """Whether a worker died: torch says so, or the tensors that it had announced could not be fetched from it."""
     return _LOST in str(exc) if isinstance(exc, RuntimeError) else not str(exc).startswith(_RAISED)
+
+
+def _loss(exc: Exception) -> EntrypointFailed:
+    return EntrypointFailed(
+        f"field 'workers': a worker process of the stream died: {(str(exc) or repr(exc)).strip()}",
+        hint="use fewer workers or smaller batches if memory ran out, or run the transform without workers",
+    )
 
 
 def _check_importable(transform: Callable[..., object]) -> None:
