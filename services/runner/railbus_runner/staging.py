@@ -63,7 +63,9 @@ class ToCuda:
             self._copying = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
         with torch.cuda.stream(self._copying):
             copied = map_tensors(batch, self._copy)
-            return copied, self._copying.record_event()
+            ended = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            ended.record(self._copying)
+        return copied, ended
 
     def _copy(self, tensor: torch.Tensor) -> torch.Tensor:
         pinned = tensor if tensor.is_pinned() or tensor.is_cuda else tensor.pin_memory()
