@@ -14,6 +14,7 @@ NAMES: Final = (
     "submit_latency",
     "train_throughput",
     "log_series",
+    "data",
     "import_speed",
     "remote_shard",
     "remote_trainer",
