@@ -10,7 +10,9 @@ from railbus_dataloader.sources import RemoteDataset, WantedFile
 from railbus_device_manager.inventory import gpu_id
 from railbus_shared.contracts.devices import DeviceInfo
 from railbus_shared.data.index import DatasetIndex
-from railbus_shared.errors import RailbusError
+from railbus_shared.data.verified import Fingerprint
+from railbus_shared.errors import RailbusError, ShardCorrupt
+from railbus_shared.files import sha256_file
 from railbus_shared.layout import Layout
 
 
@@ -70,13 +72,16 @@ class FolderSource:
     def __post_init__(self) -> None:
         self.may_go.set()
 
-    async def fetch(self, wanted: WantedFile, into: Path) -> None:
+    async def fetch(self, wanted: WantedFile, into: Path) -> Fingerprint:
         self.asked.append(wanted.file)
         self.running += 1
         try:
             await self._copy(self.there.shards(wanted.dataset) / wanted.file, into)
         finally:
             self.running -= 1
+        if (actual := sha256_file(into)) != wanted.sha256:
+            raise ShardCorrupt(path=str(into), expected=wanted.sha256, actual=actual)
+        return Fingerprint.of(into)
 
     async def _copy(self, source: Path, into: Path) -> None:
         data = source.read_bytes()

@@ -18,10 +18,12 @@ from fakes import FolderFinder, FolderSource
 from railbus_dataloader.catalogue import cache_key
 from railbus_dataloader.loader import Limits, ShardLoader
 from railbus_dataloader.measures import Measures
+from railbus_dataloader.sources import WantedFile
 from railbus_shared import files
 from railbus_shared.contracts.artifacts import Column, DatasetSchema, Sidecar, Split
 from railbus_shared.contracts.requests import OpenedStream, OpenStream, StreamProgress
 from railbus_shared.data.index import DatasetIndex
+from railbus_shared.data.verified import Fingerprint
 from railbus_shared.data.writer import write_dataset
 from railbus_shared.errors import (
     BusUnavailable,
@@ -384,6 +386,36 @@ async def test_a_cached_shard_that_was_damaged_is_fetched_again(tmp_path: Path) 
         small_datasets.flip(Path(opened.shards[0].path))
         await host.read(opened, 0)
     assert len(host.source.asked) == 2
+
+
+async def test_a_shard_is_hashed_as_it_comes_and_not_again_until_it_changes(tmp_path: Path) -> None:
+    host = Host(tmp_path, cache_bytes=fitting(2))
+    host.write(1)
+    async with host.running():
+        opened = await host.open()
+        await host.read(opened, 0)
+        assert host.value("shards_verified_total") == 0
+        os.utime(opened.shards[0].path)
+        await host.read(opened, 0)
+        assert host.value("shards_verified_total") == 1
+    assert len(host.source.asked) == 1
+
+
+async def test_a_shard_that_a_source_changes_after_it_has_vouched_for_it_is_hashed(tmp_path: Path) -> None:
+    class Careless(FolderSource):
+        async def fetch(self, wanted: WantedFile, into: Path) -> Fingerprint:
+            was = await super().fetch(wanted, into)
+            await asyncio.sleep(0.05)  # the clock of the file system ticks
+            if len(self.asked) == 1:
+                small_datasets.flip(into)
+            return was
+
+    host = Host(tmp_path, cache_bytes=fitting(2))
+    host.finder.sources[:] = [source := Careless(host.there)]
+    host.write(1)
+    async with host.running():
+        await host.read(await host.open(), 0)
+    assert len(source.asked) == 2
 
 
 async def test_after_a_restart_what_lay_there_is_used_and_litter_is_removed(tmp_path: Path) -> None:

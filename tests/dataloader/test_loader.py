@@ -23,6 +23,7 @@ from railbus_dataloader.measures import Measures
 from railbus_dataloader.verification import Verification, Wanted
 from railbus_shared import files
 from railbus_shared.contracts.requests import OpenStream
+from railbus_shared.data.verified import Fingerprint
 from railbus_shared.errors import (
     DatasetNotFound,
     IndexInvalid,
@@ -423,6 +424,34 @@ async def test_a_change_right_after_the_hashing_does_not_hide_in_a_tick_of_the_c
         file.write_bytes(content)
         await verification.verify(asked_for)
         assert not verification.is_verified(asked_for)
+    await verification.close()
+
+
+async def test_a_change_right_after_somebody_has_vouched_does_not_hide_in_a_tick_of_the_clock(
+    file: Path, tmp_path: Path
+) -> None:
+    verification = Verification(tmp_path / "verified.json")
+    for round_number in range(30):
+        file.write_bytes(content := bytes([round_number]) * 5000)
+        asked_for = Wanted(file, hashlib.sha256(content).hexdigest(), 5000)
+        verification.vouched(asked_for, Fingerprint.of(file))
+        assert verification.is_verified(asked_for)
+        with file.open("r+b") as opened:
+            opened.write(b"\xff")
+        assert not verification.is_verified(asked_for)
+    await verification.close()
+
+
+async def test_a_file_that_is_not_what_was_vouched_for_is_hashed(file: Path, tmp_path: Path) -> None:
+    verification = Verification(tmp_path / "verified.json")
+    asked_for = wanted(file)
+    was = Fingerprint.of(file)
+    os.utime(file)
+    verification.vouched(asked_for, was)
+    assert not verification.is_verified(asked_for)
+    file.unlink()
+    verification.vouched(asked_for, was)
+    assert not verification.is_verified(asked_for)
     await verification.close()
 
 

@@ -17,6 +17,7 @@ from typing import Final
 from railbus_dataloader.sources import WantedFile
 from railbus_shared import files
 from railbus_shared.bus.chunks import CHUNK_BYTES, Chunk
+from railbus_shared.data.verified import Fingerprint
 from railbus_shared.errors import ShardCorrupt, TransferBroken
 
 _MAX_UNTOLD_BYTES: Final = (
@@ -82,13 +83,15 @@ class Arrival:
                 self._digest.update(chunk.data)
                 self.position += len(chunk.data)
 
-    def check(self, source: str) -> None:
-        """Raises ShardCorrupt, and removes the file, unless its bytes have the hash that is wanted."""
+    def check(self, source: str) -> Fingerprint:
+        """What the file is now, if its bytes have the hash that is wanted; else removes it and raises ShardCorrupt."""
+        found = Fingerprint.of_open(self._fd)
         actual = self._digest.hexdigest()
         if actual != self.wanted.sha256:
             self._path.unlink(missing_ok=True)
             where = f"{source}/{self.wanted.dataset}/{self.wanted.file}"
             raise ShardCorrupt(path=where, expected=self.wanted.sha256, actual=actual)
+        return found
 
     def _check(self, chunk: Chunk) -> None:
         size, length = self.size or 0, len(chunk.data)

@@ -28,6 +28,7 @@ from railbus_dataloader.measures import Measures
 from railbus_dataloader.sources import Source
 from railbus_dataloader.verification import Verification, Wanted
 from railbus_shared import files
+from railbus_shared.data.verified import Fingerprint
 from railbus_shared.errors import RailbusError, ShardCorrupt, TransientError
 from railbus_shared.waiting import is_set_within
 
@@ -273,8 +274,8 @@ class Cache:
         dataset, shard = parcel.dataset, parcel.shard
         began_s = time.monotonic()
         await asyncio.to_thread(shelf.make_empty, temporary)
-        sources = [await self._bring_file(dataset, file, temporary / file.path.name) for file in shard.files]
-        await asyncio.to_thread(self._publish, shard, temporary)
+        brought = [await self._bring_file(dataset, file, temporary / file.path.name) for file in shard.files]
+        await asyncio.to_thread(self._publish, shard, temporary, [fingerprint for _, fingerprint in brought])
         self._measures.fetched_bytes.inc(shard.bytes)
         self._tell(
             "dataset.fetched",
@@ -284,19 +285,17 @@ class Cache:
                 "bytes": shard.bytes,
                 "seconds": round(time.monotonic() - began_s, 3),
                 "waited_s": round(began_s - parcel.began_s, 3),
-                "source": type(sources[0]).__name__,
+                "source": type(brought[0][0]).__name__,
             },
         )
 
-    async def _bring_file(self, dataset: Located, file: Wanted, into: Path) -> Source:
-        """One file, whole and verified, and who brought it; raises what the last source raised."""
+    async def _bring_file(self, dataset: Located, file: Wanted, into: Path) -> tuple[Source, Fingerprint]:
+        """One file, whole: who brought it, and what it was when it had been hashed; raises what the last one raised."""
         error: RailbusError = TransientError(f"there is no source for {file.path.name!r} of {dataset.name!r}")
         for source in dataset.sources:
             try:
                 with files.storage_errors(into):
-                    await source.fetch(dataset.wanted_file(file), into)
-                await self._verification.verify(Wanted(into, file.sha256, file.bytes))
-                return source
+                    return source, await source.fetch(dataset.wanted_file(file), into)
             except TransientError as exc:
                 error = exc
             except ShardCorrupt as exc:
@@ -305,11 +304,11 @@ class Cache:
             logger.info("the next source is tried", extra={"file": file.path.name, "problem": str(error)})
         raise error
 
-    def _publish(self, shard: LocatedShard, temporary: Path) -> None:
-        """Give a fetched shard its place; in a thread."""
+    def _publish(self, shard: LocatedShard, temporary: Path, fingerprints: Sequence[Fingerprint]) -> None:
+        """Give a fetched shard its place, and remember that its bytes were hashed as they came; in a thread."""
         shelf.publish(temporary, shard.path.parent)
-        for file in shard.files:
-            self._verification.moved(temporary / file.path.name, file.path)
+        for file, fingerprint in zip(shard.files, fingerprints, strict=True):
+            self._verification.vouched(file, fingerprint)
 
     async def _evict(self, key: str) -> None:
         folder = self._folder / key[:2] / key

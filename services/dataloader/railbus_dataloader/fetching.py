@@ -23,6 +23,7 @@ from railbus_dataloader.sources import WantedFile
 from railbus_shared.bus.chunks import Chunk, ChunkReceiver, receiving
 from railbus_shared.bus.connection import Bus
 from railbus_shared.contracts.requests import SendFile, SendingFile
+from railbus_shared.data.verified import Fingerprint
 from railbus_shared.errors import (
     BadMessage,
     BusUnavailable,
@@ -75,13 +76,12 @@ class NatsSource:
         self._host = host
         self._limits = limits
 
-    async def fetch(self, wanted: WantedFile, into: Path) -> None:
+    async def fetch(self, wanted: WantedFile, into: Path) -> Fingerprint:
         """See `Source.fetch`. Raises NoSource if no host has the file now, ShardCorrupt if one sent a wrong one."""
         corrupt: ShardCorrupt | None = None
         for host in await self._candidates(wanted):
             try:
-                await self._fetch_from(host, wanted, into)
-                return
+                return await self._fetch_from(host, wanted, into)
             except StorageFull:
                 raise
             except ShardCorrupt as exc:
@@ -98,13 +98,13 @@ class NatsSource:
         first = int(wanted.sha256[:8], 16) % len(hosts) if hosts else 0
         return hosts[first:] + hosts[:first]
 
-    async def _fetch_from(self, host: str, wanted: WantedFile, into: Path) -> None:
+    async def _fetch_from(self, host: str, wanted: WantedFile, into: Path) -> Fingerprint:
         """The rest of a file from one host, over as many attempts as it takes while each brings something."""
         arrival = Arrival(wanted, into)
         try:
             await asyncio.to_thread(arrival.open)
             await self._attempts(host, arrival)
-            await asyncio.to_thread(arrival.check, f"host {host}")
+            return await asyncio.to_thread(arrival.check, f"host {host}")
         finally:
             arrival.close()
 

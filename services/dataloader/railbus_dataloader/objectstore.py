@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Final
 from railbus_dataloader.arrival import Arrival
 from railbus_dataloader.sources import WantedFile
 from railbus_shared.bus.chunks import Chunk
+from railbus_shared.data.verified import Fingerprint
 from railbus_shared.errors import BadSetting, NoSource, shorten
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ class ObjectStoreSource:
         self._store: ObjectStore | None = None
         self._known: dict[str, tuple[str, OriginFiles]] = {}
 
-    async def fetch(self, wanted: WantedFile, into: Path) -> None:
+    async def fetch(self, wanted: WantedFile, into: Path) -> Fingerprint:
         """See `Source.fetch`. Raises NoSource if the origin has not this version now, ShardCorrupt for wrong bytes."""
         files = await self.describe(wanted.dataset)
         if files is None or files.index_sha256 != wanted.index_sha256:
@@ -70,7 +71,7 @@ class ObjectStoreSource:
             await asyncio.to_thread(arrival.open)
             arrival.expect(await self._size(path))
             await self._bring(path, arrival, arrival.size or 0)
-            await asyncio.to_thread(arrival.check, self.url)
+            return await asyncio.to_thread(arrival.check, self.url)
         finally:
             arrival.close()
 

@@ -1,7 +1,8 @@
 """Where the files of a dataset come from that does not lie under the root: what a source of bytes must do.
 
 A source is another dataloader, or object storage. The cache decides what is fetched, when, and where to; a source only
-brings bytes. Whatever it brings is hashed here before anybody reads it.
+brings bytes. It hashes what it writes, as it writes it, and vouches for the file by its fingerprint, so that a shard
+is hashed once on its way into the cache and not again.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Protocol
 
 from railbus_shared.data.index import DatasetIndex
+from railbus_shared.data.verified import Fingerprint
 
 
 @dataclass(frozen=True)
@@ -31,8 +33,10 @@ class WantedFile:
 class Source(Protocol):
     """One kind of place that files come from."""
 
-    async def fetch(self, wanted: WantedFile, into: Path) -> None:
-        """Append to `into`, from its present size on, until the file is whole.
+    async def fetch(self, wanted: WantedFile, into: Path) -> Fingerprint:
+        """Append to `into`, from its present size on, until the file is whole; hash all of it on the way.
+
+        Returns what the file was when its last byte had been written, if the hash of its bytes was the one wanted.
 
         Never writes more than `wanted.bytes`: room is reserved for so many and for no more. The caller flushes the file
         and gives it its name.

@@ -1,8 +1,8 @@
 """Which shards have been verified on this host, remembered over restarts.
 
-A shard's hash is computed once. It counts for as long as the file's size, modification time and inode stay what they
-were; several who ask for the same shard at the same time share one hashing. Look-ahead hashes in a thread of its own,
-so that no reader waits behind it for a shard that nobody needs yet.
+A shard's hash is computed once, here or as its bytes were written. It counts for as long as the file's size,
+modification time and inode stay what they were; several who ask for the same shard at the same time share one hashing.
+Look-ahead hashes in a thread of its own, so that no reader waits behind it for a shard that nobody needs yet.
 """
 
 from __future__ import annotations
@@ -89,12 +89,17 @@ class Verification:
 
     # --- in a thread -------------------------------------------------------------------------------------------------
 
-    def moved(self, old: Path, new: Path) -> None:
-        """A verified file was renamed."""
-        known = self._known.get(str(old))
-        self._remember(old, None)
-        if known is not None:
-            self._remember(new, known)
+    def vouched(self, wanted: Wanted, was: Fingerprint) -> None:
+        """Somebody hashed the file as it was written, and it had this hash and then this fingerprint.
+
+        It is remembered as verified if it is still the same; else it will be hashed by whoever asks for it.
+        """
+        try:
+            now = Fingerprint.settled(wanted.path)
+        except OSError:
+            return  # whoever reads it is told why it cannot be read
+        if now == was:
+            self._remember(wanted.path, Verified(now, wanted.sha256))
 
     def _verify(self, wanted: Wanted, again: bool) -> None:
         if not again and self.is_verified(wanted):

@@ -6,6 +6,7 @@ A file counts as verified for as long as its size, modification time and inode s
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -31,7 +32,14 @@ class Fingerprint(NamedTuple):
 
     @classmethod
     def of(cls, path: Path) -> Fingerprint:
-        status = path.stat()
+        return cls._from(path.stat())
+
+    @classmethod
+    def of_open(cls, fd: int) -> Fingerprint:
+        return cls._from(os.fstat(fd))
+
+    @classmethod
+    def _from(cls, status: os.stat_result) -> Fingerprint:
         return cls(status.st_size, status.st_mtime_ns, status.st_ino)
 
     @classmethod
