@@ -12,6 +12,7 @@ import pytest
 
 import small_datasets
 from railbus_runner import lookahead
+from railbus_runner.reading import Reading
 from railbus_runner.stream import ShardStream
 from railbus_shared.data.index import DatasetIndex
 from railbus_shared.data.order import Window
@@ -122,13 +123,23 @@ def test_a_global_shuffle_tells_what_it_does_not_hold_yet_and_then_nothing(watch
     assert watched.all_of("ahead")[-1] == []
 
 
-def test_it_is_looked_at_about_once_a_second(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_is_looked_at_about_once_a_second_and_for_each_new_shard(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(lookahead, "_EVERY_S", 0.2)
+    looks: list[int] = []
+    look = Reading.shards_ahead
+
+    def counted(self: Reading, epoch: int, batch: int, *, limit: int | None) -> list[int]:
+        looks.append(batch)
+        return look(self, epoch, batch, limit=limit)
+
+    monkeypatch.setattr(Reading, "shards_ahead", counted)
     began = time.monotonic()
     stream = watched.stream(shuffle=False, batch_size=1)
     for _ in stream:
         time.sleep(0.02)
-    assert 2 <= len(watched.all_of("ahead")) <= 2 + (time.monotonic() - began) / 0.2
+    assert SHARDS <= len(looks) <= 2 + SHARDS + (time.monotonic() - began) / 0.2
 
 
 def test_a_window_may_be_as_large_as_bytes_allow(watched: Watched) -> None:

@@ -15,12 +15,12 @@ from typing import Any
 import torch
 
 from railbus_runner.gathering import Batch, Gatherer
-from railbus_runner.lookahead import LookAhead, OnAhead
+from railbus_runner.lookahead import LookAhead, OnAhead, unheard
 from railbus_runner.places import Part, Places
 from railbus_runner.reading import Reading
 from railbus_runner.shards import EnsureVerified, HeldShards, OpenShards, VouchedShards
 from railbus_runner.staging import Here, Staging, ToCuda
-from railbus_runner.transforming import Wanted, Workers
+from railbus_runner.transforming import AHEAD, Wanted, Workers
 from railbus_runner.vouching import HashedHere, user_memory
 
 Transform = Callable[[Batch], Any]
@@ -78,9 +78,11 @@ class Pipeline:
         return Pipeline(self._reading, route)
 
     def _parts(self, epoch: int, numbers: range, epochs: int) -> Iterator[Part]:
+        in_making = self._route.workers * AHEAD  # workers may not even have opened the shards of these
         for number in numbers:
-            self._ahead.look(epoch, number, epochs=epochs)
-            yield self._places.part(epoch, number)
+            part = self._places.part(epoch, number)
+            self._ahead.look(part, epoch=epoch, oldest=max(number - in_making, numbers.start), epochs=epochs)
+            yield part
 
     def _made(self, part: Part) -> Any:
         batch = self._gatherer.gather(part)
@@ -94,7 +96,3 @@ class Pipeline:
 
 def _as_it_is(batch: Batch) -> Batch:
     return batch
-
-
-def unheard(_ahead: object, _released: object) -> None:
-    """Nobody fetches shards for this stream."""

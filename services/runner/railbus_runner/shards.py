@@ -19,6 +19,8 @@ class HeldShards(Protocol):
     @property
     def numbers(self) -> frozenset[int]: ...
 
+    def holds(self, number: int) -> bool: ...
+
     def hold(self, numbers: Iterable[int]) -> None:
         """Have shards verified that are not held; raises what keeps one from being read."""
         ...
@@ -42,6 +44,9 @@ class OpenShards:
     @property
     def numbers(self) -> frozenset[int]:
         return frozenset(self.readers)
+
+    def holds(self, number: int) -> bool:
+        return number in self.readers
 
     def hold(self, numbers: Iterable[int]) -> None:
         """Have shards verified and open them; raises ShardCorrupt, and what `ensure_verified` raises."""
@@ -68,6 +73,9 @@ class VouchedShards:
     @property
     def numbers(self) -> frozenset[int]:
         return frozenset(self._held)
+
+    def holds(self, number: int) -> bool:
+        return number in self._held
 
     def hold(self, numbers: Iterable[int]) -> None:
         new = [number for number in numbers if number not in self._held]

@@ -20,8 +20,8 @@ import torch
 import torch.utils.data
 
 from railbus_runner.gathering import Batch
-from railbus_runner.lookahead import OnAhead
-from railbus_runner.pipeline import Pipeline, Route, Transform, unheard
+from railbus_runner.lookahead import OnAhead, unheard
+from railbus_runner.pipeline import Pipeline, Route, Transform
 from railbus_runner.reading import Ranges, Reading, Shuffle, algorithm_of, window_of
 from railbus_runner.shards import EnsureVerified
 from railbus_shared.data.index import DatasetIndex

@@ -28,7 +28,7 @@ from railbus_runner.shards import OpenShards
 from railbus_shared.data.index import DatasetIndex
 from railbus_shared.errors import EntrypointFailed, InvalidField
 
-_AHEAD: Final = 2
+AHEAD: Final = 2
 """Batches that each worker makes before they are asked for."""
 _LOST: Final = "DataLoader worker (pid"
 """What torch says of a worker that was killed, and of nothing else."""
@@ -137,7 +137,7 @@ class Workers:
             sampler=self._feed,
             batch_size=None,
             num_workers=self._count,
-            prefetch_factor=_AHEAD,
+            prefetch_factor=AHEAD,
             persistent_workers=True,
             multiprocessing_context="spawn",
             worker_init_fn=_Beginning(os.getpid()),
