@@ -16,7 +16,7 @@ from typing import Final
 import orjson
 
 from railbus_shared.contracts.artifacts import ColumnExtent, DatasetSchema, Extent, Shard
-from railbus_shared.data.dtypes import sample_bytes
+from railbus_shared.data.dtypes import SAFETENSORS_DTYPES, sample_bytes
 from railbus_shared.data.shard_files import new_file
 from railbus_shared.data.slices import Slices
 
@@ -26,10 +26,6 @@ PADDING: Final = "__padding__."
 OFFSETS: Final = "__offsets__."
 """Begins the name of the tensor that says where the samples of a column of variable length begin."""
 _OFFSET_BYTES: Final = 8
-_DTYPES: Final = {
-    "bool": "BOOL", "uint8": "U8", "int8": "I8", "uint16": "U16", "int16": "I16", "uint32": "U32", "int32": "I32",
-    "uint64": "U64", "int64": "I64", "float16": "F16", "bfloat16": "BF16", "float32": "F32", "float64": "F64",
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -75,9 +71,11 @@ def _tensors(schema: DatasetSchema, name: str, slices: Slices) -> Iterator[_Tens
     """One for a column of fixed length, two for one of variable length."""
     column, one = schema.columns[name], slices[name]
     items = one.bytes // sample_bytes(column)
-    yield _Tensor(name, _DTYPES[column.dtype], (items, *column.shape), one.bytes)
+    yield _Tensor(name, SAFETENSORS_DTYPES[column.dtype], (items, *column.shape), one.bytes)
     if one.lengths is not None:
-        yield _Tensor(OFFSETS + name, _DTYPES["int64"], (one.samples + 1,), _OFFSET_BYTES * (one.samples + 1))
+        yield _Tensor(
+            OFFSETS + name, SAFETENSORS_DTYPES["int64"], (one.samples + 1,), _OFFSET_BYTES * (one.samples + 1)
+        )
 
 
 def _header(tensors: list[_Tensor]) -> tuple[bytes, dict[str, int], int]:

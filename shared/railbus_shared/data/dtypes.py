@@ -18,6 +18,12 @@ ITEM_BYTES: Final = {
 }  # fmt: skip
 """Size of one element of each dtype."""
 
+SAFETENSORS_DTYPES: Final = {
+    "bool": "BOOL", "uint8": "U8", "int8": "I8", "uint16": "U16", "int16": "I16", "uint32": "U32", "int32": "I32",
+    "uint64": "U64", "int64": "I64", "float16": "F16", "bfloat16": "BF16", "float32": "F32", "float64": "F64",
+}  # fmt: skip
+"""What a header of payload `columns` calls each dtype."""
+
 
 def sample_bytes(column: Column) -> int:
     """Bytes of one sample of a column, or of one item where the length varies."""

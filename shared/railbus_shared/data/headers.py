@@ -14,17 +14,11 @@ import numpy as np
 import orjson
 
 from railbus_shared.contracts.artifacts import Column, DatasetSchema, Shard
-from railbus_shared.data.container import PADDING
-from railbus_shared.data.dtypes import numpy_dtype, sample_bytes
+from railbus_shared.data.container import OFFSETS, PADDING
+from railbus_shared.data.dtypes import SAFETENSORS_DTYPES, numpy_dtype, sample_bytes
 from railbus_shared.data.mapping import Bytes
 from railbus_shared.errors import ShardCorrupt
 
-OFFSETS: Final = "__offsets__."
-"""Begins the name of the tensor that says where the samples of a column of variable length begin."""
-SAFETENSORS_DTYPES: Final = {
-    "bool": "BOOL", "uint8": "U8", "int8": "I8", "uint16": "U16", "int16": "I16", "uint32": "U32", "int32": "I32",
-    "uint64": "U64", "int64": "I64", "float16": "F16", "bfloat16": "BF16", "float32": "F32", "float64": "F64",
-}  # fmt: skip
 _MAX_HEADER_BYTES: Final = 1 << 20
 """More than 256 columns of 32 axes each need."""
 _SHOWN: Final = 200
