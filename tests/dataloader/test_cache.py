@@ -525,3 +525,36 @@ def test_versions_share_a_shard_that_is_the_same_in_all(tmp_path: Path) -> None:
     others = [shard.changed(file="other"), shard.changed(sha256="1" * 64), shard.changed(sidecar=sidecar)]
     assert cache_key(same) == cache_key(shard)
     assert len({cache_key(one) for one in (shard, *others)}) == 4
+
+
+async def test_a_shard_that_comes_once_its_session_has_expired_must_be_asked_for_again(tmp_path: Path) -> None:
+    """Its trainer waits for it through an outage in which its runner can say nothing, and is to find it held."""
+    host = Host(tmp_path, cache_bytes=fitting(1), ttl_s=0.2)
+    host.write(2)
+    host.source.may_go.clear()
+    async with host.running() as loader:
+        opened = await host.open()
+        verifying = asyncio.create_task(loader.verify("d", [0], stream=opened.stream))
+        await until(lambda: host.source.running == 1)
+        await until(lambda: host.value("sessions") == 0)
+        host.source.may_go.set()
+        with pytest.raises(TransientError, match="was closed"):
+            await verifying
+        await host.read(opened, 0)
+        assert host.value("sessions") == 1
+    assert host.source.asked == ["shard-00000.data"]
+
+
+async def test_a_stream_that_is_closed_while_its_shards_come_stays_closed(tmp_path: Path) -> None:
+    host = Host(tmp_path, cache_bytes=fitting(2))
+    host.write(2)
+    host.source.may_go.clear()
+    async with host.running() as loader:
+        opened = await host.open()
+        verifying = asyncio.create_task(loader.verify("d", [0, 1], stream=opened.stream))
+        await until(lambda: host.source.running == 1)
+        loader.end_session(opened.stream)
+        host.source.may_go.set()
+        with pytest.raises(TransientError, match="was closed"):
+            await verifying
+        assert host.value("sessions") == 0

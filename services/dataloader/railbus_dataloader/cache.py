@@ -142,7 +142,7 @@ class Cache:
         """A session has ended."""
         self._admission.leave(session)
         for ask in [ask for ask in self._asking if ask.session == session]:
-            self._asking.pop(ask).admitted.set_exception(_ended())
+            self._asking.pop(ask).admitted.set_exception(stream_ended())
         self._news.set()
 
     def discard(self, key: str) -> None:
@@ -331,7 +331,7 @@ def _unwritable(path: Path, exc: OSError) -> TransientError:
     return TransientError(f"{path} cannot be fetched: {exc.strerror or exc!r}", hint="it is tried again")
 
 
-def _ended() -> TransientError:
+def stream_ended() -> TransientError:
     return TransientError(
         "the stream was silent for too long and was closed", hint="ask again, and it is taken up again"
     )

@@ -21,7 +21,7 @@ from typing import Final
 import psutil
 
 from railbus_dataloader import shelf
-from railbus_dataloader.cache import Cache, Tell
+from railbus_dataloader.cache import Cache, Tell, stream_ended
 from railbus_dataloader.catalogue import Catalogue, Located, LocatedShard
 from railbus_dataloader.lookahead import LookAhead
 from railbus_dataloader.measures import Measures
@@ -209,7 +209,10 @@ class ShardLoader:
         return VerifiedShards(dataset=name, shards=tuple(numbers), bytes=size)
 
     async def _hold(self, dataset: Located, number: int, stream: str, *, again: bool) -> None:
-        """Make a shard ready for a stream, whose trainer maps it then."""
+        """Make a shard ready for a stream, whose trainer maps it then.
+
+        Raises TransientError if its session ended meanwhile: what it held is held no more. Asked again, it is known.
+        """
         session = self._known(stream, dataset.name, dataset)
         is_new = number not in session.held
         session.held.add(number)
@@ -219,6 +222,8 @@ class ShardLoader:
             if is_new:
                 session.held.discard(number)
             raise
+        if self._sessions.get(stream) is not session:
+            raise stream_ended()
 
     async def _look_at(self, dataset: Located, number: int, *, again: bool) -> None:
         """Make a shard ready for somebody who only wants to know that it is whole."""
