@@ -41,7 +41,10 @@ class Service:
             "echo": (JobRef, self.echo), "meet": (Nothing, self.meet), "bug": (Nothing, self.bug),
             "refuse": (Nothing, self.refuse), "large": (Nothing, self.large), "slow": (Nothing, self.slow),
         }  # fmt: skip
-        return [Endpoint(name, f"{SUBJECT}.{name}", cls, handle) for name, (cls, handle) in handlers.items()]  # type: ignore[arg-type]
+        return [
+            Endpoint(name, f"{SUBJECT}.{name}", cls, handle, may_wait=name == "slow")  # type: ignore[arg-type]
+            for name, (cls, handle) in handlers.items()
+        ]
 
     def reject(self, subject: str, data: bytes, error: RailbusError) -> None:
         self.rejected.append((subject, data, error))
@@ -89,6 +92,15 @@ async def test_a_request_is_answered_in_its_own_encoding(bus: Bus, service: Serv
     assert await _answer(bus, "echo", b'{"id": "j-1"}') == (b'{"id":"j-1"}', {})
     assert await _answer(bus, "echo", wire.encode({"id": "j-1"})) == (wire.encode({"id": "j-1"}), {})
     assert service.rejected == []
+
+
+async def test_however_many_wait_for_what_others_do_the_others_are_answered(bus: Bus, service: Service) -> None:
+    for _ in range(100):  # more than are served at once
+        await bus.client.publish(f"{SUBJECT}.slow", b"{}", reply=bus.client.new_inbox())
+    await bus.client.flush()
+    await service.begun.wait()
+    assert await _answer(bus, "echo", b'{"id": "j-1"}') == (b'{"id":"j-1"}', {})
+    service.go.set()
 
 
 async def test_a_bad_request_is_answered_in_its_own_encoding_with_a_status(bus: Bus, service: Service) -> None:

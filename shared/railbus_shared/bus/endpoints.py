@@ -50,6 +50,8 @@ class Endpoint(Generic[Q]):
     subject: str
     request: type[Q]
     handle: Callable[[Q], Awaitable[Contract]]
+    may_wait: bool = False
+    """Whether an answer may wait for what others do; it must not keep theirs from being served."""
 
 
 AnyEndpoint = Endpoint[Any]  # a list of endpoints has no common request type; each is checked where it is made
@@ -65,9 +67,9 @@ async def serving(
             bus.client,
             ServiceConfig(name=f"railbus-{name.replace('_', '-')}", version=version(), description=description),
         )
-        slots = asyncio.Semaphore(_IN_FLIGHT)
+        prompt, waiting = asyncio.Semaphore(_IN_FLIGHT), asyncio.Semaphore(_IN_FLIGHT)
         for endpoint in endpoints:
-            server = _Server(bus, endpoint, metrics, rejected, slots, tasks)
+            server = _Server(bus, endpoint, metrics, rejected, waiting if endpoint.may_wait else prompt, tasks)
             await micro.add_endpoint(
                 name=endpoint.name,
                 subject=endpoint.subject,
@@ -95,7 +97,7 @@ async def _end(micro: MicroService) -> None:
 
 
 class _Server:
-    """Serves one endpoint; requests run side by side, at most 64 in a process."""
+    """Serves one endpoint; requests run side by side, at most 64 in a process, and 64 of those that may wait."""
 
     def __init__(
         self,
