@@ -6,8 +6,7 @@ import asyncio
 import contextlib
 import dataclasses
 import os
-import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +36,7 @@ from railbus_shared.errors import (
 from railbus_shared.layout import Layout
 from railbus_shared.metrics import Metrics
 from until import until
+from watching import bytes_below, watched
 
 KIB = 1 << 10
 SHARD_BYTES = 64 * KIB
@@ -109,34 +109,6 @@ class Host:
 def fitting(shards: int, *, spare: int = KIB) -> int:
     """Bytes of a cache into which so many shards fit."""
     return shards * (SHARD_BYTES + 2 * KIB) + spare
-
-
-def bytes_below(folder: Path) -> int:
-    total = 0
-    for parent, _, names in os.walk(folder):
-        for name in names:
-            with contextlib.suppress(FileNotFoundError):
-                total += os.stat(os.path.join(parent, name)).st_size  # noqa: PTH116, PTH118 - as quick as can be
-    return total
-
-
-@contextlib.contextmanager
-def watched(folder: Path) -> Iterator[list[int]]:
-    """Bytes of the files in a folder, looked at without pause by a thread of its own."""
-    seen: list[int] = []
-    done = threading.Event()
-
-    def watch() -> None:
-        while not done.wait(0.0005):
-            seen.append(bytes_below(folder))
-
-    thread = threading.Thread(target=watch)
-    thread.start()
-    try:
-        yield seen
-    finally:
-        done.set()
-        thread.join()
 
 
 async def test_a_shard_that_lies_elsewhere_is_fetched_to_the_path_that_was_told(tmp_path: Path) -> None:
