@@ -7,9 +7,9 @@ Out: verify, ahead. In: verified.
 
 from __future__ import annotations
 
+import itertools
 import weakref
 from collections.abc import Iterable, Sequence
-from itertools import zip_longest
 
 from railbus_runner.channel import TrainerChannel
 from railbus_runner.frames import Ahead, Verified, Verify
@@ -24,13 +24,14 @@ class ShardUse:
         self._channel = channel
         self._verified = set(verified)
         self._in_use: set[int] = set()
-        self._streams: weakref.WeakSet[StreamUse] = weakref.WeakSet()
+        self._streams: weakref.WeakValueDictionary[int, StreamUse] = weakref.WeakValueDictionary()
+        self._numbers = itertools.count()
         self._told: tuple[int, ...] = ()
 
     def stream(self) -> StreamUse:
         """For one more stream; it counts for as long as somebody refers to it."""
         use = StreamUse(self)
-        self._streams.add(use)
+        self._streams[next(self._numbers)] = use
         return use
 
     def verify(self, shards: Sequence[int]) -> None:
@@ -45,11 +46,11 @@ class ShardUse:
 
     def tell(self) -> None:
         """Tell the runner what has changed since it was last told."""
-        streams = list(self._streams)
+        streams = list(self._streams.values())  # the oldest first
         released = self._in_use.difference(*(use.held for use in streams))
         self._in_use -= released
         self._verified -= released
-        in_turns = zip_longest(*(use.ahead for use in streams))
+        in_turns = itertools.zip_longest(*(use.ahead for use in streams))
         ahead = tuple(dict.fromkeys(number for turn in in_turns for number in turn if number is not None))
         if released or ahead != self._told:
             self._told = ahead
