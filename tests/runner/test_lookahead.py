@@ -108,7 +108,9 @@ def test_near_the_end_of_an_epoch_the_next_ones_shards_are_told(watched: Watched
 
 
 def islice_shards(stream: ShardStream, epoch: int) -> list[int]:
-    return stream._reading.shards_ahead(epoch, 0, limit=None)
+    reading = stream._reading
+    assert isinstance(reading, Reading)
+    return reading.shards_ahead(epoch, 0, limit=None)
 
 
 def test_a_global_shuffle_tells_what_it_does_not_hold_yet_and_then_nothing(watched: Watched) -> None:

@@ -11,7 +11,7 @@ import torch
 from railbus_runner.buffers import Buffers, Pinned, Ring
 from railbus_runner.packed import Packed
 from railbus_runner.places import Part
-from railbus_runner.shards import OpenShards
+from railbus_runner.shards import Readable
 from railbus_shared.contracts.artifacts import Column
 from railbus_shared.data.readers import Array, ShardReader, numpy_dtype, page_aligned_empty
 
@@ -22,7 +22,7 @@ Batch = dict[str, Any]
 class Gatherer:
     """Gathers batches from the shards that are open."""
 
-    def __init__(self, columns: Mapping[str, Column], shards: OpenShards, *, is_pinned: bool = False) -> None:
+    def __init__(self, columns: Mapping[str, Column], shards: Readable, *, is_pinned: bool = False) -> None:
         self._shards = shards
         kinds = [(name, column, _Variable if column.variable_length else _Fixed) for name, column in columns.items()]
         self._columns: list[tuple[str, _Fixed | _Variable]] = [

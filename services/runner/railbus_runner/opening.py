@@ -112,15 +112,10 @@ class Dataset:
 
         See `ShardStream` for the settings. Raises InvalidField for one that does not fit, NotFound for a split.
         """
-        name = split or self._split
-        if name is None:
-            raise InvalidField(
-                field="split", value=None, problem="no split is chosen", hint=f"it has {', '.join(sorted(self.splits))}"
-            )
         return ShardStream(
             self.index,
             self.paths,
-            split=name,
+            split=self.chosen(split),
             batch_size=batch_size,
             seed=seed,
             shuffle=shuffle,
@@ -135,14 +130,30 @@ class Dataset:
             ensure_verified=self._verify,
         )
 
+    def chosen(self, split: str | None) -> str:
+        """The split of that name, or the one that the dataset was opened with. Raises InvalidField if that is none."""
+        name = split or self._split
+        if name is None:
+            raise InvalidField(
+                field="split", value=None, problem="no split is chosen", hint=f"it has {', '.join(sorted(self.splits))}"
+            )
+        return name
+
+    def shards(self) -> OpenShards:
+        """Its shards, none of them open yet; each is hashed before it is opened."""
+        return OpenShards(self.index, self.paths, ensure_verified=self._verify)
+
     def verify(self) -> None:
         """Hash every shard, also those that are remembered. Raises ShardCorrupt for the first that is damaged."""
         self._verify(range(len(self.index.file.shards)), again=True)
 
     @cached_property
     def _gatherer(self) -> Gatherer:
-        shards = OpenShards(self.index, self.paths, ensure_verified=self._verify)
-        return Gatherer(self.schema.columns, shards)
+        return Gatherer(self.schema.columns, self.shards())
+
+    def __getstate__(self) -> dict[str, object]:
+        """A copy for another process opens shards by itself."""
+        return {name: value for name, value in self.__dict__.items() if name != "_gatherer"}
 
 
 def _folder(path_or_url: str | Path) -> Path:

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Protocol
 
 import numpy as np
 
-from railbus_runner.reading import Reading
 from railbus_shared.data.order import Positions, rank_range
 
 _TOGETHER: Final = 4096
@@ -33,6 +32,23 @@ class Part(NamedTuple):
     """Which of `rows` is the first sample of the batch, the second, and so on; None if they are in order already."""
 
 
+class Located(Protocol):
+    """Samples in global batches, and where they lie."""
+
+    @property
+    def batch_size(self) -> int: ...
+
+    @property
+    def num_samples(self) -> int: ...
+
+    @property
+    def num_batches(self) -> int: ...
+
+    def locate(self, epoch: int, start: int, stop: int) -> tuple[Positions, Positions]:
+        """The shards, and the rows in them, of what stands at places `start` to `stop - 1` of an epoch."""
+        ...
+
+
 @dataclass(frozen=True)
 class _Block:
     """The parts of some batches in a row."""
@@ -45,7 +61,7 @@ class _Block:
 class Places:
     """The parts of a rank; asked for in a row they cost a few microseconds each."""
 
-    def __init__(self, reading: Reading, *, rank: int, world_size: int) -> None:
+    def __init__(self, reading: Located, *, rank: int, world_size: int) -> None:
         self._reading = reading
         self._rank, self._world_size = rank, world_size
         self._block = _Block(-1, 0, [])
@@ -63,10 +79,11 @@ class Places:
         count = min(max(1, _TOGETHER // reading.batch_size), reading.num_batches - first)
         ranges = [self._range(batch) for batch in range(first, first + count)]
         start = first * reading.batch_size
-        samples = reading.samples(epoch, start, min(start + count * reading.batch_size, reading.num_samples))
+        numbers, rows = reading.locate(epoch, start, min(start + count * reading.batch_size, reading.num_samples))
         if self._world_size > 1:
-            samples = np.concatenate([samples[begin - start : end - start] for begin, end in ranges])
-        numbers, rows = reading.index.locate(samples)
+            numbers, rows = (
+                np.concatenate([each[begin - start : end - start] for begin, end in ranges]) for each in (numbers, rows)
+            )
         cuts = np.zeros(count + 1, np.int64)
         np.cumsum([end - begin for begin, end in ranges], out=cuts[1:])
         return _Block(epoch, first, _parts(numbers, rows, cuts))

@@ -45,7 +45,7 @@ class Reading:
         """Of an epoch, those of a dropped batch included."""
         return self.selection.num_samples
 
-    @cached_property
+    @property
     def num_batches(self) -> int:
         """Global batches of an epoch."""
         return num_batches(self.num_samples, batch_size=self.batch_size, drop_last=self.drop_last)
@@ -80,6 +80,10 @@ class Reading:
     def samples(self, epoch: int, start: int, stop: int) -> Positions:
         """Samples of the dataset at places `start` to `stop - 1` of an epoch."""
         return self.order(epoch).positions(start, stop)
+
+    def locate(self, epoch: int, start: int, stop: int) -> tuple[Positions, Positions]:
+        """The shards that these samples lie in, and their rows there."""
+        return self.index.locate(self.samples(epoch, start, stop))
 
     def shards_ahead(self, epoch: int, batch: int, *, limit: int | None) -> list[int]:
         """The shards that are needed from a batch on, in the order of their first need."""
@@ -128,14 +132,19 @@ class Reading:
 
     def check_identity(self, state: Mapping[str, Any]) -> None:
         """Raises InvalidField, naming both values, if a position belongs to something else."""
-        for name, value in self.identity().items():
-            if name not in state or state[name] != value:
-                raise InvalidField(
-                    field=f"stream.{name}",
-                    value=state.get(name),
-                    problem=f"the stream has {value!r}, so the position means nothing here",
-                    hint="resume with the dataset, seed and parameters that the checkpoint was made with",
-                )
+        check_same(self.identity(), state)
+
+
+def check_same(identity: Mapping[str, Any], state: Mapping[str, Any]) -> None:
+    """Raises InvalidField, naming both values, if a position belongs to something else."""
+    for name, value in identity.items():
+        if name not in state or state[name] != value:
+            raise InvalidField(
+                field=f"stream.{name}",
+                value=state.get(name),
+                problem=f"the stream has {value!r}, so the position means nothing here",
+                hint="resume with the dataset, seed and parameters that the checkpoint was made with",
+            )
 
 
 def algorithm_of(shuffle: Shuffle) -> Algorithm:

@@ -30,6 +30,16 @@ class HeldShards(Protocol):
         ...
 
 
+class Readable(Protocol):
+    """Open shards, by their numbers."""
+
+    readers: dict[int, ShardReader]
+
+    def hold(self, numbers: Iterable[int]) -> None:
+        """Have shards opened that are not open; raises what keeps one from being read."""
+        ...
+
+
 class OpenShards:
     """Shards that are open in this process."""
 
