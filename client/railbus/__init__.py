@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from railbus.client import Client
     from railbus_runner.context import TrainContext
+    from railbus_runner.mixing import MixtureStream, open_mixture
     from railbus_runner.opening import Dataset, open_dataset
     from railbus_runner.packed import Packed
     from railbus_runner.stream import ShardStream
@@ -24,11 +25,13 @@ __all__ = [
     "JobRecord",
     "JobSpec",
     "LearningTelemetry",
+    "MixtureStream",
     "Packed",
     "RailbusError",
     "ShardStream",
     "TrainContext",
     "open_dataset",
+    "open_mixture",
 ]
 
 _HOMES: Final = {
@@ -37,11 +40,13 @@ _HOMES: Final = {
     "JobRecord": "railbus_shared.contracts.jobs",
     "JobSpec": "railbus_shared.contracts.jobs",
     "LearningTelemetry": "railbus_shared.telemetry",
+    "MixtureStream": "railbus_runner.mixing",
     "Packed": "railbus_runner.packed",
     "RailbusError": "railbus_shared.errors",
     "ShardStream": "railbus_runner.stream",
     "TrainContext": "railbus_runner.context",
     "open_dataset": "railbus_runner.opening",
+    "open_mixture": "railbus_runner.mixing",
 }
 
 
