@@ -8,6 +8,7 @@ import pytest
 
 from railbus_dataloader.turns import Turns
 from railbus_shared.errors import TooManyTransfers
+from until import until
 
 
 class Served:
@@ -72,8 +73,7 @@ async def test_a_turn_given_to_one_that_leaves_at_that_moment_goes_to_the_next()
         turns._active["a"] -= 1
         turns._call_next()  # b1 has its turn, and does not know of it yet
         called.cancel()
-        await asyncio.sleep(0.01)
-        assert "c1" in served.now
+        await until(lambda: "c1" in served.now)
         turns._active["a"] += 1
         await served.end("a1")
         await served.end("c1")
