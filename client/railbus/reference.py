@@ -14,7 +14,7 @@ from typing import Any, Final
 from pydantic import BaseModel
 from pydantic_settings import BaseSettings
 
-from railbus_shared.contracts import artifacts, devices, events, jobs, requests
+from railbus_shared.contracts import artifacts, devices, events, jobs, requests, waiting
 from railbus_shared.contracts.model import Contract
 from railbus_shared.errors import RailbusError, known_codes
 from railbus_shared.settings import CommonSettings
@@ -89,6 +89,7 @@ def messages_page() -> str:
         ("Devices", devices),
         ("Events", events),
         ("Requests", requests),
+        ("Waiting", waiting),
         ("Files", artifacts),
     ):
         parts.append(f"## {title}\n")

@@ -52,6 +52,21 @@ _SUMMARY = {
 }  # fmt: skip
 
 EXAMPLES: dict[str, dict[str, Any]] = {
+    "CancelJob": {"id": "j-1", "by": "ann", "now": True},
+    "Cordon": {"device": "h-gpu-1", "reason": "XID 79", "by": "h", "cordoned_at": TIME},
+    "CordonDevice": {"device": "h-gpu-1", "reason": "noisy", "by": "ann"},
+    "DeviceHolder": {"device": "h-cpu0", "holder": "j-2", "owner": "ann", "state": "running", "expected_end": TIME},
+    "HoldJob": {"id": "j-1", "held": False, "by": "ann"},
+    "HostReason": {"host": "h", "word": "resources", "text": "h has 1 leased by j-2", "fitting": 1, "free": 0},
+    "LogRule": {"pattern": "NCCL .*", "cause": "host_lost", "hint": "look at the network"},
+    "RetryJob": {"id": "j-1"},
+    "RetryPolicy": {"backoff_s": 2.0, "also_on": ["user_error"], "log_rules": [{"pattern": "x", "cause": "hang"}]},
+    "SetPriority": {"id": "j-1", "priority": 5},
+    "Why": {
+        "job": "j-1", "state": "queued", "headline": "resources", "text": "waits", "place": 1, "ahead": ["j-2"],
+        "hosts": [{"host": "h", "word": "resources", "text": "t", "fitting": 1, "free": 0}],
+        "holders": [{"device": "h-cpu0", "holder": "j-2"}], "expected_start": TIME, "expected_basis": "time limits",
+    },
     "AttemptRef": {"job": "j-1", "lease_epoch": 1},
     "CheckpointFile": _FILE,
     "CheckpointMeta": {

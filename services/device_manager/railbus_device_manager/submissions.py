@@ -19,6 +19,7 @@ from railbus_shared.contracts.jobs import JobRecord, JobSpec
 from railbus_shared.errors import (
     BadMessage,
     InvalidField,
+    NotSupported,
     RailbusError,
     RejectedError,
     TransientError,
@@ -33,6 +34,10 @@ from railbus_shared.telemetry import LearningTelemetry
 OUTCOME_HEADER: Final = "Railbus-Outcome"
 _OUTCOME_S: Final = 10.0
 _OWN_ID: Final = re.compile(r"j-[0-9a-f]{6}-\d+\Z")
+
+_NOT_YET: Final = ("retry", "stop_grace_s", "stall_s", "on_stall", "preemptible", "wait_for_hosts", "group", "workdir")
+"""Fields of a spec that this version reads and does not act on."""
+_DEVICES_NOT_YET: Final = ("same_host", "sharing")
 
 OfferedEntrypoints = Callable[[], Awaitable[frozenset[str] | None]]
 """Entrypoints that some runner offers; None if no runner is known."""
@@ -51,9 +56,20 @@ def new_record(spec: JobSpec, *, sequence: int, incarnation: str, now: str) -> J
         spec_sha256=spec.digest,
         sequence=sequence,
         incarnation=incarnation,
+        priority=spec.priority,
         submitted_at=now,
         changed_at=now,
     )
+
+
+def check_supported(spec: JobSpec) -> None:
+    """Raises NotSupported for a wish that nobody would act on, rather than forget it in silence."""
+    plain = {name: info.default for name, info in type(spec).model_fields.items()}
+    said = [name for name in _NOT_YET if getattr(spec, name) != plain[name]]
+    wanted = {name: info.default for name, info in type(spec.devices).model_fields.items()}
+    said += [f"devices.{name}" for name in _DEVICES_NOT_YET if getattr(spec.devices, name) != wanted[name]]
+    if said:
+        raise NotSupported(f"field {said[0]!r} is not supported yet", hint="leave it out", details={"field": said[0]})
 
 
 def check_entrypoint(name: str, offered: Iterable[str]) -> None:
@@ -123,6 +139,7 @@ class Submissions:
                 field="id", value=spec.id, problem="ids of this form are given by railbus", hint="choose another id"
             )
         fresh = new_record(spec, sequence=delivery.sequence, incarnation=self._bus.incarnation, now=clock.now())
+        check_supported(spec)
         await self._check(spec)
         record = await self._records.create(fresh)
         if record == fresh:

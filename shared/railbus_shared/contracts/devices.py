@@ -27,6 +27,10 @@ class DeviceInfo(Contract):
     cores: Items[int] = ()
     """CPU numbers of a slot."""
     numa_node: int | None = None
+    nvlink_peers: Items[str] = ()
+    """UUIDs of the host's GPUs that this one reaches over NVLink."""
+    shares: int = Field(default=1, ge=1, le=64)
+    """Into how many parts the GPU may be shared by memory; 1 for a device that has one holder at a time."""
     memory_bytes: Count
     """Of the GPU; for a CPU slot its share of the host's memory."""
     memory_used_bytes: Count = 0
@@ -34,6 +38,8 @@ class DeviceInfo(Contract):
     temperature_c: float | None = None
     healthy: bool = True
     health_reason: str = ""
+    cordoned: bool = False
+    """Whether it takes no new jobs, by a person's word or after a fault; `health_reason` says why."""
     labels: dict[str, str] = Field(default_factory=dict)
 
 
@@ -87,6 +93,17 @@ class Lease(Contract):
     nonce: str
     """Tells a writer whose acknowledgement was lost that the value is its own."""
     granted_at: Time
+
+
+class Cordon(Contract):
+    """Keeps a device from being granted until a person lifts it; key `<device>.cordon` in `railbus_devices`."""
+
+    v: Literal[1] = 1
+    device: Id
+    reason: str = Field(max_length=1000)
+    by: Id
+    """A person, or the host whose service saw the fault."""
+    cordoned_at: Time
 
 
 class ReclaimMark(Contract):

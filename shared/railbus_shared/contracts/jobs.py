@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import re
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final, Literal, Self
 
 import orjson
-from pydantic import BeforeValidator, Field, field_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from railbus_shared.contracts.model import Contract, Count, EntrypointName, Id, Items, JsonMap, Name, Sha256, Time
 
@@ -30,8 +30,15 @@ EndCause = Literal[
     "host_lost",
     "storage_full",
     "start_refused",
+    "setup_failed",
+    "device_fault",
+    "hang",
 ]
-"""Why an attempt ended, one word of a closed list."""
+"""Why an attempt ended, one word of a closed list.
+
+`host_oom` is told by the control group's own count, `device_oom` by the driver; `setup_failed` is a trainer that could
+not be made ready, `device_fault` a GPU that broke under it, `hang` a job that made no progress for its `stall_s`.
+"""
 
 DeviceKind = Literal["gpu", "cpu"]
 
@@ -54,10 +61,20 @@ class DevicePreference(Contract):
     """Least memory of each device."""
     labels: dict[str, str] = Field(default_factory=dict, max_length=16)
     """Labels that each device must carry."""
-    same_host: Literal[True] = True
-    """All devices are on one host; a job that spans hosts is not supported yet."""
-    sharing: Literal["exclusive"] = "exclusive"
-    """A device has one holder at a time."""
+    same_host: bool = True
+    """Whether all devices must be on one host. Without it one host is still preferred to several."""
+    sharing: Literal["exclusive", "fraction"] = "exclusive"
+    """`exclusive`: a device has one holder at a time. `fraction`: the job shares one GPU with others."""
+    fraction: float | None = Field(default=None, gt=0, le=1)
+    """Part of a GPU's memory, with `sharing: fraction`: PyTorch's per-process memory fraction of the trainer."""
+
+    @model_validator(mode="after")
+    def _fraction_belongs_to_sharing(self) -> Self:
+        if (self.fraction is not None) != (self.sharing == "fraction"):
+            raise ValueError("`fraction` and `sharing: fraction` go together")
+        if self.sharing == "fraction" and self.count != 1:
+            raise ValueError("a job that shares has a `count` of 1")
+        return self
 
 
 class CheckpointPolicy(Contract):
@@ -69,6 +86,40 @@ class CheckpointPolicy(Contract):
     """Newest checkpoints of the job that are kept; older ones go once a newer one is durable."""
     keep_best: Literal[0] = 0
     """How many more are kept for their metric; not supported yet."""
+
+
+class LogRule(Contract):
+    """What a line of a failed attempt's output tells about the cause of its end."""
+
+    pattern: str = Field(min_length=1, max_length=500)
+    """A regular expression, searched for in each line."""
+    cause: EndCause
+    """The cause of the end where the line stands; retries go by it."""
+    hint: str = Field(default="", max_length=500)
+    """What to do about it, for people."""
+
+    @field_validator("pattern")
+    @classmethod
+    def _pattern_compiles(cls, pattern: str) -> str:
+        try:
+            re.compile(pattern)
+        except re.error as exc:
+            raise ValueError(f"not a regular expression: {exc}") from exc
+        return pattern
+
+
+class RetryPolicy(Contract):
+    """When an attempt that failed is tried again, beside `max_attempts`."""
+
+    backoff_s: float = Field(default=1.0, ge=0, le=86_400)
+    """Wait before the first retry, seconds; doubled for each further one in a row."""
+    max_backoff_s: float = Field(default=300.0, ge=0, le=86_400)
+    also_on: Items[EndCause] = ()
+    """Causes that are retried although by default they end the job, for instance `user_error`."""
+    never_on: Items[EndCause] = ()
+    """Causes that end the job although by default they are retried."""
+    log_rules: Items[LogRule] = Field(default=(), max_length=32)
+    """Looked at before the runner's own rules."""
 
 
 _ENV_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}\Z")
@@ -104,10 +155,25 @@ class JobSpec(Contract):
     after: Items[Id] = Field(default=(), max_length=64)
     """Jobs that must have succeeded before this one is placed."""
     checkpoint: CheckpointPolicy = CheckpointPolicy()
+    retry: RetryPolicy = RetryPolicy()
+    stop_grace_s: float = Field(default=30.0, ge=0, le=3600)
+    """How long a trainer that is told to stop may take, for instance to write a checkpoint; then it is killed."""
+    stall_s: float | None = Field(default=None, gt=0, le=366 * 86_400)
+    """A trainer that completes no step for so long is reported with the stacks of its threads."""
+    on_stall: Literal["report", "end"] = "report"
+    """Whether such an attempt is also ended, with the cause `hang`."""
+    preemptible: bool = True
+    """Whether a job of higher priority may take its devices, after a checkpoint."""
+    wait_for_hosts: bool = False
+    """Wait although no host that is known could ever meet the request, for one that is still to come."""
+    group: Id | None = None
+    """Jobs that were submitted together, such as those of one sweep."""
     resume_from: str | None = Field(default=None, pattern=r"^checkpoint-[0-9]{6,12}$")
     """A checkpoint of the same model to begin from, for instance `checkpoint-000123`."""
     env: dict[str, str] = Field(default_factory=dict, max_length=64)
     """Environment variables of the trainer."""
+    workdir: str | None = Field(default=None, max_length=1000, pattern=r"^/")
+    """Working directory of the trainer, absolute; one that the runner's settings allow. By default a fresh one."""
 
     @field_validator("env")
     @classmethod
@@ -123,8 +189,12 @@ class JobSpec(Contract):
 
     @property
     def digest(self) -> str:
-        """Hex SHA-256 of the spec with its defaults; two specs are the same job if it is equal."""
-        return hashlib.sha256(orjson.dumps(self.to_map(), option=orjson.OPT_SORT_KEYS)).hexdigest()
+        """Hex SHA-256 of what differs from the defaults; two specs are the same job if it is equal.
+
+        Without the defaults, so that a field that a later version adds does not make another job of it.
+        """
+        said = self.model_dump(mode="json", exclude_defaults=True)
+        return hashlib.sha256(orjson.dumps(said, option=orjson.OPT_SORT_KEYS)).hexdigest()
 
 
 class ErrorBody(Contract):
@@ -160,15 +230,31 @@ class JobRecord(Contract):
     """Why it is in this state, for people: what a queued job waits for, why a failed one failed."""
     attempt: int = Field(default=0, ge=0)
     """Starts that counted."""
+    retries: int = Field(default=0, ge=0)
+    """Ends in a row that were followed by another try; the back-off grows with it."""
+    backoff_s: float = Field(default=0.0, ge=0)
+    """How long the queued job is not placed after `changed_at`; counted by the placer's own clock."""
+    priority: int = Field(default=0, ge=-100, le=100)
+    """The spec's at first; a person may change it."""
+    held_by: Id | None = None
+    """Who holds the queued job back; it is not placed until released."""
     lease_epoch: int = Field(default=0, ge=0)
     """The fencing number: raised at every placement; a write with an older one is refused."""
     host: Id | None = None
     devices: Items[Id] = ()
     cancel_requested: bool = False
+    cancelled_by: Id | None = None
+    """Who asked; the owner of the request where it names one."""
+    preempted_by: Id | None = None
+    """The job for which the present attempt is to make room."""
+    retry_of: Id | None = None
+    """The ended job that this one was made from by `retry`."""
     checkpoint: CheckpointRef | None = None
     """The last committed one."""
     end_cause: EndCause | None = None
     """Of the last attempt that ended."""
+    exit_code: int | None = None
+    """Of the last attempt's trainer: its exit code, or the negative number of the signal that ended it."""
     error: ErrorBody | None = None
     submitted_at: Time
     changed_at: Time

@@ -22,11 +22,46 @@ class JobRef(Contract):
     id: Id
 
 
+class CancelJob(Contract):
+    """Asks a job to end."""
+
+    id: Id
+    by: Id | None = None
+    """Who asks, for the record."""
+    now: bool = False
+    """Without the grace in which a trainer writes a checkpoint."""
+
+
+class HoldJob(Contract):
+    """Asks that a waiting job be held back, or released again."""
+
+    id: Id
+    held: bool = True
+    by: Id = "somebody"
+
+
+class SetPriority(Contract):
+    """Asks that a waiting job be given another priority."""
+
+    id: Id
+    priority: int = Field(ge=-100, le=100)
+
+
+class RetryJob(Contract):
+    """Asks for a new job like one that has ended; it begins from that one's last checkpoint."""
+
+    id: Id
+    from_scratch: bool = False
+    """Begin from nothing instead."""
+
+
 class ListJobs(Contract):
     """Asks for records, newest first."""
 
     states: Items[JobState] = ()
     """Only these states; all if empty."""
+    owner: Id | None = None
+    group: Id | None = None
     limit: int = Field(default=100, ge=1, le=500)
 
 
@@ -42,8 +77,12 @@ class DeviceState(Contract):
     """A device and who has it."""
 
     device: DeviceInfo
-    state: Literal["free", "leased", "reclaiming", "draining", "unhealthy"]
+    state: Literal["free", "leased", "reclaiming", "draining", "cordoned", "unhealthy"]
     holder: Id | None = None
+    holders: Items[Id] = ()
+    """Of the shares of a GPU that is shared; `state` is `free` while a share is."""
+    free_shares: int = Field(default=0, ge=0)
+    """Of a device with several `shares`."""
 
 
 class DeviceList(Contract):
@@ -67,6 +106,15 @@ class HeldLeases(Contract):
 
     leases: Items[HeldLease] = Field(min_length=1, max_length=64)
     ttl_s: int = Field(default=60, ge=1, le=86_400)
+
+
+class CordonDevice(Contract):
+    """Asks that a device take no new jobs, or take them again."""
+
+    device: Id
+    cordoned: bool = True
+    reason: str = Field(default="", max_length=1000)
+    by: Id = "somebody"
 
 
 class DrainHost(Contract):
@@ -267,7 +315,9 @@ class Flushed(Contract):
 
 __all__ = [
     "AttemptRef",
+    "CancelJob",
     "CloseStream",
+    "CordonDevice",
     "DatasetList",
     "DatasetRef",
     "DatasetSummary",
@@ -278,6 +328,7 @@ __all__ = [
     "Flushed",
     "GrantCredit",
     "HeldLeases",
+    "HoldJob",
     "JobList",
     "JobRef",
     "Lease",
@@ -287,8 +338,10 @@ __all__ = [
     "OpenStream",
     "OpenedStream",
     "QueryEvents",
+    "RetryJob",
     "SendFile",
     "SendingFile",
+    "SetPriority",
     "SplitSummary",
     "StartAttempt",
     "StopAttempt",
