@@ -62,6 +62,7 @@ def job(
         spec_sha256=spec.digest,
         sequence=int(job_id.rpartition("-")[2]),
         incarnation="i",
+        priority=priority,
         submitted_at=TIME,
         changed_at=TIME,
     )

@@ -20,6 +20,7 @@ from railbus_shared import contracts
 from railbus_shared.contracts.jobs import JobSpec
 from railbus_shared.contracts.model import Contract
 from railbus_shared.errors import RailbusError, known_codes
+from railbus_shared.lifecycle import TRANSITIONS
 from railbus_shared.settings import CommonSettings
 from railbus_shared.subjects import Subjects
 
@@ -66,6 +67,23 @@ def prose(page: Path) -> str:
 @pytest.mark.parametrize("name", reference.PAGES)
 def test_a_reference_page_is_what_the_code_says_now(name: str) -> None:
     assert (REPO / "docs" / name).read_text() == reference.PAGES[name](), "run `make docs`"
+
+
+@pytest.mark.parametrize("name", reference.PARTS)
+def test_the_made_part_of_a_page_is_what_the_code_says_now(name: str) -> None:
+    page = (REPO / "docs" / name).read_text()
+    assert page == reference.PARTS[name](page), "run `make docs`"
+
+
+def test_the_picture_of_the_states_shows_every_way_between_them() -> None:
+    (picture,) = blocks(REPO / "docs/jobs.md", "mermaid")
+    ways = {
+        (state, follower)
+        for state, row in TRANSITIONS.items()
+        for followers in row.values()
+        for follower in followers - {state}
+    }
+    assert set(re.findall(r"(\w+) --> (\w+): ", picture)) == ways
 
 
 @pytest.mark.parametrize(
@@ -193,10 +211,11 @@ def _subjects_of_the_table(text: str) -> set[str]:
 
 def _endpoints(service: str) -> set[str]:
     """`<area>.<verb>` of every `Endpoint(…)` in the service's source."""
-    path = REPO / f"services/{service}/railbus_{service}/service.py"
-    calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+    folder = REPO / f"services/{service}/railbus_{service}"
+    trees = [ast.parse(path.read_text()) for path in sorted(folder.glob("*.py"))]
+    calls = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Call)]
     subjects = [call.args[1] for call in calls if isinstance(call.func, ast.Name) and call.func.id == "Endpoint"]
-    assert subjects, f"{path} has no endpoints: this test guards nothing"
+    assert subjects, f"{folder} has no endpoints: this test guards nothing"
     return {_endpoint(subject) for subject in subjects}
 
 

@@ -14,6 +14,7 @@ from typing import Any, Final
 from pydantic import BaseModel
 from pydantic_settings import BaseSettings
 
+from railbus.job_states import with_states
 from railbus_shared.contracts import artifacts, devices, events, jobs, requests, waiting
 from railbus_shared.contracts.model import Contract
 from railbus_shared.errors import RailbusError, known_codes
@@ -162,9 +163,15 @@ def _one_line(text: str) -> str:
 PAGES: Final = {"settings.md": settings_page, "errors.md": errors_page, "messages.md": messages_page}
 
 
+PARTS: Final = {"jobs.md": with_states}
+"""Pages that a person writes, but for a part between two marks."""
+
+
 def main(folder: Path) -> int:
     for name, page in PAGES.items():
         (folder / name).write_text(page())
+    for name, part in PARTS.items():
+        (folder / name).write_text(part((folder / name).read_text()))
     return 0
 
 

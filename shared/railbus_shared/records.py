@@ -1,47 +1,18 @@
-"""Job records: which state may follow which, and changing a record by compare-and-set.
-
-    queued -> placed -> running -> succeeded | failed | cancelled
-
-Every state that is not final may go to `cancelled` or `failed`; a placed or running job may go back to `queued`;
-`running -> checkpointing -> queued` on preemption. A final state is never left.
-"""
+"""Job records in their bucket: created once, and changed by compare-and-set as `lifecycle.decide` says."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from railbus_shared import clock
 from railbus_shared.bus.bucket import Bucket, Write
-from railbus_shared.contracts.jobs import JobRecord, JobState
+from railbus_shared.contracts.jobs import JobRecord
 from railbus_shared.errors import Conflict, JobNotFound, RequestTimeout, RevisionConflict
+from railbus_shared.happenings import Happening
+from railbus_shared.lifecycle import Decision, decide
 
-_FOLLOWERS: Final[Mapping[JobState, frozenset[JobState]]] = {
-    "queued": frozenset({"placed", "failed", "cancelled"}),
-    "placed": frozenset({"running", "queued", "failed", "cancelled"}),
-    "running": frozenset({"checkpointing", "queued", "succeeded", "failed", "cancelled"}),
-    "checkpointing": frozenset({"queued", "succeeded", "failed", "cancelled"}),
-    "succeeded": frozenset(),
-    "failed": frozenset(),
-    "cancelled": frozenset(),
-}
 _MAX_TRIES: Final = 16
-
-Change = Callable[[JobRecord], JobRecord | None]
-"""The record as it should be, from the record as it is; None to leave it."""
-
-
-def moved(record: JobRecord, state: JobState, **fields: object) -> JobRecord:
-    """The record in another state, with other values in some fields; raises Conflict if it may not follow."""
-    if state not in _FOLLOWERS[record.state]:
-        raise Conflict(
-            f"job {record.id!r} is {record.state} and cannot become {state}", details={"state": record.state}
-        )
-    now = clock.now()
-    if record.model_copy(update={"state": state}).is_final:
-        fields.setdefault("ended_at", now)
-    return record.changed(state=state, changed_at=now, **fields)
 
 
 @dataclass(frozen=True)
@@ -50,6 +21,22 @@ class HeldRecord:
 
     record: JobRecord
     revision: int
+
+
+@dataclass(frozen=True)
+class Applied:
+    """What became of a record, and the revision at which it stands."""
+
+    decision: Decision
+    revision: int
+
+    @property
+    def record(self) -> JobRecord:
+        return self.decision.record
+
+    @property
+    def held(self) -> HeldRecord:
+        return HeldRecord(self.decision.record, self.revision)
 
 
 class JobRecords:
@@ -65,13 +52,13 @@ class JobRecords:
             raise JobNotFound(f"job has value {job!r}: there is no such job", hint="`railbus jobs` lists them")
         return HeldRecord(JobRecord.parse(entry.value), entry.revision)
 
-    async def create(self, record: JobRecord) -> JobRecord:
+    async def create(self, record: JobRecord) -> HeldRecord:
         """Create a record; if its id is taken by the same spec, the one that is there.
 
         Raises Conflict if the id is taken by another spec.
         """
         try:
-            await self._bucket.create(record.id, record.to_map())
+            revision = await self._bucket.create(record.id, record.to_map())
         except (RevisionConflict, RequestTimeout):
             entry = await self._bucket.get(record.id)
             if entry is None or entry.value is None:
@@ -83,29 +70,39 @@ class JobRecords:
                     hint="choose another id, or submit the same spec again to get the same job",
                     details={"field": "id", "value": record.id},
                 ) from None
-            return there
-        return record
+            return HeldRecord(there, entry.revision)
+        return HeldRecord(record, revision)
 
-    async def change(self, job: str, change: Change) -> JobRecord:
-        """Change a record, reading it again for as long as others are quicker; returns it as it stands then.
+    async def apply(self, job: str, happening: Happening, *, unknown: list[Decision] | None = None) -> Applied:
+        """Change a record as the happening has it, deciding again for as long as others are quicker.
 
-        Whatever `change` raises is passed on, and nothing has been written then. Raises JobNotFound, RequestTimeout,
-        BusUnavailable.
+        What was decided is written when this returns, and its effects are the caller's to carry out. Raises what
+        `decide` raises, and nothing has been written then; JobNotFound, RequestTimeout, BusUnavailable.
+
+        Args:
+            job: its id.
+            happening: what happened to it.
+            unknown: decisions whose write was not acknowledged; for a caller that tries again after a RequestTimeout,
+                so that the effects of one that was stored after all are still carried out.
         """
-        unknown: list[JobRecord] = []
+        unknown = [] if unknown is None else unknown
         for _ in range(_MAX_TRIES):
             held = await self.get(job)
-            if held.record in unknown:
-                return held.record  # a write whose acknowledgement was lost has been stored after all
-            wanted = change(held.record)
-            if wanted is None:
-                return held.record
+            decision = decide(held.record, happening, clock.now())
+            if not decision.is_changed:
+                return Applied(_ours(unknown, decision), held.revision)
             try:
-                await self._bucket.write(Write(job, wanted.to_map(), held.revision))
+                revision = await self._bucket.write(Write(job, decision.record.to_map(), held.revision))
             except RevisionConflict:
                 continue
             except RequestTimeout:
-                unknown.append(wanted)
+                unknown.append(decision)
                 continue
-            return wanted
+            return Applied(decision, revision)
         raise RequestTimeout(f"job {job!r} was changed by others {_MAX_TRIES} times in a row", hint="try again")
+
+
+def _ours(unknown: list[Decision], found: Decision) -> Decision:
+    """If a write whose acknowledgement was lost has been stored after all, its effects are still to be carried out."""
+    likely = [decision for decision in unknown if decision.record.state == found.record.state]
+    return replace(likely[-1], record=found.record) if likely else found

@@ -62,7 +62,7 @@ def test_an_expired_lease_frees_nothing_while_a_record_names_the_device(state: s
     assert states(made)["a-gpu0"] == ("leased", "j-1")
     made.facts.apply_lease("a-gpu0", None, now=1)
     assert states(made)["a-gpu0"] == ("reclaiming", "j-1")
-    assert made.plan(1) == []
+    assert made.plan(1).placements == []
 
 
 @pytest.mark.parametrize("state", ["queued", "succeeded", "failed", "cancelled"])
@@ -82,7 +82,7 @@ def test_a_host_whose_report_is_gone_has_no_devices() -> None:
 
 
 def placed(made: DeviceManager, now: float = 0) -> dict[str, tuple[str, ...]]:
-    return {placement.job_id: tuple(placement.device_ids) for placement in made.plan(now)}
+    return {placement.job_id: tuple(placement.device_ids) for placement in made.plan(now).placements}
 
 
 def test_queued_jobs_are_placed_on_what_is_free() -> None:
@@ -110,12 +110,37 @@ def test_a_job_that_waits_for_others_keeps_no_devices_from_those_behind_it() -> 
     assert placed(made) == {"j-2": ("a-gpu0",)}
 
 
-def test_a_held_job_is_placed_when_its_time_has_come() -> None:
-    made = manager(job("j-1"))
-    made.facts.hold("j-1", until=5)
-    assert placed(made, 4.5) == {}
-    assert made.reasons(2.5) == {"j-1": "is tried again in 3 s"}
-    assert placed(made, 5) == {"j-1": ("a-gpu0",)}
+def queued_again(backoff_s: float, *, lease_epoch: int = 1) -> JobRecord:
+    return job("j-1").changed(backoff_s=backoff_s, lease_epoch=lease_epoch)
+
+
+def test_a_job_waits_out_its_backoff_from_when_it_was_first_seen() -> None:
+    made = manager(active("j-1", "b-gpu0"))
+    made.facts.apply_record("j-1", queued_again(5), now=10)
+    made.facts.apply_record("j-1", queued_again(5).changed(priority=3), now=14)
+    assert placed(made, 14.5) == {}
+    assert made.reasons(12.5) == {"j-1": "is tried again in 3 s"}
+    assert placed(made, 15) == {"j-1": ("a-gpu0",)}
+
+
+def test_each_backoff_is_counted_anew() -> None:
+    made = manager(active("j-1", "b-gpu0"))
+    made.facts.apply_record("j-1", queued_again(5), now=10)
+    made.facts.apply_record("j-1", queued_again(5, lease_epoch=2), now=14)
+    assert placed(made, 18) == {}
+    made.facts.apply_record("j-1", queued_again(0, lease_epoch=2), now=18)
+    assert placed(made, 18) == {"j-1": ("a-gpu0",)}
+
+
+def test_a_job_that_a_person_holds_is_not_placed() -> None:
+    made = manager(job("j-1").changed(held_by="ada"))
+    assert placed(made) == {}
+    assert made.reasons(0) == {"j-1": "is held by ada"}
+
+
+def test_the_records_priority_counts_and_not_the_specs() -> None:
+    made = manager(job("j-1", count=2), job("j-2", priority=-5, count=2).changed(priority=5))
+    assert list(placed(made)) == ["j-2"]
 
 
 def test_a_runner_whose_report_is_gone_gets_no_jobs() -> None:

@@ -1,11 +1,9 @@
-"""Job records: which state may follow which, and changing them against others."""
+"""Job records in their bucket: created once, changed against others, and when acknowledgements are lost."""
 
 from __future__ import annotations
 
 import asyncio
-import itertools
 import signal
-from typing import get_args
 
 import pytest
 
@@ -13,21 +11,13 @@ import railbus_shared.bus.bucket
 from railbus_shared import clock
 from railbus_shared.bus import connection
 from railbus_shared.bus.bucket import Bucket
-from railbus_shared.bus.connection import Bus
-from railbus_shared.contracts.jobs import FINAL_STATES, JobRecord, JobSpec, JobState
-from railbus_shared.errors import Conflict, JobNotFound, RequestTimeout
-from railbus_shared.records import JobRecords, moved
+from railbus_shared.bus.connection import Bus, Outgoing
+from railbus_shared.contracts.jobs import CheckpointRef, JobRecord, JobSpec, JobState
+from railbus_shared.errors import Conflict, JobNotFound, RequestTimeout, StaleLeaseEpoch
+from railbus_shared.happenings import CancelAsked, Ended, Happening, PrioritySet, Saved, Started
+from railbus_shared.records import Applied, JobRecords
 from railbus_shared.settings import CommonSettings
 from servers import Server
-
-STATES: tuple[JobState, ...] = get_args(JobState)
-ALLOWED = {
-    ("queued", "placed"),
-    ("placed", "running"), ("placed", "queued"),
-    ("running", "succeeded"), ("running", "checkpointing"), ("running", "queued"),
-    ("checkpointing", "queued"), ("checkpointing", "succeeded"),
-    *((state, end) for state in ("queued", "placed", "running", "checkpointing") for end in ("failed", "cancelled")),
-}  # fmt: skip
 
 
 def _record(name: str = "j-1", *, state: JobState = "queued", **params: int) -> JobRecord:
@@ -39,23 +29,8 @@ def _record(name: str = "j-1", *, state: JobState = "queued", **params: int) -> 
     )  # fmt: skip
 
 
-@pytest.mark.parametrize(("before", "after"), list(itertools.product(STATES, STATES)))
-def test_only_the_states_of_the_design_follow_each_other(before: JobState, after: JobState) -> None:
-    record = _record(state=before)
-    if (before, after) not in ALLOWED:
-        with pytest.raises(Conflict, match=f"is {before} and cannot become {after}") as caught:
-            moved(record, after)
-        assert caught.value.details == {"state": before}
-        return
-    found = moved(record, after, reason="because")
-    assert (found.state, found.reason) == (after, "because")
-    assert found.changed_at > record.changed_at
-    assert (found.ended_at is not None) == (after in FINAL_STATES)
-
-
-def test_no_state_follows_a_final_one() -> None:
-    assert not {before for before, _ in ALLOWED} & FINAL_STATES
-    assert {state for state in STATES if state not in {before for before, _ in ALLOWED}} == FINAL_STATES
+def _running(name: str) -> JobRecord:
+    return _record(name, state="running").changed(attempt=1, lease_epoch=1, host="a", devices=("a-gpu0",))
 
 
 @pytest.fixture
@@ -73,81 +48,84 @@ def records(bus: Bus) -> JobRecords:
 async def test_a_record_is_created_once_and_the_same_spec_is_the_same_job(records: JobRecords) -> None:
     first = await records.create(_record(seed=1))
     assert await records.create(_record(seed=1)) == first
-    assert (await records.get("j-1")).record == first
+    assert await records.get("j-1") == first
     with pytest.raises(Conflict, match="another spec") as caught:
         await records.create(_record(seed=2))
     assert caught.value.details["field"] == "id"
-    assert (await records.get("j-1")).record == first
+    assert await records.get("j-1") == first
 
 
 async def test_a_missing_job_is_told(records: JobRecords) -> None:
     with pytest.raises(JobNotFound):
         await records.get("nothing")
     with pytest.raises(JobNotFound):
-        await records.change("nothing", lambda record: record)
+        await records.apply("nothing", CancelAsked())
 
 
-async def test_a_change_that_wants_nothing_writes_nothing(records: JobRecords) -> None:
+async def test_what_was_told_already_writes_nothing(records: JobRecords) -> None:
     await records.create(_record())
     before = await records.get("j-1")
-    assert await records.change("j-1", lambda _: None) == before.record
+    found = await records.apply("j-1", PrioritySet(0))
+    assert (found.held, found.decision.is_changed) == (before, False)
     assert await records.get("j-1") == before
 
 
-async def test_an_error_in_a_change_is_passed_on_and_nothing_is_written(records: JobRecords) -> None:
+async def test_what_cannot_be_is_refused_and_nothing_is_written(records: JobRecords) -> None:
     await records.create(_record())
     before = await records.get("j-1")
-    with pytest.raises(Conflict):
-        await records.change("j-1", lambda record: moved(record, "running"))
+    with pytest.raises(StaleLeaseEpoch):
+        await records.apply("j-1", Started(1, "a"))
     assert await records.get("j-1") == before
 
 
 async def test_of_racing_ends_exactly_one_wins(records: JobRecords, common: CommonSettings) -> None:
     async with Bus.open(common, name="a") as first, Bus.open(common, name="b") as second:
         rivals = [JobRecords(Bucket(bus, bus.subjects.jobs)) for bus in (first, second)] + [records]
-        ends: tuple[JobState, ...] = ("succeeded", "failed", "cancelled")
+        ends = (Ended(1, "a", "ok"), Ended(1, "a", "user_error", None, 1), Ended(1, "a", "cancelled"))
         for race in range(50):
             name = f"j-{race}"
-            await records.create(_record(name, state="running"))
-
-            async def finish(rival: JobRecords, end: JobState, name: str = name) -> JobRecord:
-                return await rival.change(name, lambda record: moved(record, end))
-
+            await records.create(_running(name))
             found = await asyncio.gather(
-                *(finish(rival, end) for rival, end in zip(rivals, ends, strict=True)), return_exceptions=True
+                *(rival.apply(name, end) for rival, end in zip(rivals, ends, strict=True)), return_exceptions=True
             )
-            winners = [one for one in found if isinstance(one, JobRecord)]
+            winners = [one.record for one in found if isinstance(one, Applied)]
             assert len(winners) == 1
-            assert sum(isinstance(one, Conflict) for one in found) == 2
+            assert sum(isinstance(one, StaleLeaseEpoch) for one in found) == 2
             assert (await records.get(name)).record == winners[0]
 
 
 async def test_changes_that_do_not_exclude_each_other_are_all_made(records: JobRecords) -> None:
-    await records.create(_record())
-    await asyncio.gather(
-        *(records.change("j-1", lambda record: record.changed(attempt=record.attempt + 1)) for _ in range(6))
-    )
-    assert (await records.get("j-1")).record.attempt == 6
+    await records.create(_running("j-1"))
+    saved = [Saved(1, "a", CheckpointRef(number=n, step=n, sha256="0" * 64)) for n in range(1, 7)]
+    happened: list[Happening] = [*saved, CancelAsked(by="ada")]
+    found = await asyncio.gather(*(records.apply("j-1", one) for one in happened))
+    last = max(found, key=lambda applied: applied.revision)
+    assert (await records.get("j-1")).record == last.record
+    assert last.record.cancelled_by == "ada"
+    assert len({applied.revision for applied in found}) == 7
 
 
-async def test_a_change_whose_acknowledgement_is_lost_is_made_once(
+async def test_a_change_whose_acknowledgement_is_lost_is_made_once_and_its_effects_are_told(
     records: JobRecords, server: Server, impatient: None
 ) -> None:
-    await records.create(_record(state="running"))
-    assert server.process is not None
+    await records.create(_running("j-1"))
+    process = server.process
+    assert process is not None
+    bus = records._bucket._bus
+    publish = bus.publish
 
-    stops = iter([signal.SIGSTOP])
+    async def publish_to_a_paused_server(outgoing: Outgoing) -> int:
+        """Stop the server between the read and the write, so that only the write's acknowledgement is lost."""
+        process.send_signal(signal.SIGSTOP)
+        asyncio.get_running_loop().call_later(0.8, process.send_signal, signal.SIGCONT)
+        vars(bus).pop("publish")
+        return await publish(outgoing)
 
-    def finish(record: JobRecord) -> JobRecord:
-        assert server.process is not None
-        server.process.send_signal(next(stops, signal.SIGCONT))
-        return moved(record, "succeeded", attempt=record.attempt + 1)
-
-    asyncio.get_running_loop().call_later(0.8, server.process.send_signal, signal.SIGCONT)
-    found = await records.change("j-1", finish)
-    server.process.send_signal(signal.SIGCONT)
-    assert (found.state, found.attempt) == ("succeeded", 1)
-    assert (await records.get("j-1")).record == found
+    vars(bus)["publish"] = publish_to_a_paused_server
+    found = await records.apply("j-1", Ended(1, "a", "ok", None, 0))
+    assert (found.record.state, found.record.exit_code) == ("succeeded", 0)
+    assert [told.what for told in found.decision.told] == ["job.succeeded"]
+    assert (await records.get("j-1")).record == found.record
 
 
 async def test_a_creation_that_is_not_known_to_be_stored_is_worth_trying_again(
@@ -160,4 +138,4 @@ async def test_a_creation_that_is_not_known_to_be_stored_is_worth_trying_again(
             await records.create(_record())
     finally:
         server.process.send_signal(signal.SIGCONT)
-    assert (await records.create(_record())).state == "queued"
+    assert (await records.create(_record())).record.state == "queued"

@@ -15,7 +15,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, TypeVar
 
-from railbus_device_manager.placement import Cluster, Placement, decide, waits_for
+from railbus_device_manager.placement import Cluster, Decision, decide, waits_for
 from railbus_device_manager.reasons import reason
 from railbus_shared.contracts.devices import AttemptRef, DeviceInfo, HostReport, Lease, ReclaimMark, RunnerReport
 from railbus_shared.contracts.jobs import JobRecord, JobState
@@ -62,7 +62,7 @@ class ClusterFacts:
     marked_at: dict[str, float] = field(default_factory=dict)
     """When a mark was first seen, by device."""
     held_until: dict[str, float] = field(default_factory=dict)
-    """Until when a job is not placed, for instance after a refused start."""
+    """Until when a job is not placed after an end: its back-off, from when it was first seen queued again."""
 
     def apply_host(self, host: str, report: HostReport | None) -> None:
         _put(self.hosts, host, report)
@@ -88,15 +88,10 @@ class ClusterFacts:
         is_over = record is None or record.is_final
         _put(self.jobs, job, None if is_over else record)
         _put(self.ended, job, record.state if record is not None and is_over else None)
-        if is_over:
-            self.held_until.pop(job, None)
+        self._wait_out(before, record, job, now)
         if before is None or record is None or before.lease_epoch != record.lease_epoch:
             self.leaseless_since.pop(job, None)  # another attempt, with its own time
         self._watch_leases(job, now)
-
-    def hold(self, job: str, *, until: float) -> None:
-        """Do not place the job before."""
-        self.held_until[job] = until
 
     def live_leases(self, record: JobRecord) -> Iterator[Lease]:
         """Leases of a record's present attempt."""
@@ -104,6 +99,13 @@ class ClusterFacts:
             lease = self.leases.get(device)
             if lease is not None and (lease.holder, lease.lease_epoch) == (record.id, record.lease_epoch):
                 yield lease
+
+    def _wait_out(self, before: JobRecord | None, record: JobRecord | None, job: str, now: float) -> None:
+        """Count a back-off on our own clock, from when the job is first seen in the queue with it."""
+        if record is None or record.state != "queued" or record.backoff_s <= 0:
+            self.held_until.pop(job, None)
+        elif before is None or before.state != "queued" or before.lease_epoch != record.lease_epoch:
+            self.held_until[job] = now + record.backoff_s
 
     def _watch_leases(self, job: str, now: float) -> None:
         record = self.jobs.get(job)
@@ -128,9 +130,9 @@ class DeviceManager:
             for device in report.devices
         ]
 
-    def plan(self, now: float) -> list[Placement]:
-        """Jobs that start now."""
-        return decide(self._startable(now), self._cluster()).placements
+    def plan(self, now: float) -> Decision:
+        """Jobs that start now, and attempts that make room."""
+        return decide(self._startable(now), self._cluster())
 
     def reasons(self, now: float) -> dict[JobId, str]:
         """Why each queued job waits that the plan does not start."""
@@ -198,6 +200,7 @@ class DeviceManager:
             for job in self.facts.jobs.values()
             if job.state == "queued"
             and not job.cancel_requested
+            and job.held_by is None
             and self.facts.held_until.get(job.id, now) <= now
             and not waits_for(job, states)
         ]
@@ -209,6 +212,8 @@ class DeviceManager:
         """Why the job may not start whatever is free; empty if it may."""
         if job.cancel_requested:
             return "is being cancelled"
+        if job.held_by is not None:
+            return f"is held by {job.held_by}"
         held_s = self.facts.held_until.get(job.id, now) - now
         return waits_for(job, states) or (f"is tried again in {math.ceil(held_s)} s" if held_s > 0 else "")
 

@@ -43,11 +43,22 @@ class Placement:
     device_ids: tuple[DeviceId, ...]
 
 
+@dataclass(frozen=True)
+class Preemption:
+    """An attempt makes room for a job of higher priority."""
+
+    job_id: JobId
+    lease_epoch: int
+    by: JobId
+    """The job that waits for its devices."""
+
+
 @dataclass
 class Decision:
     """What one look at the queue came to; grows while the queue is gone through."""
 
     placements: list[Placement] = field(default_factory=list)
+    preemptions: list[Preemption] = field(default_factory=list)
     kept_for: dict[str, JobId] = field(default_factory=dict)
     """Free devices that a waiting job keeps, by id."""
     taken: set[str] = field(default_factory=set)
@@ -60,7 +71,7 @@ class Decision:
 
 def in_order(queue: Iterable[JobRecord]) -> list[JobRecord]:
     """Highest priority first, oldest first within one."""
-    return sorted(queue, key=lambda job: (-job.spec.priority, job.sequence, job.id))
+    return sorted(queue, key=lambda job: (-job.priority, job.sequence, job.id))
 
 
 def place(queue: Iterable[JobRecord], cluster: Cluster) -> list[Placement]:

@@ -4,7 +4,8 @@ Being the placer is a key that expires. Two may believe it for a moment, when on
 by compare-and-set, so even then no device is leased twice, and the records' lease epochs refuse the slower one.
 
 A placement takes three steps, and what a crash leaves after each is mended by `DeviceManager.lost`:
-leases (they expire), the record (`placed`, without a start: queued again), the request to the runner.
+leases (they expire), the record (`placed`, without a start: queued again), the request to the runner. That one may
+take long where a runner hangs, so it runs beside the next look.
 """
 
 from __future__ import annotations
@@ -12,30 +13,35 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Iterable
+from collections.abc import Mapping
 from typing import Final
 
 from railbus_device_manager.manager import DeviceManager, LostAttempt
-from railbus_device_manager.placement import Placement
+from railbus_device_manager.orders import Orders
+from railbus_device_manager.placement import Placement, Preemption
 from railbus_device_manager.reports import Reports
 from railbus_shared import clock, leases
 from railbus_shared.bus.bucket import Bucket, SnapshotEnd, Write
 from railbus_shared.bus.connection import Bus
-from railbus_shared.conclusion import concluded
-from railbus_shared.contracts.devices import DeviceInfo, HeldLease, ReclaimMark
+from railbus_shared.contracts.devices import DeviceInfo, ReclaimMark
 from railbus_shared.contracts.jobs import ErrorBody, JobRecord
 from railbus_shared.contracts.requests import StartAttempt
 from railbus_shared.errors import (
     Conflict,
+    JobNotFound,
     NoFreeDevice,
     RailbusError,
     RequestTimeout,
     RevisionConflict,
     RunnerLost,
+    StaleLeaseEpoch,
     TransientError,
     WireError,
 )
-from railbus_shared.records import JobRecords, moved
+from railbus_shared.happenings import Happening, Lost, Placed, PreemptAsked, StartRefused
+from railbus_shared.lifecycle import Decision
+from railbus_shared.names import JobId
+from railbus_shared.records import HeldRecord, JobRecords
 from railbus_shared.telemetry import LearningTelemetry
 from railbus_shared.waiting import is_set_within
 
@@ -44,9 +50,7 @@ logger = logging.getLogger(__name__)
 _LEADER_KEY: Final = "placer"
 _LEADER_TTL_S: Final = 5
 _START_S: Final = 5.0
-_REFUSED_HOLD_S: Final = 2.0
 _LOST_GRACE_S: Final = 2.0
-_REASON_EVERY_S: Final = 2.0
 
 
 class Leadership:
@@ -83,7 +87,7 @@ class Leadership:
 
 
 class Placer:
-    """Places waiting jobs, and queues again those whose attempts are lost."""
+    """Places waiting jobs, makes room for them, and queues again those whose attempts are lost."""
 
     def __init__(
         self,
@@ -101,14 +105,21 @@ class Placer:
         self._telemetry = telemetry
         self._lease_ttl_s = lease_ttl_s
         self._jobs = Bucket(bus, bus.subjects.jobs)
-        self._records = JobRecords(self._jobs)
+        self._store = JobRecords(self._jobs)
+        self._orders = Orders(bus, telemetry)
         self._leadership = Leadership(Bucket(bus, bus.subjects.leader), telemetry.producer)
         self._news = asyncio.Event()
         self._has_records = asyncio.Event()
         self._contact_since_s = clock.boottime_s()
-        self._reasons_told_s = 0.0
-        self.records: dict[str, JobRecord] = {}
-        """All records, final ones too."""
+        self._known: dict[str, HeldRecord] = {}
+
+    def records(self) -> list[JobRecord]:
+        """All records, final ones too, as far as this process has heard."""
+        return [held.record for held in self._known.values()]
+
+    def reasons(self) -> Mapping[JobId, str]:
+        """Why each queued job waits, as far as this process has heard."""
+        return self._manager.reasons(clock.boottime_s())
 
     def nudge(self) -> None:
         """There is news: look at the queue now."""
@@ -118,13 +129,16 @@ class Placer:
         """NATS was away, so leases may have lapsed whose holders are well: give those one life to come back."""
         self._contact_since_s = clock.boottime_s()
 
-    def accept(self, record: JobRecord) -> None:
-        """A record as this process has just written or read it; the watch tells it too, later."""
-        before = self.records.get(record.id)
-        if before is not None and (before.is_final or before.changed_at > record.changed_at):
+    def accept(self, held: HeldRecord) -> None:
+        """A record as this process has just written or read it; the watch tells it too, later.
+
+        What is newer is told by the revision: the clocks of those who write records differ, and jump.
+        """
+        before = self._known.get(held.record.id)
+        if before is not None and before.revision >= held.revision:
             return
-        self.records[record.id] = record
-        self._facts.apply_record(record.id, record, now=clock.boottime_s())
+        self._known[held.record.id] = held
+        self._facts.apply_record(held.record.id, held.record, now=clock.boottime_s())
         self.nudge()
 
     async def watch_records(self) -> None:
@@ -135,11 +149,11 @@ class Placer:
                     self._has_records.set()
                     self.nudge()
                 elif entry.value is not None:
-                    self._accept_value(entry.key, entry.value)
+                    self._accept_value(entry.key, entry.value, entry.revision)
 
-    def _accept_value(self, job: str, value: dict[str, object]) -> None:
+    def _accept_value(self, job: str, value: dict[str, object], revision: int) -> None:
         try:
-            self.accept(JobRecord.parse(value))
+            self.accept(HeldRecord(JobRecord.parse(value), revision))
         except WireError as exc:
             logger.warning("a job record cannot be read", extra={"job": job, "problem": str(exc)})
 
@@ -147,19 +161,20 @@ class Placer:
         """Place until cancelled: when there is news, and every so often without."""
         await self._has_records.wait()
         try:
-            while True:
-                await is_set_within(self._news, period_s)
-                self._news.clear()
-                try:
-                    if await self._leadership.held():
-                        await self._look()
-                except TransientError as exc:
-                    logger.info("not placed now", extra={"problem": str(exc)})
+            async with asyncio.TaskGroup() as tasks:
+                while True:
+                    await is_set_within(self._news, period_s)
+                    self._news.clear()
+                    try:
+                        if await self._leadership.held():
+                            await self._look(tasks)
+                    except TransientError as exc:
+                        logger.info("not placed now", extra={"problem": str(exc)})
         finally:
             await self._leadership.resign()
 
-    async def _look(self) -> None:
-        """One look at everything: what was lost, what can be granted again, what can be placed, why the rest waits."""
+    async def _look(self, tasks: asyncio.TaskGroup) -> None:
+        """One look at everything: what was lost, what can be granted again, what can be placed, who must make room."""
         if not self._facts.jobs and not self._facts.marks:
             return
         await self._reports.refresh()
@@ -175,72 +190,71 @@ class Placer:
         for mark in self._manager.released_marks():
             await self._reports.leases.remove(f"{mark.device}.reclaim")
             self._telemetry.event("device.reclaimed", device=mark.device, job=mark.job, lease_epoch=mark.lease_epoch)
-        for placement in self._manager.plan(clock.boottime_s()):
-            await self._place(placement)
-        await self._tell_reasons()
+        decision = self._manager.plan(clock.boottime_s())
+        for placement in decision.placements:
+            await self._place(placement, tasks)
+        for preemption in decision.preemptions:
+            await self._preempt(preemption, tasks)
+
+    async def _apply(self, job: str, happening: Happening) -> Decision | None:
+        """Change a record; None if others have changed it so that this is no longer to be."""
+        try:
+            applied = await self._store.apply(job, happening)
+        except (Conflict, StaleLeaseEpoch, JobNotFound) as exc:
+            logger.info("a job has changed in the meantime", extra={"job": job, "problem": str(exc)})
+            return None
+        self.accept(applied.held)
+        return applied.decision
 
     # --- placing -----------------------------------------------------------------------------------------------------
 
-    async def _place(self, placement: Placement) -> None:
-        record = self._facts.jobs[placement.job_id]
-        devices = self._devices_of(placement)
-        epoch = record.lease_epoch + 1
+    async def _place(self, placement: Placement, tasks: asyncio.TaskGroup) -> None:
+        job, devices = placement.job_id, self._devices_of(placement)
+        epoch = self._facts.jobs[job].lease_epoch + 1
         try:
             held = await leases.grant(
-                self._reports.leases, devices, holder=record.id, lease_epoch=epoch, ttl_s=self._lease_ttl_s
+                self._reports.leases, devices, holder=job, lease_epoch=epoch, ttl_s=self._lease_ttl_s
             )
         except NoFreeDevice as exc:
-            logger.info("somebody was quicker", extra={"job": record.id, "problem": str(exc)})
+            logger.info("somebody was quicker", extra={"job": job, "problem": str(exc)})
             return
-
-        def placed(now: JobRecord) -> JobRecord:
-            if now.state != "queued" or now.lease_epoch != record.lease_epoch:
-                raise Conflict(f"job {now.id!r} is {now.state} by now")
-            ids = tuple(device.id for device in devices)
-            return moved(now, "placed", lease_epoch=epoch, host=placement.host, devices=ids, reason="")
-
-        try:
-            record = await self._records.change(record.id, placed)
-        except Conflict:
+        placed = Placed(epoch, placement.host, tuple(device.id for device in devices))
+        decision = await self._apply(job, placed)
+        if decision is None or not decision.is_changed:
             await leases.release(self._reports.leases, held)
             return
-        self.accept(record)
-        self._telemetry.event(
-            "job.placed", job=record.id, lease_epoch=epoch, placed_on=placement.host, devices=list(record.devices)
-        )
-        await self._start(record, StartAttempt(job=record.id, lease_epoch=epoch, leases=held, devices=devices))
+        await self._orders.carry_out(decision)
+        start = StartAttempt(job=job, lease_epoch=epoch, leases=held, devices=devices)
+        tasks.create_task(self._start(placement.host, start))
 
     def _devices_of(self, placement: Placement) -> tuple[DeviceInfo, ...]:
         known = {device.id: device for device in self._facts.hosts[placement.host].devices}
         return tuple(known[device] for device in placement.device_ids)
 
-    async def _start(self, record: JobRecord, request: StartAttempt) -> None:
+    async def _start(self, host: str, request: StartAttempt) -> None:
         """Ask the runner; what it refuses goes back into the queue, what is unknown is settled by `lost`."""
-        subject = self._bus.subjects.runner(str(record.host), "start")
         try:
-            await self._bus.request(subject, request.to_map(), timeout_s=_START_S)
+            await self._bus.request(self._bus.subjects.runner(host, "start"), request.to_map(), timeout_s=_START_S)
         except RequestTimeout as exc:
-            logger.warning("runner did not answer", extra={"job": record.id, "problem": str(exc)})
+            logger.warning("runner did not answer", extra={"job": request.job, "problem": str(exc)})
         except RailbusError as exc:
-            await self._take_back(record, request.leases, exc.message)
+            try:
+                await self._take_back(request, exc)
+            except TransientError as problem:
+                logger.warning("not taken back", extra={"job": request.job, "problem": str(problem)})
 
-    async def _take_back(self, record: JobRecord, held: Iterable[HeldLease], why: str) -> None:
-        def queued(now: JobRecord) -> JobRecord | None:
-            if now.state != "placed" or now.lease_epoch != record.lease_epoch:
-                return None
-            return moved(now, "queued", host=None, devices=(), reason=f"start refused: {why}")
+    async def _take_back(self, request: StartAttempt, why: RailbusError) -> None:
+        decision = await self._apply(request.job, StartRefused(request.lease_epoch, _body(why)))
+        if decision is not None and decision.is_changed:
+            await self._orders.carry_out(decision)
+            await leases.release(self._reports.leases, request.leases)
+            self.nudge()
 
-        self._facts.hold(record.id, until=clock.boottime_s() + _REFUSED_HOLD_S)
-        self.accept(await self._records.change(record.id, queued))
-        await leases.release(self._reports.leases, list(held))
-        self._telemetry.event(
-            "job.requeued",
-            job=record.id,
-            lease_epoch=record.lease_epoch,
-            severity="warning",
-            cause="start_refused",
-            why=why,
-        )
+    async def _preempt(self, preemption: Preemption, tasks: asyncio.TaskGroup) -> None:
+        """Ask an attempt to make room; its devices are free once its runner has ended it."""
+        decision = await self._apply(preemption.job_id, PreemptAsked(preemption.lease_epoch, preemption.by))
+        if decision is not None and decision.is_changed:
+            tasks.create_task(self._orders.carry_out(decision))
 
     # --- what was lost -----------------------------------------------------------------------------------------------
 
@@ -257,36 +271,10 @@ class Placer:
             )
             await self._reports.leases.put(f"{device}.reclaim", mark.to_map())
         error = RunnerLost(f"the leases of the attempt on {record.host!r} have lapsed", hint="the job is placed again")
-        body = ErrorBody(code=error.code, message=error.message, hint=error.hint)
+        decision = await self._apply(record.id, Lost(record.lease_epoch, lost.cause, _body(error)))
+        if decision is not None:
+            await self._orders.carry_out(decision)
 
-        def queued(now: JobRecord) -> JobRecord | None:
-            if not now.is_active or now.lease_epoch != record.lease_epoch:
-                return None
-            return concluded(now, lost.cause, body)
 
-        after = await self._records.change(record.id, queued)
-        self.accept(after)
-        self._telemetry.event(
-            "job.requeued" if after.state == "queued" else f"job.{after.state}",
-            job=record.id,
-            attempt=record.attempt,
-            lease_epoch=record.lease_epoch,
-            severity="warning",
-            cause=lost.cause,
-            error=body.to_map(),
-        )
-
-    async def _tell_reasons(self) -> None:
-        """Write into the records of waiting jobs why they wait, where that has changed; not at every look."""
-        now_s = clock.boottime_s()
-        if now_s - self._reasons_told_s < _REASON_EVERY_S:
-            return
-        self._reasons_told_s = now_s
-        for job, reason in self._manager.reasons(now_s).items():
-            if self._facts.jobs[job].reason == reason:
-                continue
-
-            def told(now: JobRecord, *, why: str = reason) -> JobRecord | None:
-                return now.changed(reason=why, changed_at=clock.now()) if now.state == "queued" else None
-
-            self.accept(await self._records.change(job, told))
+def _body(error: RailbusError) -> ErrorBody:
+    return ErrorBody(code=error.code, message=error.message, hint=error.hint)

@@ -1,6 +1,7 @@
 """The device_manager: this host's devices, everyone's submissions, and, on one host at a time, the placing of jobs.
 
-Events in: `<prefix>.jobs.submit`. Requests: `jobs.submit|get|list|cancel` and `devices.list|lease|renew|release|drain`.
+Events in: `<prefix>.jobs.submit`. Requests: `jobs.submit`, those of `job_requests`, and
+`devices.list|lease|renew|release|drain`.
 """
 
 from __future__ import annotations
@@ -14,8 +15,10 @@ from typing import Final
 from railbus_device_manager.choosing import choose
 from railbus_device_manager.cpu import HostCpus
 from railbus_device_manager.inventory import Inventory
+from railbus_device_manager.job_requests import JobRequests
 from railbus_device_manager.manager import DeviceManager
 from railbus_device_manager.nvml import NvmlGpus
+from railbus_device_manager.orders import Orders
 from railbus_device_manager.placer import Placer
 from railbus_device_manager.reports import Reports
 from railbus_device_manager.settings import Settings
@@ -25,20 +28,16 @@ from railbus_shared.bus.bucket import Bucket
 from railbus_shared.bus.consume import consume
 from railbus_shared.bus.endpoints import AnyEndpoint, Endpoint
 from railbus_shared.contracts.devices import HostReport
-from railbus_shared.contracts.jobs import JobRecord, JobSpec
+from railbus_shared.contracts.jobs import JobSpec
 from railbus_shared.contracts.requests import (
     DeviceList,
     DrainHost,
     HeldLeases,
-    JobList,
-    JobRef,
     LeaseDevices,
-    ListJobs,
     Nothing,
-    StopAttempt,
 )
 from railbus_shared.errors import RailbusError, TransientError
-from railbus_shared.records import JobRecords, moved
+from railbus_shared.records import JobRecords
 from railbus_shared.service import Context, Description
 from railbus_shared.topology import job_consumer
 from railbus_shared.waiting import end
@@ -70,14 +69,15 @@ class DeviceManagerService:
         self._submissions = Submissions(
             bus, self._records, context.telemetry, offered=self._offered, accepted=self._placer.accept
         )
+        self._job_requests = JobRequests(
+            self._records, self._placer, self._reports, self._submissions, Orders(bus, context.telemetry)
+        )
 
     def endpoints(self) -> list[AnyEndpoint]:
         request = self._context.bus.subjects.request
         return [
             Endpoint("submit", request("jobs", "submit"), JobSpec, self._submissions.submit),
-            Endpoint("get", request("jobs", "get"), JobRef, self._get),
-            Endpoint("list-jobs", request("jobs", "list"), ListJobs, self._list_jobs),
-            Endpoint("cancel", request("jobs", "cancel"), JobRef, self._cancel),
+            *self._job_requests.endpoints(self._context.bus.subjects),
             Endpoint("list-devices", request("devices", "list"), Nothing, self._list_devices),
             Endpoint("lease", request("devices", "lease"), LeaseDevices, self._lease),
             Endpoint("renew", request("devices", "renew"), HeldLeases, self._renew),
@@ -125,44 +125,6 @@ class DeviceManagerService:
             await self._reports.refresh()
         runners = self._manager.facts.runners.values()
         return frozenset(name for runner in runners for name in runner.entrypoints) if runners else None
-
-    # --- jobs --------------------------------------------------------------------------------------------------------
-
-    async def _get(self, request: JobRef) -> JobRecord:
-        return (await self._records.get(request.id)).record
-
-    async def _list_jobs(self, request: ListJobs) -> JobList:
-        records = [r for r in self._placer.records.values() if not request.states or r.state in request.states]
-        records.sort(key=lambda record: (record.submitted_at, record.sequence), reverse=True)
-        return JobList(jobs=tuple(records[: request.limit]), total=len(records))
-
-    async def _cancel(self, request: JobRef) -> JobRecord:
-        """Cancel a waiting job at once; ask the runner of an active one to end it."""
-
-        def cancelled(record: JobRecord) -> JobRecord | None:
-            if record.is_final or record.cancel_requested:
-                return None
-            if record.state == "queued":
-                return moved(
-                    record, "cancelled", end_cause="cancelled", reason="cancelled as asked", cancel_requested=True
-                )
-            return record.changed(cancel_requested=True, changed_at=clock.now())
-
-        record = await self._records.change(request.id, cancelled)
-        self._placer.accept(record)
-        if record.state == "cancelled":
-            self._context.telemetry.event("job.cancelled", job=record.id, cause="cancelled")
-        elif record.is_active:
-            await self._ask_to_stop(record)
-        return record
-
-    async def _ask_to_stop(self, record: JobRecord) -> None:
-        self._context.telemetry.event("job.cancel_requested", job=record.id, lease_epoch=record.lease_epoch)
-        order = StopAttempt(job=record.id, lease_epoch=record.lease_epoch)
-        try:
-            await self._context.bus.request(self._context.bus.subjects.runner(str(record.host), "stop"), order.to_map())
-        except RailbusError as exc:
-            logger.info("runner not told to stop; it reads the record", extra={"job": record.id, "problem": str(exc)})
 
     # --- devices -----------------------------------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ import secrets
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Final
 
-from railbus_shared import clock, wire
+from railbus_shared import clock, names, wire
 from railbus_shared.bus.connection import Bus, Outgoing
 from railbus_shared.bus.consume import Delivery
 from railbus_shared.contracts.jobs import JobRecord, JobSpec
@@ -27,15 +27,16 @@ from railbus_shared.errors import (
     WireError,
     error_from_wire,
 )
-from railbus_shared.records import JobRecords
+from railbus_shared.records import HeldRecord, JobRecords
 from railbus_shared.subjects import is_inbox
 from railbus_shared.telemetry import LearningTelemetry
 
 OUTCOME_HEADER: Final = "Railbus-Outcome"
+RETRY_HEADER: Final = "Railbus-Retry-Of"
 _OUTCOME_S: Final = 10.0
 _OWN_ID: Final = re.compile(r"j-[0-9a-f]{6}-\d+\Z")
 
-_NOT_YET: Final = ("retry", "stop_grace_s", "stall_s", "on_stall", "preemptible", "wait_for_hosts", "group", "workdir")
+_NOT_YET: Final = ("stall_s", "on_stall", "preemptible", "wait_for_hosts", "workdir")
 """Fields of a spec that this version reads and does not act on."""
 _DEVICES_NOT_YET: Final = ("same_host", "sharing")
 
@@ -48,7 +49,7 @@ def own_id(incarnation: str, sequence: int) -> str:
     return f"j-{incarnation[:6]}-{sequence}"
 
 
-def new_record(spec: JobSpec, *, sequence: int, incarnation: str, now: str) -> JobRecord:
+def new_record(spec: JobSpec, *, sequence: int, incarnation: str, now: str, retry_of: str | None = None) -> JobRecord:
     """The first record of a job."""
     return JobRecord(
         id=spec.id or own_id(incarnation, sequence),
@@ -57,6 +58,7 @@ def new_record(spec: JobSpec, *, sequence: int, incarnation: str, now: str) -> J
         sequence=sequence,
         incarnation=incarnation,
         priority=spec.priority,
+        retry_of=retry_of,
         submitted_at=now,
         changed_at=now,
     )
@@ -96,7 +98,7 @@ class Submissions:
         telemetry: LearningTelemetry,
         *,
         offered: OfferedEntrypoints,
-        accepted: Callable[[JobRecord], None],
+        accepted: Callable[[HeldRecord], None],
     ) -> None:
         self._bus = bus
         self._records = records
@@ -104,14 +106,15 @@ class Submissions:
         self._offered = offered
         self._accepted = accepted
 
-    async def submit(self, spec: JobSpec) -> JobRecord:
+    async def submit(self, spec: JobSpec, *, retry_of: str | None = None) -> JobRecord:
         """Publish a job event and wait for its outcome; raises what the submission was refused for."""
         async with self._bus.inbox() as (inbox, next_message):
+            retry = {} if retry_of is None else {RETRY_HEADER: retry_of}
             event = Outgoing(
                 self._bus.subjects.submit,
                 wire.encode(spec.to_map()),
                 msg_id=secrets.token_hex(12),
-                headers={OUTCOME_HEADER: inbox},
+                headers={OUTCOME_HEADER: inbox, **retry},
             )
             await self._bus.publish(event)
             outcome = wire.decode(await next_message(_OUTCOME_S))
@@ -122,15 +125,15 @@ class Submissions:
     async def take(self, delivery: Delivery) -> None:
         """Handle one event of the stream; idempotent, for it may come again."""
         try:
-            record = await self._accept(delivery)
+            held = await self._accept(delivery)
         except (WireError, RejectedError) as exc:
             self._reject(delivery, exc)
             await self._tell(delivery, exc.to_wire())
             raise
-        self._accepted(record)
-        await self._tell(delivery, record.to_map())
+        self._accepted(held)
+        await self._tell(delivery, held.record.to_map())
 
-    async def _accept(self, delivery: Delivery) -> JobRecord:
+    async def _accept(self, delivery: Delivery) -> HeldRecord:
         if delivery.is_malformed:
             raise BadMessage("the headers of the job event cannot be read", hint="send none, or valid ones")
         spec = JobSpec.parse(wire.decode(delivery.data))
@@ -138,15 +141,21 @@ class Submissions:
             raise InvalidField(
                 field="id", value=spec.id, problem="ids of this form are given by railbus", hint="choose another id"
             )
-        fresh = new_record(spec, sequence=delivery.sequence, incarnation=self._bus.incarnation, now=clock.now())
+        fresh = new_record(
+            spec,
+            sequence=delivery.sequence,
+            incarnation=self._bus.incarnation,
+            now=clock.now(),
+            retry_of=_retry_of(delivery),
+        )
         check_supported(spec)
         await self._check(spec)
-        record = await self._records.create(fresh)
-        if record == fresh:
+        held = await self._records.create(fresh)
+        if held.record == fresh:
             self._telemetry.event(
-                "job.queued", job=record.id, model=spec.model, dataset=spec.dataset, entrypoint=spec.entrypoint
+                "job.queued", job=fresh.id, model=spec.model, dataset=spec.dataset, entrypoint=spec.entrypoint
             )
-        return record
+        return held
 
     async def _check(self, spec: JobSpec) -> None:
         """Refuse at once what no runner and no dataloader could ever do."""
@@ -171,3 +180,9 @@ class Submissions:
         inbox = delivery.headers.get(OUTCOME_HEADER, "")
         if is_inbox(inbox):
             await self._bus.send(inbox, wire.encode(outcome))
+
+
+def _retry_of(delivery: Delivery) -> str | None:
+    """The job that this one repeats; what cannot be an id is nobody's."""
+    said = delivery.headers.get(RETRY_HEADER, "")
+    return said if re.fullmatch(names.ID_PATTERN, said) else None

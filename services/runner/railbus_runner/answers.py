@@ -8,15 +8,14 @@ import logging
 from collections.abc import Callable
 from typing import Final
 
-from railbus_runner.claim import Claim, through_outages
+from railbus_runner.claim import OVER, Claim, through_outages
 from railbus_runner.frames import Ahead, Commit, Committed, Ended, Events, Refused, Verified, Verify
 from railbus_runner.link import TrainerLink
 from railbus_runner.telling import StreamTeller
-from railbus_shared import clock
-from railbus_shared.contracts.jobs import CheckpointRef, ErrorBody, JobRecord
+from railbus_shared.contracts.jobs import CheckpointRef, ErrorBody
 from railbus_shared.contracts.requests import CloseStream, OpenedStream, OpenStream, StreamProgress, VerifyShards
-from railbus_shared.errors import JobNotFound, RailbusError, StaleLeaseEpoch
-from railbus_shared.layout import checkpoint_stem
+from railbus_shared.errors import RailbusError
+from railbus_shared.happenings import Saved
 from railbus_shared.service import Context
 from railbus_shared.waiting import end
 
@@ -103,27 +102,18 @@ class Answers:
 
     async def _commit(self, asked: Commit) -> None:
         """Name the checkpoint in the job record, unless the attempt is no longer the job's."""
-        meta = asked.meta
+        meta, host = asked.meta, str(self._claim.record.host)
         ref = CheckpointRef(number=meta.number, step=meta.step, sha256=meta.files[0].sha256)
-
-        def committed(record: JobRecord) -> JobRecord:
-            return record.changed(checkpoint=ref, changed_at=clock.now())
-
         try:
-            await self._claim.change(committed)
-        except (StaleLeaseEpoch, JobNotFound) as exc:
+            decision = await self._claim.apply(Saved(self._claim.ref.lease_epoch, host, ref))
+        except OVER as exc:
             await self._link.send(Refused(number=meta.number, error=_body(exc)))
             self._refused()
             return
         await self._link.send(Committed(number=meta.number))
-        told = {
-            "checkpoint": checkpoint_stem(meta.number),
-            "model": meta.model,
-            "sha256": ref.sha256,
-            "bytes": sum(file.bytes for file in meta.files),
-            "reason": meta.reason,
-        }
-        self._claim.event("job.checkpointed", told, step=meta.step)
+        size_bytes = sum(file.bytes for file in meta.files)
+        more = {"model": meta.model, "bytes": size_bytes, "reason": meta.reason}
+        self._claim.tell(decision, more, step=meta.step)
 
     async def _ask(
         self, verb: str, request: OpenStream | VerifyShards | StreamProgress | CloseStream, *, timeout_s: float

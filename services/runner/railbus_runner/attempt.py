@@ -18,7 +18,7 @@ from typing import Any, Final, TypeVar
 
 from railbus_runner.answers import Answers
 from railbus_runner.cgroups import AttemptGroup, GroupTree
-from railbus_runner.claim import Claim, through_outages
+from railbus_runner.claim import OVER, Claim, through_outages
 from railbus_runner.end_cause import end_cause
 from railbus_runner.frames import Deadline, Fork, Plan, Stop
 from railbus_runner.leasing import LeaseKeeper
@@ -28,13 +28,12 @@ from railbus_runner.reaping import AttemptLedger, attempt_name
 from railbus_runner.warm_process import WarmProcess
 from railbus_shared import clock
 from railbus_shared.bus.bucket import Bucket
-from railbus_shared.conclusion import concluded
 from railbus_shared.contracts.devices import AttemptRef, ReclaimMark
-from railbus_shared.contracts.events import Severity
 from railbus_shared.contracts.jobs import EndCause, ErrorBody, JobRecord
 from railbus_shared.contracts.requests import OpenedStream, StartAttempt
-from railbus_shared.errors import JobNotFound, LeaseLost, RailbusError, StaleLeaseEpoch
-from railbus_shared.layout import checkpoint_stem
+from railbus_shared.errors import LeaseLost, RailbusError, TransientError
+from railbus_shared.happenings import Ended, Stopping
+from railbus_shared.lifecycle import Decision
 from railbus_shared.logs import log_context
 from railbus_shared.records import JobRecords
 from railbus_shared.service import Context
@@ -109,21 +108,36 @@ class Attempt:
             await self._answers.close_stream()
 
     async def stop(self, stop: Stop, *, grace_s: float) -> None:
-        """Ask the trainer to end with a checkpoint; it is killed after the grace."""
-        if self._end.stop is None:
-            self._end.stop = stop
-            await self._link.send(stop)
+        """Ask the trainer to end with a checkpoint; it is killed after the grace. Again means sooner, not later."""
         asyncio.get_running_loop().call_later(grace_s, self._kill.set)
+        before = self._end.stop
+        if before is None or (before.reason, stop.reason) == ("preempted", "cancelled"):
+            self._end.stop = stop
+        if before is not None:
+            return
+        await self._link.send(stop)
+        if stop.reason == "preempted":
+            await self._tell_stopping()
+
+    async def _tell_stopping(self) -> None:
+        """The record says so where it can; nothing rests on it."""
+        stopping = Stopping(self.ref.lease_epoch, str(self._record.host))
+        try:
+            await self._tools.records.apply(self.ref.job, stopping)
+        except (*OVER, TransientError) as exc:
+            logger.info("not told that room is made", extra={"problem": str(exc)})
 
     # --- the trainer's life ------------------------------------------------------------------------------------------
 
     async def _train(self) -> None:
         """Start the trainer, serve it, and return once all its processes are gone."""
         try:
-            async with self._forked() as outputs:
+            async with self._forked() as outputs, asyncio.TaskGroup() as tasks:
+                heeding = tasks.create_task(self._heed_record())
                 opened = await self._unless_killed(self._prepare())
                 if opened is not None and await self._link.send(self._plan(opened)):
                     await self._serve(outputs)
+                await end(heeding)
         except* LeaseLost:
             self._end.is_fenced = True
         except* RailbusError as group:
@@ -188,6 +202,23 @@ class Attempt:
             self._end.stuck_pids = report.stuck
             self._claim.event("attempt.stuck", {"pids": list(report.stuck)}, severity="error")
 
+    async def _heed_record(self) -> None:
+        """Find in the record, as often as leases are renewed, what nobody could tell: that the attempt is to end."""
+        while True:
+            await asyncio.sleep(self._tools.context.common.lease_ttl_s / 3)
+            with contextlib.suppress(TransientError):
+                record = await self._claim.look()
+                if record is None:
+                    raise LeaseLost(f"the record of job {self.ref.job!r} does not name the attempt any more")
+                await self._heed(record)
+
+    async def _heed(self, record: JobRecord) -> None:
+        grace_s = record.spec.stop_grace_s
+        if record.cancel_requested:
+            await self.stop(Stop(reason="cancelled"), grace_s=grace_s)
+        elif record.preempted_by is not None:
+            await self.stop(Stop(reason="preempted"), grace_s=grace_s)
+
     async def _limit_time(self) -> None:
         limit_s = self._record.spec.time_limit_s
         if limit_s is None:
@@ -222,12 +253,13 @@ class Attempt:
             told = {"error": error.to_map()} if error is not None else {}
             self._claim.event("attempt.fenced", told, severity="warning")
             return
+        ended = Ended(self.ref.lease_epoch, str(self._record.host), cause, error, self._end.exit_code)
         try:
-            record = await self._claim.change(lambda record: concluded(record, cause, error))
-        except (StaleLeaseEpoch, JobNotFound) as exc:
+            decision = await self._claim.apply(ended)
+        except OVER as exc:
             self._claim.event("attempt.fenced", {"error": exc.to_wire()}, severity="warning")
             return
-        self._tell_end(record, cause)
+        self._tell_end(decision)
         if self._end.stuck_pids:
             await through_outages(self._mark_devices)
         await self._keeper.release()
@@ -257,20 +289,9 @@ class Attempt:
             )
             await self._tools.leases.put(f"{device.id}.reclaim", mark.to_map())
 
-    def _tell_end(self, record: JobRecord, cause: EndCause) -> None:
-        data: dict[str, object] = {"cause": cause, "exit_code": self._end.exit_code}
-        if record.error is not None:
-            data["error"] = record.error.to_map()
-        if self._answers.ended is not None:
-            data["metrics"] = self._answers.ended.metrics
-        if record.checkpoint is not None:
-            data["checkpoint"] = checkpoint_stem(record.checkpoint.number)
-        severity: Severity = "info" if record.state in {"succeeded", "cancelled"} else "warning"
-        if record.state == "failed":
-            severity = "error"
-        self._claim.event(
-            "job.requeued" if record.state == "queued" else f"job.{record.state}", data, severity=severity
-        )
+    def _tell_end(self, decision: Decision) -> None:
+        ended = self._answers.ended
+        self._claim.tell(decision, {} if ended is None else {"metrics": ended.metrics})
 
     def _plan(self, opened: OpenedStream) -> Plan:
         common = self._tools.context.common

@@ -1,7 +1,7 @@
 """An attempt's claim on its job: what it may still write into the job record, and events that name it.
 
-The record names the attempt by host and lease epoch. Once it no longer does, every change is refused with
-StaleLeaseEpoch and nothing is written.
+The record names the attempt by host and lease epoch. Once it no longer does, `lifecycle.decide` refuses every change
+with StaleLeaseEpoch and nothing is written.
 """
 
 from __future__ import annotations
@@ -11,16 +11,22 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Final, TypeVar
 
+from railbus_shared import lifecycle
 from railbus_shared.contracts.devices import AttemptRef
 from railbus_shared.contracts.events import Severity
 from railbus_shared.contracts.jobs import JobRecord
-from railbus_shared.errors import JobNotFound, StaleLeaseEpoch, TransientError
+from railbus_shared.errors import Conflict, JobNotFound, StaleLeaseEpoch, TransientError
+from railbus_shared.happenings import Happening
+from railbus_shared.lifecycle import Decision
 from railbus_shared.records import JobRecords
 from railbus_shared.telemetry import About, LearningTelemetry
 
 logger = logging.getLogger(__name__)
 
 _RETRY_S: Final = 0.5
+
+OVER: Final = (StaleLeaseEpoch, JobNotFound, Conflict)
+"""What is raised when the attempt may not write its job's record any more."""
 
 A = TypeVar("A")
 
@@ -39,23 +45,27 @@ class Claim:
 
     async def holds(self) -> bool:
         """Whether the record still names this attempt."""
+        return await self.look() is not None
+
+    async def look(self) -> JobRecord | None:
+        """The record as it is now, or None if it does not name this attempt any more; raises TransientError."""
         try:
-            self._check((await self._records.get(self.ref.job)).record)
+            record = (await self._records.get(self.ref.job)).record
+            lifecycle.check_names(record, lease_epoch=self.ref.lease_epoch, host=self.record.host)
         except (StaleLeaseEpoch, JobNotFound):
-            return False
-        return True
+            return None
+        return record
 
-    async def change(self, change: Callable[[JobRecord], JobRecord]) -> JobRecord:
-        """Change the record by compare-and-set, however long NATS is away.
+    async def apply(self, happening: Happening) -> Decision:
+        """Change the record, however long NATS is away; raises one of `OVER` if the attempt is over."""
+        unknown: list[Decision] = []
+        applied = await through_outages(lambda: self._records.apply(self.ref.job, happening, unknown=unknown))
+        return applied.decision
 
-        Raises StaleLeaseEpoch or JobNotFound if the record does not name this attempt any more.
-        """
-
-        def checked(record: JobRecord) -> JobRecord:
-            self._check(record)
-            return change(record)
-
-        return await through_outages(lambda: self._records.change(self.ref.job, checked))
+    def tell(self, decision: Decision, more: Mapping[str, object], *, step: int | None = None) -> None:
+        """Record the facts that a decision asks for, with what else is known of them."""
+        for told in decision.told:
+            self.event(told.what, {**told.data, **more}, severity=told.severity, step=step)
 
     def event(
         self, what: str, data: Mapping[str, object], *, severity: Severity = "info", step: int | None = None
@@ -63,19 +73,6 @@ class Claim:
         """Record a fact about the attempt."""
         about = About(self.ref.job, self.record.attempt, self.ref.lease_epoch, step)
         self._telemetry.record(what, data, about=about, severity=severity)
-
-    def _check(self, record: JobRecord) -> None:
-        mine = (
-            record.state in {"running", "checkpointing"}
-            and record.lease_epoch == self.ref.lease_epoch
-            and record.host == self.record.host
-        )
-        if not mine:
-            raise StaleLeaseEpoch(
-                f"job {record.id!r} is {record.state} with lease epoch {record.lease_epoch}, "
-                f"so the attempt with epoch {self.ref.lease_epoch} is over",
-                hint="the attempt ends; nothing of it counts any more",
-            )
 
 
 async def through_outages(ask: Callable[[], Awaitable[A]]) -> A:

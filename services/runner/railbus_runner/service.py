@@ -26,10 +26,10 @@ from railbus_runner.warm_process import WarmProcess
 from railbus_shared import clock, leases
 from railbus_shared.bus.bucket import Bucket
 from railbus_shared.bus.endpoints import AnyEndpoint, Endpoint
-from railbus_shared.conclusion import concluded
-from railbus_shared.contracts.devices import HeldLease, Lease, RunnerReport
+from railbus_shared.contracts.devices import AttemptRef, HeldLease, Lease, RunnerReport
 from railbus_shared.contracts.jobs import ErrorBody, JobRecord
 from railbus_shared.contracts.requests import Nothing, StartAttempt, StopAttempt
+from railbus_shared.effects import tell
 from railbus_shared.errors import (
     AlreadyRunning,
     JobNotFound,
@@ -38,7 +38,8 @@ from railbus_shared.errors import (
     TransientError,
     WireError,
 )
-from railbus_shared.records import JobRecords, moved
+from railbus_shared.happenings import Lost, Started
+from railbus_shared.records import JobRecords
 from railbus_shared.service import Context, Description
 from railbus_shared.settings import CommonSettings
 from railbus_shared.waiting import end, is_set_within
@@ -71,7 +72,7 @@ class RunnerService:
             entrypoint_dirs=tuple(path.resolve() for path in settings.entrypoint_dirs),
             reap_s=settings.reap_s,
         )
-        self._attempts: dict[str, Attempt] = {}
+        self._attempts: dict[AttemptRef, Attempt] = {}
         self._tasks: asyncio.TaskGroup | None = None
         self._news = asyncio.Event()
         self._is_offered = False
@@ -125,42 +126,36 @@ class RunnerService:
                 f"runner of {self._context.common.host!r} takes no attempts now", hint="place it elsewhere"
             )
 
-        def running(record: JobRecord) -> JobRecord:
-            if record.state != "placed" or record.lease_epoch != request.lease_epoch:
-                raise StaleLeaseEpoch(f"job {record.id!r} is {record.state} with lease epoch {record.lease_epoch}")
-            now = clock.now()
-            return moved(record, "running", attempt=record.attempt + 1, reason="", started_at=record.started_at or now)
-
-        record = await self._tools.records.change(request.job, running)
-        attempt = Attempt(self._tools, request, record)
-        self._attempts[request.job] = attempt
-        self._tasks.create_task(self._see_through(attempt, record))
+        started = Started(request.lease_epoch, self._context.common.host)
+        decision = (await self._tools.records.apply(request.job, started)).decision
+        if not decision.is_changed:
+            if _ref(request) in self._attempts:
+                return Nothing()  # the request came twice
+            raise StaleLeaseEpoch(f"job {request.job!r} has been started with lease epoch {request.lease_epoch}")
+        tell(self._context.telemetry, decision)
+        if decision.record.state != "running":  # it was to end before it began
+            await leases.release(self._tools.leases, request.leases)
+            return Nothing()
+        attempt = Attempt(self._tools, request, decision.record)
+        self._attempts[attempt.ref] = attempt
+        self._tasks.create_task(self._see_through(attempt, decision.record))
         return Nothing()
 
     async def _stop(self, request: StopAttempt) -> Nothing:
-        attempt = self._attempts.get(request.job)
-        if attempt is None or attempt.ref.lease_epoch != request.lease_epoch:
+        attempt = self._attempts.get(_ref(request))
+        if attempt is None:
             raise JobNotFound(f"job {request.job!r} with lease epoch {request.lease_epoch} does not run here")
         await attempt.stop(Stop(reason=request.reason), grace_s=request.grace_s)
         return Nothing()
 
     async def _see_through(self, attempt: Attempt, record: JobRecord) -> None:
         self._news.set()
-        self._context.telemetry.event(
-            "job.started",
-            job=record.id,
-            attempt=record.attempt,
-            lease_epoch=record.lease_epoch,
-            devices=list(record.devices),
-        )
         try:
-            if record.cancel_requested:
-                await attempt.stop(Stop(reason="cancelled"), grace_s=self._settings.grace_s)
             await attempt.run()
         except Exception:  # a bug in one attempt must not take the others down; the placer requeues its job
             logger.exception("bug in an attempt", extra={"job": record.id})
         finally:
-            self._attempts.pop(record.id, None)
+            self._attempts.pop(attempt.ref, None)
             self._news.set()
 
     async def _drained(self) -> None:
@@ -191,13 +186,12 @@ class RunnerService:
 
     async def _current_report(self) -> RunnerReport:
         offered = await asyncio.to_thread(available, self._tools.entrypoint_dirs)
-        stuck = {state.ref.job: state.ref for state in await asyncio.to_thread(self._tools.ledger.states)}
-        attempts = {**stuck, **{job: attempt.ref for job, attempt in self._attempts.items()}}
+        stuck = [state.ref for state in await asyncio.to_thread(self._tools.ledger.states)]
         return RunnerReport(
             host=self._context.common.host,
             runner=self._context.telemetry.producer,
             ready=self._warm.is_alive and not self._context.stopping.is_set(),
-            attempts=tuple(attempts.values()),
+            attempts=tuple(dict.fromkeys((*stuck, *self._attempts))),
             entrypoints=tuple(offered[:_MAX_OFFERED]),
             reported_at=clock.now(),
         )
@@ -238,23 +232,12 @@ class RunnerService:
         lost = RunnerLost(f"the runner of {record.host!r} ended while the job was {record.state}")
         body = ErrorBody(code=lost.code, message=lost.message)
 
-        def given_back(now: JobRecord) -> JobRecord | None:
-            if not now.is_active or now.lease_epoch != record.lease_epoch:
-                return None
-            return concluded(now, "runner_lost", body)
-
-        after = await self._tools.records.change(record.id, given_back)
+        try:
+            applied = await self._tools.records.apply(record.id, Lost(record.lease_epoch, "runner_lost", body))
+        except StaleLeaseEpoch:
+            return  # the placer was quicker
+        tell(self._context.telemetry, applied.decision)
         await self._release_all(record)
-        what = "requeued" if after.state == "queued" else after.state
-        self._context.telemetry.event(
-            f"job.{what}",
-            job=record.id,
-            attempt=record.attempt,
-            lease_epoch=record.lease_epoch,
-            severity="warning",
-            cause="runner_lost",
-            error=body.to_map(),
-        )
 
     async def _release_all(self, record: JobRecord) -> None:
         """Release what the job still holds, so that nobody need wait for it to expire."""
@@ -278,6 +261,10 @@ class RunnerService:
                     hint="stop it, or give this one another RAILBUS_HOST and root",
                 ) from exc
             yield
+
+
+def _ref(request: StartAttempt | StopAttempt) -> AttemptRef:
+    return AttemptRef(job=request.job, lease_epoch=request.lease_epoch)
 
 
 def _scope(common: CommonSettings) -> str:

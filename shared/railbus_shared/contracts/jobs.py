@@ -112,7 +112,11 @@ class RetryPolicy(Contract):
     """When an attempt that failed is tried again, beside `max_attempts`."""
 
     backoff_s: float = Field(default=1.0, ge=0, le=86_400)
-    """Wait before the first retry, seconds; doubled for each further one in a row."""
+    """Wait before the first retry, seconds; doubled for each further one in a row, which a checkpoint ends.
+
+    What mostly happens once (`signal`, `runner_lost`, `lease_lost`) is tried again at once the first time, and what
+    does not count as an attempt is never waited for.
+    """
     max_backoff_s: float = Field(default=300.0, ge=0, le=86_400)
     also_on: Items[EndCause] = ()
     """Causes that are retried although by default they end the job, for instance `user_error`."""

@@ -1,0 +1,40 @@
+"""Carrying out what a decision about a job asks for: events told, a trainer's runner told to stop it."""
+
+from __future__ import annotations
+
+import logging
+
+from railbus_shared.bus.connection import Bus
+from railbus_shared.contracts.requests import StopAttempt
+from railbus_shared.effects import tell
+from railbus_shared.errors import RailbusError
+from railbus_shared.happenings import StopTrainer
+from railbus_shared.lifecycle import Decision
+from railbus_shared.telemetry import LearningTelemetry
+
+logger = logging.getLogger(__name__)
+
+
+class Orders:
+    """What a device_manager does once a record is written; starting trainers and leases are the placer's."""
+
+    def __init__(self, bus: Bus, telemetry: LearningTelemetry) -> None:
+        self._bus = bus
+        self._telemetry = telemetry
+
+    async def carry_out(self, decision: Decision) -> None:
+        """Tell and order; an order that is lost is found in the record by the runner."""
+        tell(self._telemetry, decision)
+        for effect in decision.effects:
+            if isinstance(effect, StopTrainer):
+                await self._stop(decision, effect)
+
+    async def _stop(self, decision: Decision, stop: StopTrainer) -> None:
+        record = decision.record
+        order = StopAttempt(
+            job=record.id, lease_epoch=record.lease_epoch, grace_s=stop.grace_s, reason=stop.reason
+        )  # fmt: skip
+        try:
+            await self._bus.request(self._bus.subjects.runner(str(record.host), "stop"), order.to_map())
+        except RailbusError as exc:
+            logger.info("runner not told to stop; it reads the record", extra={"job": record.id, "problem": str(exc)})
