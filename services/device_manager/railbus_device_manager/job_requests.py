@@ -99,7 +99,7 @@ class JobRequests:
     async def _apply(self, job: str, happening: Happening) -> JobRecord:
         applied = await self._records.apply(job, happening)
         self._placer.accept(applied.held)
-        await self._orders.carry_out(applied.decision)
+        await self._orders.carry_out(applied)
         return applied.record
 
 

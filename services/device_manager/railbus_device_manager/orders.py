@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 
 from railbus_shared.bus.connection import Bus
+from railbus_shared.contracts.jobs import JobRecord
 from railbus_shared.contracts.requests import StopAttempt
 from railbus_shared.effects import tell
 from railbus_shared.errors import RailbusError
 from railbus_shared.happenings import StopTrainer
-from railbus_shared.lifecycle import Decision
+from railbus_shared.records import Applied
 from railbus_shared.telemetry import LearningTelemetry
 
 logger = logging.getLogger(__name__)
@@ -22,15 +23,14 @@ class Orders:
         self._bus = bus
         self._telemetry = telemetry
 
-    async def carry_out(self, decision: Decision) -> None:
+    async def carry_out(self, applied: Applied) -> None:
         """Tell and order; an order that is lost is found in the record by the runner."""
-        tell(self._telemetry, decision)
-        for effect in decision.effects:
+        tell(self._telemetry, applied)
+        for effect in applied.decision.effects:
             if isinstance(effect, StopTrainer):
-                await self._stop(decision, effect)
+                await self._stop(applied.record, effect)
 
-    async def _stop(self, decision: Decision, stop: StopTrainer) -> None:
-        record = decision.record
+    async def _stop(self, record: JobRecord, stop: StopTrainer) -> None:
         order = StopAttempt(
             job=record.id, lease_epoch=record.lease_epoch, grace_s=stop.grace_s, reason=stop.reason
         )  # fmt: skip

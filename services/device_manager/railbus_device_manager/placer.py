@@ -39,9 +39,8 @@ from railbus_shared.errors import (
     WireError,
 )
 from railbus_shared.happenings import Happening, Lost, Placed, PreemptAsked, StartRefused
-from railbus_shared.lifecycle import Decision
 from railbus_shared.names import JobId
-from railbus_shared.records import HeldRecord, JobRecords
+from railbus_shared.records import Applied, HeldRecord, JobRecords
 from railbus_shared.telemetry import LearningTelemetry
 from railbus_shared.waiting import is_set_within
 
@@ -196,7 +195,7 @@ class Placer:
         for preemption in decision.preemptions:
             await self._preempt(preemption, tasks)
 
-    async def _apply(self, job: str, happening: Happening) -> Decision | None:
+    async def _apply(self, job: str, happening: Happening) -> Applied | None:
         """Change a record; None if others have changed it so that this is no longer to be."""
         try:
             applied = await self._store.apply(job, happening)
@@ -204,7 +203,7 @@ class Placer:
             logger.info("a job has changed in the meantime", extra={"job": job, "problem": str(exc)})
             return None
         self.accept(applied.held)
-        return applied.decision
+        return applied
 
     # --- placing -----------------------------------------------------------------------------------------------------
 
@@ -219,11 +218,11 @@ class Placer:
             logger.info("somebody was quicker", extra={"job": job, "problem": str(exc)})
             return
         placed = Placed(epoch, placement.host, tuple(device.id for device in devices))
-        decision = await self._apply(job, placed)
-        if decision is None or not decision.is_changed:
+        applied = await self._apply(job, placed)
+        if applied is None or not applied.decision.is_changed:
             await leases.release(self._reports.leases, held)
             return
-        await self._orders.carry_out(decision)
+        await self._orders.carry_out(applied)
         start = StartAttempt(job=job, lease_epoch=epoch, leases=held, devices=devices)
         tasks.create_task(self._start(placement.host, start))
 
@@ -244,17 +243,17 @@ class Placer:
                 logger.warning("not taken back", extra={"job": request.job, "problem": str(problem)})
 
     async def _take_back(self, request: StartAttempt, why: RailbusError) -> None:
-        decision = await self._apply(request.job, StartRefused(request.lease_epoch, _body(why)))
-        if decision is not None and decision.is_changed:
-            await self._orders.carry_out(decision)
+        applied = await self._apply(request.job, StartRefused(request.lease_epoch, _body(why)))
+        if applied is not None and applied.decision.is_changed:
+            await self._orders.carry_out(applied)
             await leases.release(self._reports.leases, request.leases)
             self.nudge()
 
     async def _preempt(self, preemption: Preemption, tasks: asyncio.TaskGroup) -> None:
         """Ask an attempt to make room; its devices are free once its runner has ended it."""
-        decision = await self._apply(preemption.job_id, PreemptAsked(preemption.lease_epoch, preemption.by))
-        if decision is not None and decision.is_changed:
-            tasks.create_task(self._orders.carry_out(decision))
+        applied = await self._apply(preemption.job_id, PreemptAsked(preemption.lease_epoch, preemption.by))
+        if applied is not None and applied.decision.is_changed:
+            tasks.create_task(self._orders.carry_out(applied))
 
     # --- what was lost -----------------------------------------------------------------------------------------------
 
@@ -271,9 +270,9 @@ class Placer:
             )
             await self._reports.leases.put(f"{device}.reclaim", mark.to_map())
         error = RunnerLost(f"the leases of the attempt on {record.host!r} have lapsed", hint="the job is placed again")
-        decision = await self._apply(record.id, Lost(record.lease_epoch, lost.cause, _body(error)))
-        if decision is not None:
-            await self._orders.carry_out(decision)
+        applied = await self._apply(record.id, Lost(record.lease_epoch, lost.cause, _body(error)))
+        if applied is not None:
+            await self._orders.carry_out(applied)
 
 
 def _body(error: RailbusError) -> ErrorBody:

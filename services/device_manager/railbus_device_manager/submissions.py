@@ -153,7 +153,12 @@ class Submissions:
         held = await self._records.create(fresh)
         if held.record == fresh:
             self._telemetry.event(
-                "job.queued", job=fresh.id, model=spec.model, dataset=spec.dataset, entrypoint=spec.entrypoint
+                "job.queued",
+                job=fresh.id,
+                model=spec.model,
+                dataset=spec.dataset,
+                entrypoint=spec.entrypoint,
+                revision=held.revision,
             )
         return held
 

@@ -105,7 +105,7 @@ class Answers:
         meta, host = asked.meta, str(self._claim.record.host)
         ref = CheckpointRef(number=meta.number, step=meta.step, sha256=meta.files[0].sha256)
         try:
-            decision = await self._claim.apply(Saved(self._claim.ref.lease_epoch, host, ref))
+            applied = await self._claim.apply(Saved(self._claim.ref.lease_epoch, host, ref))
         except OVER as exc:
             await self._link.send(Refused(number=meta.number, error=_body(exc)))
             self._refused()
@@ -113,7 +113,7 @@ class Answers:
         await self._link.send(Committed(number=meta.number))
         size_bytes = sum(file.bytes for file in meta.files)
         more = {"model": meta.model, "bytes": size_bytes, "reason": meta.reason}
-        self._claim.tell(decision, more, step=meta.step)
+        self._claim.tell(applied, more, step=meta.step)
 
     async def _ask(
         self, verb: str, request: OpenStream | VerifyShards | StreamProgress | CloseStream, *, timeout_s: float

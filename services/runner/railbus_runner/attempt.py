@@ -33,9 +33,8 @@ from railbus_shared.contracts.jobs import EndCause, ErrorBody, JobRecord
 from railbus_shared.contracts.requests import OpenedStream, StartAttempt
 from railbus_shared.errors import LeaseLost, RailbusError, TransientError
 from railbus_shared.happenings import Ended, Stopping
-from railbus_shared.lifecycle import Decision
 from railbus_shared.logs import log_context
-from railbus_shared.records import JobRecords
+from railbus_shared.records import Applied, JobRecords
 from railbus_shared.service import Context
 from railbus_shared.telemetry import new_producer
 from railbus_shared.waiting import end
@@ -255,11 +254,11 @@ class Attempt:
             return
         ended = Ended(self.ref.lease_epoch, str(self._record.host), cause, error, self._end.exit_code)
         try:
-            decision = await self._claim.apply(ended)
+            applied = await self._claim.apply(ended)
         except OVER as exc:
             self._claim.event("attempt.fenced", {"error": exc.to_wire()}, severity="warning")
             return
-        self._tell_end(decision)
+        self._tell_end(applied)
         if self._end.stuck_pids:
             await through_outages(self._mark_devices)
         await self._keeper.release()
@@ -289,9 +288,9 @@ class Attempt:
             )
             await self._tools.leases.put(f"{device.id}.reclaim", mark.to_map())
 
-    def _tell_end(self, decision: Decision) -> None:
+    def _tell_end(self, applied: Applied) -> None:
         ended = self._answers.ended
-        self._claim.tell(decision, {} if ended is None else {"metrics": ended.metrics})
+        self._claim.tell(applied, {} if ended is None else {"metrics": ended.metrics})
 
     def _plan(self, opened: OpenedStream) -> Plan:
         common = self._tools.context.common

@@ -15,10 +15,11 @@ from railbus_shared import lifecycle
 from railbus_shared.contracts.devices import AttemptRef
 from railbus_shared.contracts.events import Severity
 from railbus_shared.contracts.jobs import JobRecord
+from railbus_shared.effects import tell
 from railbus_shared.errors import Conflict, JobNotFound, StaleLeaseEpoch, TransientError
 from railbus_shared.happenings import Happening
 from railbus_shared.lifecycle import Decision
-from railbus_shared.records import JobRecords
+from railbus_shared.records import Applied, JobRecords
 from railbus_shared.telemetry import About, LearningTelemetry
 
 logger = logging.getLogger(__name__)
@@ -56,16 +57,14 @@ class Claim:
             return None
         return record
 
-    async def apply(self, happening: Happening) -> Decision:
+    async def apply(self, happening: Happening) -> Applied:
         """Change the record, however long NATS is away; raises one of `OVER` if the attempt is over."""
         unknown: list[Decision] = []
-        applied = await through_outages(lambda: self._records.apply(self.ref.job, happening, unknown=unknown))
-        return applied.decision
+        return await through_outages(lambda: self._records.apply(self.ref.job, happening, unknown=unknown))
 
-    def tell(self, decision: Decision, more: Mapping[str, object], *, step: int | None = None) -> None:
-        """Record the facts that a decision asks for, with what else is known of them."""
-        for told in decision.told:
-            self.event(told.what, {**told.data, **more}, severity=told.severity, step=step)
+    def tell(self, applied: Applied, more: Mapping[str, object], *, step: int | None = None) -> None:
+        """Record the facts that a change asks for, with what else is known of them."""
+        tell(self._telemetry, applied, more, step=step)
 
     def event(
         self, what: str, data: Mapping[str, object], *, severity: Severity = "info", step: int | None = None

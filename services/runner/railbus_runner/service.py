@@ -127,18 +127,18 @@ class RunnerService:
             )
 
         started = Started(request.lease_epoch, self._context.common.host)
-        decision = (await self._tools.records.apply(request.job, started)).decision
-        if not decision.is_changed:
+        applied = await self._tools.records.apply(request.job, started)
+        if not applied.decision.is_changed:
             if _ref(request) in self._attempts:
                 return Nothing()  # the request came twice
             raise StaleLeaseEpoch(f"job {request.job!r} has been started with lease epoch {request.lease_epoch}")
-        tell(self._context.telemetry, decision)
-        if decision.record.state != "running":  # it was to end before it began
+        tell(self._context.telemetry, applied)
+        if applied.record.state != "running":  # it was to end before it began
             await leases.release(self._tools.leases, request.leases)
             return Nothing()
-        attempt = Attempt(self._tools, request, decision.record)
+        attempt = Attempt(self._tools, request, applied.record)
         self._attempts[attempt.ref] = attempt
-        self._tasks.create_task(self._see_through(attempt, decision.record))
+        self._tasks.create_task(self._see_through(attempt, applied.record))
         return Nothing()
 
     async def _stop(self, request: StopAttempt) -> Nothing:
@@ -236,7 +236,7 @@ class RunnerService:
             applied = await self._tools.records.apply(record.id, Lost(record.lease_epoch, "runner_lost", body))
         except StaleLeaseEpoch:
             return  # the placer was quicker
-        tell(self._context.telemetry, applied.decision)
+        tell(self._context.telemetry, applied)
         await self._release_all(record)
 
     async def _release_all(self, record: JobRecord) -> None:
