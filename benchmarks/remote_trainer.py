@@ -32,6 +32,8 @@ from railbus_shared.bus import topology
 from railbus_shared.bus.connection import Bus
 from railbus_shared.contracts.artifacts import Column, DatasetSchema, Split
 from railbus_shared.contracts.requests import OpenedStream
+from railbus_shared.data.index import DatasetIndex
+from railbus_shared.data.shard_paths import ShardPaths
 from railbus_shared.data.writer import write_dataset
 from railbus_shared.layout import Layout
 from railbus_shared.settings import CommonSettings
@@ -73,17 +75,19 @@ class Trainer:
 
     async def read(self, *, bytes_per_s: float) -> None:
         began = 0.0
-        for shard in self._opened.shards:
-            ahead = [one.number for one in self._opened.shards[shard.number :]]
-            released = [shard.number - 1] if shard.number else []
+        index = DatasetIndex.read(Path(self._opened.schema_path), Path(self._opened.index_path))
+        paths = ShardPaths(index.file, Path(self._opened.shards_path), is_cached=self._opened.is_cached)
+        for number, path in paths.items():
+            ahead = list(range(number, len(paths)))
+            released = [number - 1] if number else []
             said = {"stream": self._opened.stream, "ahead": ahead, "released": released}
             await _ask(self._bus, "progress", said)  # a trainer says it in passing, and waits for no answer
             asked = time.perf_counter()
-            wanted = {"dataset": self._opened.dataset, "stream": self._opened.stream, "shards": [shard.number]}
+            wanted = {"dataset": self._opened.dataset, "stream": self._opened.stream, "shards": [number]}
             await _ask(self._bus, "verify", wanted)
             self.waits_s.append(time.perf_counter() - asked)
             began = began or time.perf_counter()
-            await asyncio.to_thread(_read_at, Path(shard.path), bytes_per_s)
+            await asyncio.to_thread(_read_at, path, bytes_per_s)
         self.took_s = time.perf_counter() - began
 
     @property

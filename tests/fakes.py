@@ -102,12 +102,8 @@ class FolderFinder:
     """A `Finder` of datasets that lie under another root."""
 
     sources: list[FolderSource]
-    index: DatasetIndex | None = None
-    """Told instead of the one that lies there."""
 
     async def find(self, dataset: str) -> RemoteDataset:
         there = self.sources[0].there
-        index = self.index
-        if index is None:
-            index = await asyncio.to_thread(DatasetIndex.load, there.dataset(dataset))
+        index = await asyncio.to_thread(DatasetIndex.load, there.dataset(dataset))
         return RemoteDataset(index, there.schema(dataset), there.index(dataset), self.sources, hosts=("there",))

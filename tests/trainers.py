@@ -37,7 +37,7 @@ from railbus_shared.contracts.artifacts import Column, DatasetSchema, IndexFile,
 from railbus_shared.contracts.devices import DeviceInfo
 from railbus_shared.contracts.jobs import CheckpointRef, JobSpec
 from railbus_shared.contracts.model import JsonMap
-from railbus_shared.contracts.requests import OpenedStream, StreamShard
+from railbus_shared.contracts.requests import OpenedStream
 from railbus_shared.data import writer
 from railbus_shared.layout import Layout
 
@@ -74,10 +74,6 @@ def plan(
     """Of one attempt on dataset `d`; `spec` are more fields of the job's spec."""
     layout = Layout(root)
     index = IndexFile.parse(json.loads(layout.index("d").read_bytes()))
-    shards = tuple(
-        StreamShard(number=n, path=str(layout.shards("d") / shard.file), sha256=shard.sha256, verified=False)
-        for n, shard in enumerate(index.shards)
-    )
     return Plan(
         job=job,
         spec=JobSpec.parse(
@@ -95,7 +91,8 @@ def plan(
             schema_path=str(layout.schema("d")),
             index_path=str(layout.index("d")),
             index_sha256=files.sha256_file(layout.index("d")),
-            shards=shards,
+            num_shards=len(index.shards),
+            shards_path=str(layout.shards("d")),
         ),
         entrypoint_dirs=(str(code),) if code is not None else (),
         checkpoint=recorded,

@@ -57,7 +57,7 @@ class Layout:
 
     def cached(self, key: str) -> Path:
         """Folder of one shard and its sidecar, under the names that their index gives; `key` is a hex SHA-256."""
-        return self.cache / key[:2] / key
+        return cached_shard(self.cache, key)
 
     @property
     def cached_indexes(self) -> Path:
@@ -97,6 +97,11 @@ class Layout:
         for path in sorted(self.logs.glob("[0-9][0-9][0-9][0-9]/[0-9][0-9]/[0-9][0-9]")):
             with contextlib.suppress(ValueError):
                 yield date.fromisoformat("-".join(path.relative_to(self.logs).parts))
+
+
+def cached_shard(cache: Path, key: str) -> Path:
+    """In the folder of a cache, that of one shard and its sidecar."""
+    return cache / key[:2] / key
 
 
 def shard_name(number: int) -> str:

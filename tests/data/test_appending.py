@@ -14,8 +14,9 @@ import pytest
 import small_datasets
 from railbus_shared.contracts.artifacts import SampleRange, Split
 from railbus_shared.data.index import DatasetIndex
+from railbus_shared.data.shard_paths import ShardPaths
 from railbus_shared.data.writer import append_dataset
-from railbus_shared.errors import DatasetNotFound, InvalidField, InvalidName, NotFound
+from railbus_shared.errors import DatasetNotFound, IndexInvalid, InvalidField, InvalidName, NotFound
 from railbus_shared.layout import Layout
 
 
@@ -72,6 +73,26 @@ def test_older_versions_stay_as_they_were_and_can_be_read(layout: Layout) -> Non
     assert small_datasets.read(layout, first)["id"].tolist() == list(range(30))
     with pytest.raises(NotFound, match="version has value 7"):
         DatasetIndex.load(layout.dataset("d"), version=7)
+
+
+def test_a_version_is_found_by_its_hash_wherever_it_lies_by_now(layout: Layout) -> None:
+    versions = [small_datasets.write(layout, 10), append(layout, 10, 14), append(layout, 14, 20)]
+    for version in versions:
+        found = DatasetIndex.read_exactly(layout.schema("d"), layout.index("d"), sha256=version.sha256)
+        assert (found.sha256, found.schema) == (version.sha256, version.schema)
+        paths = ShardPaths(found.file, layout.shards("d"))
+        assert all(path.exists() for path in paths.values())
+        assert len(paths) == len(version.file.shards)
+    with pytest.raises(IndexInvalid, match="it was replaced meanwhile"):
+        DatasetIndex.read_exactly(layout.schema("d"), layout.index("d"), sha256="0" * 64)
+
+
+@pytest.mark.parametrize("number", [-1, 1])
+def test_a_shard_that_the_index_does_not_have_has_no_path(layout: Layout, number: int) -> None:
+    paths = ShardPaths(small_datasets.write(layout, 10).file, layout.shards("d"))
+    assert number not in paths
+    with pytest.raises(KeyError):
+        paths[number]
 
 
 def test_a_split_grows_by_a_run_or_is_new(layout: Layout) -> None:

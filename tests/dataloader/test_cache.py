@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 import os
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -14,7 +13,6 @@ import pytest
 
 import small_datasets
 from fakes import FolderFinder, FolderSource
-from railbus_dataloader.catalogue import cache_key
 from railbus_dataloader.loader import Limits, ShardLoader
 from railbus_dataloader.measures import Measures
 from railbus_dataloader.sources import WantedFile
@@ -22,6 +20,8 @@ from railbus_shared import files
 from railbus_shared.contracts.artifacts import Column, DatasetSchema, Sidecar, Split
 from railbus_shared.contracts.requests import OpenedStream, OpenStream, StreamProgress
 from railbus_shared.data.index import DatasetIndex
+from railbus_shared.data.ragged import Ragged
+from railbus_shared.data.shard_paths import cache_key
 from railbus_shared.data.verified import Fingerprint
 from railbus_shared.data.writer import write_dataset
 from railbus_shared.errors import (
@@ -94,11 +94,12 @@ class Host:
     async def read(self, opened: OpenedStream, number: int) -> None:
         """As a trainer's first read of a shard: verified, then whole at its path."""
         await self.loader.verify(opened.dataset, [number], stream=opened.stream)
-        shard = opened.shards[number]
-        assert files.sha256_file(Path(shard.path)) == shard.sha256
+        path = small_datasets.opened_paths(opened)[number]
+        index = DatasetIndex.read(Path(opened.schema_path), Path(opened.index_path))
+        assert files.sha256_file(path) == index.file.shards[number].sha256
 
     def cached(self, opened: OpenedStream) -> set[int]:
-        return {shard.number for shard in opened.shards if Path(shard.path).exists()}
+        return {number for number, path in small_datasets.opened_paths(opened).items() if path.exists()}
 
     def value(self, name: str) -> float:
         found = self.metrics.registry.get_sample_value(f"railbus_data_{name}")
@@ -116,11 +117,11 @@ async def test_a_shard_that_lies_elsewhere_is_fetched_to_the_path_that_was_told(
     index = host.write(3)
     async with host.running():
         opened = await host.open()
-        assert [shard.verified for shard in opened.shards] == [False] * 3
+        assert (opened.verified, opened.num_shards) == ((), 3)
         assert (opened.index_sha256, host.cached(opened)) == (index.sha256, set())
         await host.read(opened, 2)
         assert host.cached(opened) == {2}
-        assert [shard.verified for shard in (await host.open()).shards] == [False] * 3  # so that it is asked for
+        assert (await host.open()).verified == ()  # so that it is asked for
         await host.read(opened, 2)
     (fetched,) = [data for what, data in host.told if what == "dataset.fetched"]
     assert (fetched["dataset"], fetched["file"]) == ("d", "shard-00002.data")
@@ -194,7 +195,7 @@ async def test_what_a_trainer_does_not_want_after_all_is_given_up(tmp_path: Path
         await until(lambda: host.source.asked == ["shard-00000.data", "shard-00003.data"])
         host.source.may_go.set()
         await until(lambda: host.cached(opened) == {3})
-        assert bytes_below(host.here.cache) == Path(opened.shards[3].path).stat().st_size
+        assert bytes_below(host.here.cache) == small_datasets.opened_paths(opened)[3].stat().st_size
 
 
 @pytest.mark.parametrize("end", ["closed", "silent"])
@@ -259,7 +260,7 @@ async def test_what_a_trainer_holds_stays_and_another_waits_until_it_is_released
             await host.tell(first, released=(0,))
         assert host.cached(first) == {1, 2}
     evicted = [data for what, data in host.told if what == "dataset.evicted"]
-    assert [Path(first.shards[0].path).parent.name] == [data["key"] for data in evicted]
+    assert [small_datasets.opened_paths(first)[0].parent.name] == [data["key"] for data in evicted]
 
 
 async def test_a_reader_whose_stream_fell_silent_is_told_to_ask_again_and_holds_nothing_up(tmp_path: Path) -> None:
@@ -355,7 +356,7 @@ async def test_a_cached_shard_that_was_damaged_is_fetched_again(tmp_path: Path) 
     async with host.running():
         opened = await host.open()
         await host.read(opened, 0)
-        small_datasets.flip(Path(opened.shards[0].path))
+        small_datasets.flip(small_datasets.opened_paths(opened)[0])
         await host.read(opened, 0)
     assert len(host.source.asked) == 2
 
@@ -367,7 +368,7 @@ async def test_a_shard_is_hashed_as_it_comes_and_not_again_until_it_changes(tmp_
         opened = await host.open()
         await host.read(opened, 0)
         assert host.value("shards_verified_total") == 0
-        os.utime(opened.shards[0].path)
+        os.utime(small_datasets.opened_paths(opened)[0])
         await host.read(opened, 0)
         assert host.value("shards_verified_total") == 1
     assert len(host.source.asked) == 1
@@ -397,7 +398,7 @@ async def test_after_a_restart_what_lay_there_is_used_and_litter_is_removed(tmp_
         opened = await before.open()
         await before.read(opened, 0)
         await before.read(opened, 1)
-    bundle = Path(opened.shards[0].path).parents[1]
+    bundle = small_datasets.opened_paths(opened)[0].parents[1]
     for litter in (".0123.tmp", ".0123.gone"):
         (bundle / litter).mkdir()
         (bundle / litter / "half").write_bytes(b"half")
@@ -471,20 +472,25 @@ async def test_datasets_that_nobody_has_are_told_apart_from_those_under_the_root
 
 async def test_a_sidecar_is_fetched_verified_and_removed_with_its_shard_and_lies_beside_it(tmp_path: Path) -> None:
     host = Host(tmp_path, cache_bytes=fitting(1))
-    index = host.write(2)
-    offsets = host.there.shards("d") / "shard-00000.offsets"
-    offsets.write_bytes(b"offsets")
-    sidecar = Sidecar(file=offsets.name, bytes=7, sha256=files.sha256_file(offsets))
-    shards = (index.file.shards[0].changed(sidecar=sidecar), index.file.shards[1])
-    host.finder.index = dataclasses.replace(index, file=index.file.changed(shards=shards))
+    values, lengths = np.zeros(2 * SHARD_BYTES, np.uint8), np.full(32, SHARD_BYTES // 16)
+    schema = DatasetSchema(
+        name="d",
+        payload="raw",
+        columns={"x": Column(dtype="uint8", shape=(), variable_length=True)},
+        splits={"train": Split(first=0, samples=32)},
+    )
+    rows = Ragged(values, np.concatenate([[0], np.cumsum(lengths)]))
+    index = write_dataset(host.there, schema, [{"x": rows}], shard_bytes=SHARD_BYTES)
+    (sidecar, _) = [shard.sidecar for shard in index.file.shards]
+    assert sidecar is not None
     async with host.running():
         opened = await host.open()
         await host.read(opened, 0)
-        beside = Path(opened.shards[0].path).with_name(offsets.name)
-        assert beside.read_bytes() == b"offsets"
+        beside = small_datasets.opened_paths(opened)[0].with_name(sidecar.file)
+        assert files.sha256_file(beside) == sidecar.sha256
         small_datasets.flip(beside)
         await host.read(opened, 0)
-        assert beside.read_bytes() == b"offsets"
+        assert files.sha256_file(beside) == sidecar.sha256
         await host.tell(opened, released=(0,))
         await host.read(opened, 1)
         assert not beside.exists()

@@ -12,17 +12,17 @@ import logging
 import mmap
 import os
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 
 import pytest
 
 import small_datasets
-from railbus_dataloader.loader import ShardLoader
+from railbus_dataloader.loader import ShardLoader, ranges_of
 from railbus_dataloader.measures import Measures
 from railbus_dataloader.verification import Verification, Wanted
-from railbus_shared import files
-from railbus_shared.contracts.requests import OpenStream
+from railbus_shared import files, wire
+from railbus_shared.contracts.requests import MAX_VERIFIED_RANGES, OpenedStream, OpenStream
 from railbus_shared.data.verified import Fingerprint
 from railbus_shared.errors import (
     DatasetNotFound,
@@ -72,7 +72,7 @@ def asked(name: str = "d") -> OpenStream:
 
 
 async def verified(loader: ShardLoader, name: str = "d") -> list[bool]:
-    return [shard.verified for shard in (await loader.open(asked(name))).shards]
+    return small_datasets.verified(await loader.open(asked(name)))
 
 
 async def until_verified(loader: ShardLoader, expected: list[bool]) -> None:
@@ -177,10 +177,42 @@ async def test_a_stream_tells_where_everything_lies(layout: Layout, loader: Shar
     opened = await loader.open(asked())
     assert (opened.schema_path, opened.index_path) == (str(layout.schema("d")), str(layout.index("d")))
     assert opened.index_sha256 == index.sha256
-    assert [(one.number, one.path, one.sha256) for one in opened.shards] == [
-        (number, str(shard(layout, number)), index.file.shards[number].sha256) for number in range(3)
-    ]
+    assert (opened.num_shards, opened.is_cached, opened.shards_path) == (3, False, str(layout.shards("d")))
+    assert dict(small_datasets.opened_paths(opened)) == {number: shard(layout, number) for number in range(3)}
     assert (await loader.open(asked())).stream != opened.stream
+
+
+async def test_what_is_verified_is_told_in_ranges(layout: Layout, loader: ShardLoader) -> None:
+    small_datasets.write(layout, 30, num_shards=5)
+    await loader.verify("d", [0, 1, 3])
+    opened = await loader.open(asked())
+    assert [(one.first, one.shards) for one in opened.verified] == [(0, 2), (3, 1)]
+
+
+@pytest.mark.parametrize(
+    ("numbers", "expected"),
+    [
+        ([], []),
+        ([4], [(4, 1)]),
+        ([0, 1, 2], [(0, 3)]),
+        ([0, 2, 3, 4, 7], [(0, 1), (2, 3)]),
+        (range(0, 20_000, 2), [(0, 1), (2, 1)]),
+    ],
+)
+def test_rising_numbers_become_ranges_and_no_more_of_them_than_fit(
+    numbers: Sequence[int], expected: list[tuple[int, int]]
+) -> None:
+    assert [(one.first, one.shards) for one in ranges_of(numbers, limit=2)] == expected
+
+
+def test_the_longest_answer_fits_into_a_message() -> None:
+    far = range(2**62, 2**62 + 40_000, 2)
+    opened = OpenedStream(
+        stream="s" * 64, dataset="d" * 128, schema_path="/x" * 2048, index_path="/x" * 2048, index_sha256="0" * 64,
+        num_shards=2**62, shards_path="/x" * 2048, verified=ranges_of(far),
+    )  # fmt: skip
+    assert len(opened.verified) == MAX_VERIFIED_RANGES
+    assert OpenedStream.parse(wire.decode(wire.encode(opened.to_map()))) == opened
 
 
 async def test_opening_works_though_nobody_runs_ahead(layout: Layout, loader: ShardLoader) -> None:

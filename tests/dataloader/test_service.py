@@ -17,6 +17,7 @@ import aiohttp
 import pytest
 
 import small_datasets
+from railbus_shared import wire
 from railbus_shared.bus.bucket import Bucket
 from railbus_shared.bus.connection import Bus
 from railbus_shared.contracts.model import Contract
@@ -127,6 +128,22 @@ async def test_a_stream_is_opened_moved_and_closed(bus: Bus, common: CommonSetti
 
 async def _is_zero(service: Dataloader, name: str) -> bool:
     return await service.value(name) == 0
+
+
+async def test_a_dataset_of_twenty_thousand_shards_is_opened_and_read(
+    bus: Bus, common: CommonSettings, tmp_path: Path
+) -> None:
+    layout = Layout(tmp_path / "a")
+    index = small_datasets.write_many(layout, 20_000)
+    async with dataloader(bus, common, layout.root, host="a") as service:
+        answer = await service.ask("open", OPEN)
+        assert len(wire.encode(answer)) < 4096
+        opened = OpenedStream.parse(answer)
+        assert (opened.num_shards, opened.index_sha256) == (20_000, index.sha256)
+        assert small_datasets.opened_paths(opened)[19_999] == layout.shards("d") / "shard-19999.data"
+        await service.ask("verify", VerifyShards(dataset="d", shards=(19_999,), stream=opened.stream))
+        held = tuple(range(20_000))
+        await service.ask("progress", StreamProgress(stream=opened.stream, ahead=held[:64], held=held))
 
 
 async def test_a_stream_outlives_a_kill_of_the_dataloader(bus: Bus, common: CommonSettings, tmp_path: Path) -> None:

@@ -43,7 +43,14 @@ class Forgetful:
 
     async def open(self, request: OpenStream) -> OpenedStream:
         return OpenedStream(
-            stream="s-1", dataset=request.dataset, schema_path="", index_path="", index_sha256=SHA, shards=(), ttl_s=60
+            stream="s-1",
+            dataset=request.dataset,
+            schema_path="",
+            index_path="",
+            index_sha256=SHA,
+            num_shards=0,
+            shards_path="",
+            ttl_s=60,
         )
 
     async def verify(self, request: VerifyShards) -> VerifiedShards:

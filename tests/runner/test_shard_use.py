@@ -12,6 +12,7 @@ from railbus_runner.channel import TrainerChannel
 from railbus_runner.frames import Ahead, Frame, FrameBuffer, Verified, Verify, pack
 from railbus_runner.shard_use import ShardUse
 from railbus_shared.contracts.jobs import ErrorBody
+from railbus_shared.contracts.requests import ShardRange
 from railbus_shared.errors import ShardCorrupt
 
 
@@ -21,7 +22,7 @@ class Runner:
     def __init__(self, ours: socket.socket, theirs: socket.socket) -> None:
         self._sock, self._theirs = ours, theirs
         self._buffer = FrameBuffer()
-        self.use = ShardUse(TrainerChannel(theirs), verified=[0])
+        self.use = ShardUse(TrainerChannel(theirs), verified=[ShardRange(first=0, shards=1)])
 
     def answer(self, *shards: int, error: ErrorBody | None = None) -> None:
         self._sock.sendall(pack(Verified(shards=shards, error=error)))

@@ -6,13 +6,16 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 
-from railbus_runner.frames import Ahead
+from railbus_runner.frames import Ahead, FrameBuffer, Verified, Verify, pack
 from railbus_runner.telling import StreamTeller
-from railbus_shared.contracts.requests import OpenedStream, StreamProgress
+from railbus_shared import wire
+from railbus_shared.contracts.requests import OpenedStream, StreamProgress, VerifiedShards, VerifyShards
 from railbus_shared.errors import NotFound, RailbusError, RequestTimeout
 from until import until
 
 SHA = "0" * 64
+_MOST_MAPS = 65_530
+"""`vm.max_map_count` where nobody has raised it."""
 
 
 class Dataloader:
@@ -33,7 +36,14 @@ class Dataloader:
 @contextlib.asynccontextmanager
 async def telling(dataloader: Dataloader, *, ttl_s: float = 60.0) -> AsyncIterator[StreamTeller]:
     opened = OpenedStream(
-        stream="s-1", dataset="d", schema_path="", index_path="", index_sha256=SHA, shards=(), ttl_s=ttl_s
+        stream="s-1",
+        dataset="d",
+        schema_path="",
+        index_path="",
+        index_sha256=SHA,
+        num_shards=0,
+        shards_path="",
+        ttl_s=ttl_s,
     )
     teller = StreamTeller(opened, dataloader.take)
     async with asyncio.TaskGroup() as tasks:
@@ -50,6 +60,18 @@ async def test_a_word_is_told_at_once_and_names_all_that_is_held() -> None:
         await until(lambda: len(dataloader.heard) == 1)
     expected = StreamProgress(stream="s-1", dataset="d", ahead=(2, 3), held=(1,), released=(0,))
     assert dataloader.heard == [expected]
+
+
+def test_words_on_all_shards_that_a_process_can_map_fit_into_their_messages() -> None:
+    shards = tuple(range(2**31, 2**31 + _MOST_MAPS))
+    for frame in (Verify(shards=shards), Verified(shards=shards), Ahead(shards=shards[:64], released=shards)):
+        assert FrameBuffer().feed(pack(frame)) == [frame]
+    for message in (
+        VerifyShards(dataset="d", shards=shards, stream="s"),
+        VerifiedShards(dataset="d", shards=shards, bytes=2**62),
+        StreamProgress(stream="s", dataset="d", ahead=shards[:64], held=shards[64:], released=shards[:64]),
+    ):
+        assert type(message).parse(wire.decode(wire.encode(message.to_map()))) == message
 
 
 async def test_a_silent_trainer_is_told_of_three_times_before_its_stream_would_be_closed() -> None:

@@ -120,7 +120,7 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "OpenStream": {"job": "j-1", "lease_epoch": 1, "dataset": "digits"},
     "OpenedStream": {
         "stream": "s1", "dataset": "digits", "schema_path": "a", "index_path": "b", "index_sha256": SHA,
-        "shards": [{"number": 0, "path": "p", "sha256": SHA, "verified": False}],
+        "num_shards": 2, "shards_path": "p", "verified": [{"first": 1, "shards": 1}],
     },
     "Parameter": {"dtype": "float32", "shape": [1]},
     "QueryEvents": {"job": "j-1", "since": TIME},
@@ -129,6 +129,7 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "RunnerReport": {**_RUNNER, "entrypoints": ["classifier", "pkg.mod:fn"]},
     "SampleRange": {"first": 0, "samples": 1},
     "Shard": _SHARD,
+    "ShardRange": {"first": 0, "shards": 1},
     "Sidecar": {"file": "shard-00000.offsets", "bytes": 16, "sha256": SHA},
     "Split": {"first": 0, "samples": 1},
     "SplitSummary": {"samples": 1},
@@ -140,7 +141,6 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "StartAttempt": {"job": "j-1", "lease_epoch": 1, "leases": [_HELD], "devices": [_DEVICE]},
     "StopAttempt": {"job": "j-1", "lease_epoch": 1},
     "StreamProgress": {"stream": "s-1", "dataset": "digits", "ahead": [3, 1], "held": [2], "released": [0]},
-    "StreamShard": {"number": 0, "path": "p", "sha256": SHA, "verified": True},
     "VerifiedShards": {"dataset": "digits", "shards": [0], "bytes": 4},
     "VerifyShards": {"dataset": "digits"},
 }  # fmt: skip

@@ -8,10 +8,10 @@ share what is the same, and a sidecar lies beside its shard under the name that 
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import aiofiles
@@ -22,8 +22,9 @@ from railbus_shared import clock
 from railbus_shared.contracts.artifacts import Shard
 from railbus_shared.contracts.requests import DatasetSummary, SplitSummary
 from railbus_shared.data.index import DatasetIndex, schema_of, unreadable
+from railbus_shared.data.shard_paths import cache_key
 from railbus_shared.errors import DatasetNotFound, IndexInvalid, InvalidName, NotFound, RailbusError, SchemaInvalid
-from railbus_shared.layout import Layout
+from railbus_shared.layout import Layout, cached_shard
 from railbus_shared.names import checked_name
 
 logger = logging.getLogger(__name__)
@@ -54,6 +55,8 @@ class Located:
     index: DatasetIndex
     schema_path: Path
     index_path: Path
+    shards_path: Path
+    """As `ShardPaths` wants it: of the folder of all shards, or of the cache."""
     shards: tuple[LocatedShard, ...]
     hosts: tuple[str, ...]
     sources: Sequence[Source] = ()
@@ -65,6 +68,11 @@ class Located:
     @property
     def is_remote(self) -> bool:
         return bool(self.shards[0].key)
+
+    @cached_property
+    def sizes(self) -> tuple[int, ...]:
+        """Bytes of every shard with its sidecar."""
+        return tuple(shard.bytes for shard in self.shards)
 
     def shard(self, number: int) -> LocatedShard:
         """Raises NotFound for a number that the index does not have."""
@@ -86,6 +94,7 @@ class _Remembered:
 
     index: DatasetIndex
     files: tuple[tuple[int, int, int], ...]
+    located: Located | None = None
 
 
 class Catalogue:
@@ -121,22 +130,39 @@ class Catalogue:
         except DatasetNotFound:
             if self._finder is None:
                 raise
-        return self._elsewhere(await self._finder.find(name))
+        return await asyncio.to_thread(self._elsewhere, await self._finder.find(name))
 
     async def _here(self, name: str) -> Located:
         index = await self.index_here(name)
         folder = await asyncio.to_thread(self._layout.shards(name).resolve)
+        known = self._indexes.get(name)
+        if known is not None and known.index is index and known.located and known.located.shards_path == folder:
+            return known.located
+        located = await asyncio.to_thread(self._placed, index, folder)
+        if known is not None and known.index is index:
+            self._indexes[name] = replace(known, located=located)
+        return located
+
+    def _placed(self, index: DatasetIndex, folder: Path) -> Located:
+        """A dataset whose shards lie in a folder; an index of thousands takes a while."""
         dataset = folder.parent
         shards = tuple(LocatedShard(_files(shard, folder)) for shard in index.file.shards)
-        return Located(index, dataset / "schema.json", dataset / "index.json", shards, hosts=(self._host,))
+        return Located(index, dataset / "schema.json", dataset / "index.json", folder, shards, hosts=(self._host,))
 
     def _elsewhere(self, found: RemoteDataset) -> Located:
         shards = []
+        cache = self._layout.cache.absolute()
         for shard in found.index.file.shards:
             key = cache_key(shard)
-            shards.append(LocatedShard(_files(shard, self._layout.cached(key).absolute()), key))
+            shards.append(LocatedShard(_files(shard, cached_shard(cache, key)), key))
         return Located(
-            found.index, found.schema_path, found.index_path, tuple(shards), hosts=found.hosts, sources=found.sources
+            found.index,
+            found.schema_path,
+            found.index_path,
+            cache,
+            tuple(shards),
+            hosts=found.hosts,
+            sources=found.sources,
         )
 
     async def index_here(self, name: str) -> DatasetIndex:
@@ -164,14 +190,6 @@ class Catalogue:
             except InvalidName as exc:
                 logger.warning("a folder cannot be a dataset", extra={"problem": str(exc)})
         return names
-
-
-def cache_key(shard: Shard) -> str:
-    """Of a shard and its sidecar: the SHA-256 of what `sha256sum` would print of them."""
-    lines = [f"{shard.sha256}  {shard.file}\n"]
-    if shard.sidecar is not None:
-        lines.append(f"{shard.sidecar.sha256}  {shard.sidecar.file}\n")
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def _files(shard: Shard, folder: Path) -> tuple[Wanted, ...]:

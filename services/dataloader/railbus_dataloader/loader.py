@@ -29,11 +29,12 @@ from railbus_dataloader.sessions import Session, Sessions
 from railbus_dataloader.sources import Finder
 from railbus_dataloader.verification import Verification, Wanted
 from railbus_shared.contracts.requests import (
+    MAX_VERIFIED_RANGES,
     DatasetSummary,
     OpenedStream,
     OpenStream,
+    ShardRange,
     StreamProgress,
-    StreamShard,
     VerifiedShards,
 )
 from railbus_shared.data.index import DatasetIndex
@@ -47,6 +48,8 @@ _CACHE_FRAC: Final = 0.5
 _WARM_BYTES: Final = 16 << 20
 """Warmed in one go; then the next session has its turn."""
 _MIN_LOOK_S: Final = 0.05
+_MAX_GUESSED: Final = 1024
+"""Shards that are made ready for a trainer that has not spoken yet."""
 
 
 @dataclass(frozen=True)
@@ -134,10 +137,10 @@ class ShardLoader:
         Raises DatasetNotFound, SchemaInvalid, IndexInvalid, ShardCorrupt.
         """
         dataset = await self._catalogue.locate(request.dataset)
-        shards = await asyncio.to_thread(self._stream_shards, dataset)
+        verified = await asyncio.to_thread(self._verified_ranges, dataset)
         session = self._known(f"s-{secrets.token_hex(8)}", request.dataset, dataset)
         if not dataset.is_remote:
-            session.ahead = tuple(range(len(shards)))
+            session.ahead = tuple(range(min(len(dataset.shards), _MAX_GUESSED)))
         self._ahead.heed()
         return OpenedStream(
             stream=session.stream,
@@ -145,7 +148,10 @@ class ShardLoader:
             schema_path=str(dataset.schema_path),
             index_path=str(dataset.index_path),
             index_sha256=dataset.index.sha256,
-            shards=tuple(shards),
+            num_shards=len(dataset.shards),
+            shards_path=str(dataset.shards_path),
+            is_cached=dataset.is_remote,
+            verified=verified,
             ttl_s=self._limits.session_ttl_s,
         )
 
@@ -252,24 +258,21 @@ class ShardLoader:
         for file in shard.files:
             await self._verification.verify(file, again=again)
 
-    def _stream_shards(self, dataset: Located) -> list[StreamShard]:
+    def _verified_ranges(self, dataset: Located) -> tuple[ShardRange, ...]:
         """In a thread: the files are looked at. What is in the cache must be asked for, so that it stays there."""
-        return [
-            StreamShard(
-                number=number,
-                path=str(shard.path),
-                sha256=shard.files[0].sha256,
-                verified=not shard.key and all(self._verification.is_verified(file) for file in shard.files),
-            )
-            for number, shard in enumerate(dataset.shards)
-        ]
+        if dataset.is_remote:
+            return ()
+        are_verified = self._verification.is_verified
+        return ranges_of(
+            number for number, shard in enumerate(dataset.shards) if all(are_verified(file) for file in shard.files)
+        )
 
     # --- look-ahead --------------------------------------------------------------------------------------------------
 
-    def _sizes(self, session: Session) -> list[int]:
+    def _sizes(self, session: Session) -> Sequence[int]:
         """Of all shards of a session's dataset; none once it has ended."""
         dataset = self._located.get(session.stream)
-        return [shard.bytes for shard in dataset.shards] if dataset is not None else []
+        return dataset.sizes if dataset is not None else ()
 
     async def _prepare(self, session: Session, number: int) -> None:
         """Have a shard here, warm and verified, though nobody waits for it yet."""
@@ -305,6 +308,19 @@ class _Memory:
         if now_s - self._looked_s >= 1:
             self._looked_s, self._half_bytes = now_s, psutil.virtual_memory().available // 2
         return self._half_bytes
+
+
+def ranges_of(numbers: Iterable[int], *, limit: int = MAX_VERIFIED_RANGES) -> tuple[ShardRange, ...]:
+    """Rising numbers as ranges; the first ones, if they are more than so many."""
+    found: list[tuple[int, int]] = []
+    for number in numbers:
+        if found and sum(found[-1]) == number:
+            found[-1] = (found[-1][0], found[-1][1] + 1)
+        elif len(found) < limit:
+            found.append((number, 1))
+        else:
+            break
+    return tuple(ShardRange(first=first, shards=shards) for first, shards in found)
 
 
 def _keys(dataset: Located, numbers: Iterable[int]) -> list[str]:

@@ -142,8 +142,8 @@ class DataloaderService:
             job=request.job,
             lease_epoch=request.lease_epoch,
             dataset=request.dataset,
-            shards=len(opened.shards),
-            verified=sum(shard.verified for shard in opened.shards),
+            shards=opened.num_shards,
+            verified=sum(one.shards for one in opened.verified),
         )
         return opened
 

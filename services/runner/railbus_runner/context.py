@@ -44,6 +44,7 @@ from railbus_runner.tracked import Tracked
 from railbus_shared.contracts.model import Contract
 from railbus_shared.data.index import DatasetIndex
 from railbus_shared.data.order import Window
+from railbus_shared.data.shard_paths import ShardPaths
 from railbus_shared.errors import BadParams, MessageTooLarge, WireError, shorten
 from railbus_shared.telemetry import plain
 
@@ -72,9 +73,12 @@ class TrainContext:
         self._recorder = recorder
         self._progress = progress
         self._tracked = tracked
-        self._index = DatasetIndex.read(Path(plan.stream.schema_path), Path(plan.stream.index_path))
-        self._shard_paths = {shard.number: Path(shard.path) for shard in plan.stream.shards}
-        self._use = ShardUse(channel, verified=(shard.number for shard in plan.stream.shards if shard.verified))
+        opened = plan.stream
+        self._index = DatasetIndex.read_exactly(
+            Path(opened.schema_path), Path(opened.index_path), sha256=opened.index_sha256
+        )
+        self._shard_paths = ShardPaths(self._index.file, Path(opened.shards_path), is_cached=opened.is_cached)
+        self._use = ShardUse(channel, verified=opened.verified)
 
     # --- the job -----------------------------------------------------------------------------------------------------
 

@@ -25,6 +25,7 @@ from railbus_shared.contracts.artifacts import DatasetSchema, Split
 from railbus_shared.data.index import DatasetIndex
 from railbus_shared.data.order import Window
 from railbus_shared.data.selection import Selection
+from railbus_shared.data.shard_paths import ShardPaths
 from railbus_shared.errors import InvalidField, NotSupported
 
 
@@ -58,7 +59,7 @@ class Dataset:
         self.index = index
         self._split = split
         self._selection = selection
-        self.paths = {number: folder / "shards" / shard.file for number, shard in enumerate(index.file.shards)}
+        self.paths = ShardPaths(index.file, folder / "shards")
         self._verify = HashedHere(index, self.paths, memory=user_memory())
 
     def __repr__(self) -> str:

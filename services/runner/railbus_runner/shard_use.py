@@ -13,16 +13,17 @@ from collections.abc import Iterable, Sequence
 
 from railbus_runner.channel import TrainerChannel
 from railbus_runner.frames import Ahead, Verified, Verify
+from railbus_shared.contracts.requests import ShardRange
 from railbus_shared.errors import error_from_wire
 
 
 class ShardUse:
     """Shards as the trainer uses them; from its main thread."""
 
-    def __init__(self, channel: TrainerChannel, *, verified: Iterable[int]) -> None:
+    def __init__(self, channel: TrainerChannel, *, verified: Iterable[ShardRange] = ()) -> None:
         """`verified` are shards that the dataloader has vouched for when it opened the stream."""
         self._channel = channel
-        self._verified = set(verified)
+        self._verified = {number for one in verified for number in range(one.first, one.first + one.shards)}
         self._in_use: set[int] = set()
         self._streams: weakref.WeakValueDictionary[int, StreamUse] = weakref.WeakValueDictionary()
         self._numbers = itertools.count()

@@ -82,7 +82,7 @@ class Workers:
     ) -> None:
         """Raises InvalidField for a transform that other processes cannot import."""
         _check_importable(transform)
-        self._gathered = _Gathered(index, dict(paths), transform)
+        self._gathered = _Gathered(index, paths, transform)
         self._count = count
         self._feed = _Feed()
         self._loader: torch.utils.data.DataLoader[Any] | None = None

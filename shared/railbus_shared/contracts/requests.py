@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Final, Literal
 
 from pydantic import Field
 
@@ -10,6 +10,9 @@ from railbus_shared.contracts.artifacts import FileName
 from railbus_shared.contracts.devices import AttemptRef, DeviceInfo, HeldLease, HostReport, Lease, RunnerReport
 from railbus_shared.contracts.jobs import DevicePreference, JobRecord, JobState
 from railbus_shared.contracts.model import Contract, Count, Id, Items, Name, Sha256, Time
+
+MAX_VERIFIED_RANGES: Final = 1024
+"""That an answer names; more would not make it wrong, but larger than a message may be."""
 
 
 class Nothing(Contract):
@@ -188,24 +191,33 @@ class OpenStream(Contract):
     world_size: int = Field(default=1, ge=1)
 
 
-class StreamShard(Contract):
-    """A shard on this host, ready to be mapped once `verified`; one that is not must be asked for with VerifyShards."""
+class ShardRange(Contract):
+    """Shards one after the other."""
 
-    number: Count
-    path: str
-    sha256: Sha256
-    verified: bool
+    first: Count
+    shards: int = Field(ge=1)
 
 
 class OpenedStream(Contract):
-    """Answer to OpenStream: where the schema, the index and the shards lie on this host."""
+    """Answer to OpenStream: where the schema, the index and the shards lie on this host.
+
+    It has the same size for any number of shards: their names and hashes stand in the index.
+    """
 
     stream: Id
     dataset: Name
     schema_path: str
     index_path: str
     index_sha256: Sha256
-    shards: Items[StreamShard]
+    num_shards: Count
+    shards_path: str
+    """Of the folder that holds the shards, or with `is_cached` those that have been fetched."""
+    is_cached: bool = False
+    """Whether each shard has a folder of its own there: `<key[:2]>/<key>/`, where the key is the SHA-256 of its line
+    `<sha256>  <file>\\n`, and of one more for its sidecar."""
+    verified: Items[ShardRange] = Field(default=(), max_length=MAX_VERIFIED_RANGES)
+    """Shards that may be mapped at once; every other must be asked for with VerifyShards, which is quick for one that
+    is verified already."""
     ttl_s: float = Field(default=30.0, gt=0)
     """A stream that is not heard of for so long counts as closed."""
 
@@ -342,11 +354,11 @@ __all__ = [
     "SendFile",
     "SendingFile",
     "SetPriority",
+    "ShardRange",
     "SplitSummary",
     "StartAttempt",
     "StopAttempt",
     "StreamProgress",
-    "StreamShard",
     "VerifiedShards",
     "VerifyShards",
 ]

@@ -75,6 +75,25 @@ class DatasetIndex:
         return cls.parse(*read_pair(schema_path, index_path), folder=index_path.parent)
 
     @classmethod
+    def read_exactly(cls, schema_path: Path, index_path: Path, *, sha256: str) -> DatasetIndex:
+        """The index that has this hash: in these two files, or where an append has put it since.
+
+        Raises IndexInvalid if it is in neither place, DatasetNotFound, SchemaInvalid.
+        """
+        found = cls.read(schema_path, index_path)
+        if found.sha256 == sha256:
+            return found
+        for path in sorted(index_path.parent.glob("versions/*/index.json"), reverse=True):
+            kept = _bytes_of(path, IndexInvalid)
+            if kept is not None and hashlib.sha256(kept).hexdigest() == sha256:
+                return cls.read(path.with_name("schema.json"), path)
+        raise IndexInvalid(
+            f"{index_path} has SHA-256 {found.sha256}, expected {sha256}: it was replaced meanwhile",
+            hint="submit the job again to train on what is there now",
+            details={"path": str(index_path)},
+        )
+
+    @classmethod
     def parse(cls, schema_bytes: bytes | None, index_bytes: bytes | None, *, folder: Path) -> DatasetIndex:
         """The index in the bytes of two files, None for one that is missing; `folder` is for messages.
 
