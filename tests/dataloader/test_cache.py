@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pytest
 
 import small_datasets
 from fakes import FolderFinder, FolderSource
+from railbus_dataloader import cache
 from railbus_dataloader.loader import Limits, ShardLoader
 from railbus_dataloader.measures import Measures
 from railbus_dataloader.sources import WantedFile
@@ -407,6 +409,49 @@ async def test_after_a_restart_what_lay_there_is_used_and_litter_is_removed(tmp_
         await after.read(await after.open(), 1)
         assert not list(bundle.glob(".*"))
     assert after.source.asked == []
+
+
+async def test_a_shard_whose_files_cannot_be_removed_counts_until_they_can(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cache, "_AGAIN_S", 0.2)
+    host = Host(tmp_path, cache_bytes=fitting(2))
+    host.write(3)
+    async with host.running():
+        opened = await host.open()
+        await host.read(opened, 0)
+        await host.tell(opened, released=(0,))
+        folder = small_datasets.opened_paths(opened)[0].parent
+        folder.rename(tmp_path / "aside")
+        folder.symlink_to(tmp_path / "aside")  # which is renamed, and not removed
+        await host.read(opened, 1)
+        async with asyncio.TaskGroup() as tasks:
+            waiting = tasks.create_task(host.read(opened, 2))
+            await until(lambda: any("problem" in data for _, data in host.told))
+            assert not waiting.done()
+            assert host.value("cache_bytes") == sum(host.loader._located[opened.stream].sizes[:2])
+            (leaving,) = folder.parent.glob(".*.gone")
+            leaving.unlink()
+        await host.tell(opened, released=(1,))
+        await host.read(opened, 0)
+        assert host.cached(opened) == {0, 2}
+
+
+@pytest.mark.parametrize("ends", ["read", "evicted"])
+async def test_a_cached_shard_that_somebody_has_deleted_is_fetched_again(tmp_path: Path, ends: str) -> None:
+    host = Host(tmp_path, cache_bytes=fitting(1))
+    host.write(2)
+    async with host.running():
+        opened = await host.open()
+        await host.read(opened, 0)
+        await host.tell(opened, released=(0,))
+        shutil.rmtree(small_datasets.opened_paths(opened)[0].parent)
+        if ends == "evicted":
+            await host.read(opened, 1)
+            await host.tell(opened, released=(1,))
+        await host.read(opened, 0)
+        assert host.cached(opened) == {0}
+    assert not [data for _, data in host.told if "problem" in data]
 
 
 async def test_after_a_restart_a_trainer_that_goes_on_keeps_what_it_holds(tmp_path: Path) -> None:

@@ -15,8 +15,9 @@ def told(
     held: tuple[int, ...] = (),
     released: tuple[int, ...] = (),
     dataset: str | None = None,
+    number: int = 0,
 ) -> StreamProgress:
-    return StreamProgress(stream="s", dataset=dataset, ahead=ahead, held=held, released=released)
+    return StreamProgress(stream="s", dataset=dataset, number=number, ahead=ahead, held=held, released=released)
 
 
 @pytest.fixture
@@ -39,6 +40,15 @@ def test_what_is_held_again_before_its_release_was_told_stays_held(sessions: Ses
     moved = sessions.moved(told(held=(1,), released=(1,)), now_s=1)
     assert moved is not None
     assert (moved[0].held, moved[1]) == ({1}, frozenset())
+
+
+def test_a_word_that_comes_after_a_later_one_is_a_sign_of_life_and_nothing_else(sessions: Sessions) -> None:
+    session = sessions.heard("s", "d", now_s=0)
+    sessions.moved(told(held=(1,), number=1), now_s=1)
+    sessions.moved(told(ahead=(3,), held=(2,), released=(1,), number=3), now_s=2)
+    assert sessions.moved(told(ahead=(2,), held=(1,), released=(2,), number=2), now_s=3) is None
+    assert (session.ahead, session.held, session.heard_s) == ((3,), {2}, 3)
+    assert sessions.moved(told(released=(2,), number=3), now_s=4) == (session, frozenset({2}))  # the same, sent twice
 
 
 def test_a_word_of_a_stream_that_is_not_known_makes_its_session_again(sessions: Sessions) -> None:

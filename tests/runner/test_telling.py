@@ -58,7 +58,7 @@ async def test_a_word_is_told_at_once_and_names_all_that_is_held() -> None:
         teller.holds([1, 0])
         teller.heed(Ahead(shards=(2, 3), released=(0,)))
         await until(lambda: len(dataloader.heard) == 1)
-    expected = StreamProgress(stream="s-1", dataset="d", ahead=(2, 3), held=(1,), released=(0,))
+    expected = StreamProgress(stream="s-1", dataset="d", number=1, ahead=(2, 3), held=(1,), released=(0,))
     assert dataloader.heard == [expected]
 
 
@@ -94,6 +94,7 @@ async def test_after_an_outage_the_latest_word_is_told_with_everything_that_was_
         dataloader.problem = None
         await teller.releases_told()
     assert [(word.ahead, word.released) for word in dataloader.heard] == [((3,), (0, 1, 2))]
+    assert dataloader.heard[0].number == dataloader.tries  # so that one that was given up and comes late is known
 
 
 async def test_a_shard_that_is_mapped_again_is_not_told_to_be_released() -> None:

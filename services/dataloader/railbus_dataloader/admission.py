@@ -130,6 +130,11 @@ class Admission:
         """An entry has left the disk, or its fetch has failed and left nothing there."""
         del self._entries[key]
 
+    def remains(self, key: str, name: str) -> None:
+        """An entry has left, but not its bytes: they go on counting under another name."""
+        entry = self._entries.pop(key)
+        self._entries[name] = _Entry(entry.bytes, State.HERE)
+
     # --- who wants what ----------------------------------------------------------------------------------------------
 
     def ask(self, ask: Ask) -> None:

@@ -30,6 +30,7 @@ from railbus_dataloader.verification import Verification, Wanted
 from railbus_shared import files
 from railbus_shared.data.verified import Fingerprint
 from railbus_shared.errors import RailbusError, ShardCorrupt, TransientError
+from railbus_shared.layout import cached_shard
 from railbus_shared.waiting import is_set_within
 
 logger = logging.getLogger(__name__)
@@ -39,7 +40,8 @@ _PATIENCE_S: Final = 2.0
 """A trainer's word that it has released a shard may be under way for so long."""
 _FORMER: Final = "former"
 """Holds what lay here at the start; no stream is called so."""
-_UNREMOVABLE: Final = "unremovable"
+_AGAIN_S: Final = 30.0
+"""Until it is tried again to remove what could not be removed."""
 
 Tell = Callable[[str, dict[str, object]], None]
 """Told what has happened, as the type and the data of an event."""
@@ -311,20 +313,50 @@ class Cache:
             self._verification.vouched(file, fingerprint)
 
     async def _evict(self, key: str) -> None:
-        folder = self._folder / key[:2] / key
+        """Remove a shard that is to leave. One that cannot leave its place stays, and may be read."""
+        folder = cached_shard(self._folder, key)
         try:
-            await asyncio.to_thread(shelf.remove, folder)
+            leaving = await asyncio.to_thread(shelf.retire, folder)
         except OSError as exc:
-            logger.exception("a shard cannot be removed, and goes on counting", extra={"path": str(folder)})
-            self._tell("dataset.evicted", {"key": key, "problem": repr(exc)})
             self._admission.fetched(key)
-            self._admission.pin(_UNREMOVABLE, key)
             self._let_look(key)
-        else:
-            self._admission.gone(key)
-            self._measures.cache_evictions.inc()
-            self._tell("dataset.evicted", {"key": key, "cache_bytes": self._admission.used_bytes})
+            await self._let_be(key, folder, exc)
+            self._admission.leave(_unremovable(key))
+            self._news.set()
+            return
+        entry = key
+        while (problem := await _problem_of_clearing(leaving)) is not None:
+            if entry == key:
+                entry = leaving.name
+                self._admission.remains(key, entry)
+            await self._let_be(entry, leaving, problem)
+        self._admission.gone(entry)
+        self._admission.leave(_unremovable(entry))
+        self._measures.cache_evictions.inc()
+        self._tell("dataset.evicted", {"key": key, "cache_bytes": self._admission.used_bytes})
         self._news.set()
+
+    async def _let_be(self, entry: str, path: Path, problem: OSError) -> None:
+        """What cannot be removed goes on counting, and is not to leave; returns when it may be tried again."""
+        told = {"path": str(path), "problem": repr(problem)}
+        logger.error("a shard cannot be removed, and goes on counting", extra=told)
+        self._tell("dataset.evicted", {"key": entry, "problem": repr(problem)})
+        self._admission.pin(_unremovable(entry), entry)
+        self._news.set()
+        await asyncio.sleep(_AGAIN_S)
+
+
+def _unremovable(entry: str) -> str:
+    """What holds an entry that cannot be removed; no stream is called so."""
+    return f"unremovable {entry}"
+
+
+async def _problem_of_clearing(leaving: Path) -> OSError | None:
+    try:
+        await asyncio.to_thread(shelf.clear, leaving)
+    except OSError as exc:
+        return exc
+    return None
 
 
 def _unwritable(path: Path, exc: OSError) -> TransientError:

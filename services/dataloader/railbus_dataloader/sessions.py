@@ -30,6 +30,8 @@ class Session:
     """Shards in the order of their first need, from the trainer's place on."""
     held: set[int] = field(default_factory=set)
     """Shards that the trainer has mapped, or is about to."""
+    word: int = 0
+    """The number of the trainer's latest word."""
     has_spoken: bool = False
     """Whether `ahead` is its trainer's word, and not a guess."""
 
@@ -66,9 +68,10 @@ class Sessions:
         return session
 
     def moved(self, told: StreamProgress, *, now_s: float) -> tuple[Session, frozenset[int]] | None:
-        """Take a trainer's word; its session and what it really released, or None if nothing is known of it.
+        """Take a trainer's word; its session and what it really released.
 
-        What is released and held in one word is held: it was mapped again before the word came.
+        None if nothing is known of it, or if a later word has come already: what this one holds may have been released
+        since. What is released and held in one word is held: it was mapped again before the word came.
         """
         dataset = told.dataset
         if dataset is None:
@@ -77,6 +80,9 @@ class Sessions:
                 return None
             dataset = known.dataset
         session = self.heard(told.stream, dataset, now_s=now_s)
+        if told.number < session.word:
+            return None
+        session.word = told.number
         session.ahead, session.has_spoken = tuple(dict.fromkeys(told.ahead)), True
         released = frozenset(told.released) & session.held - set(told.held)
         session.held |= set(told.held)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import shutil
 from pathlib import Path
 from typing import Final
@@ -28,7 +29,7 @@ def stock(cache: Path, *, budget_bytes: int) -> list[tuple[str, int]]:
     kept: list[tuple[str, int]] = []
     for _, path, size in found:
         if surplus > 0:
-            remove(path)
+            clear(retire(path))
             surplus -= size
         else:
             kept.append((path.name, size))
@@ -56,11 +57,21 @@ def publish(temporary: Path, final: Path) -> None:
     files.fsync_dir(final.parent)
 
 
-def remove(folder: Path) -> None:
-    """Remove a cached shard; what a crash leaves of it is litter."""
-    leaving = folder.with_name(f".{folder.name}.gone")
-    folder.rename(leaving)
-    shutil.rmtree(leaving)
+def retire(folder: Path) -> Path:
+    """Take a cached shard from its place, whole; where it lies then, as litter, until it is cleared away.
+
+    A shard that is not there has left already. Raises OSError if it stays where it is.
+    """
+    leaving = folder.with_name(f".{folder.name}-{secrets.token_hex(4)}.gone")
+    with contextlib.suppress(FileNotFoundError):
+        folder.rename(leaving)
+    return leaving
+
+
+def clear(leaving: Path) -> None:
+    """Remove what was retired, as far as it is still there; raises OSError."""
+    with contextlib.suppress(FileNotFoundError):
+        shutil.rmtree(leaving)
 
 
 def mark_used(folder: Path) -> None:

@@ -32,6 +32,7 @@ class StreamTeller:
         self._opened = opened
         self._send = send
         self._news = asyncio.Event()
+        self._number = 0
         self._ahead: tuple[int, ...] = ()
         self._held: set[int] = set()
         self._released: set[int] = set()
@@ -71,9 +72,11 @@ class StreamTeller:
     async def _tell(self) -> None:
         """One word; one that is refused will be refused again, so it counts as told."""
         released = frozenset(self._released)
+        self._number += 1
         word = StreamProgress(
             stream=self._opened.stream,
             dataset=self._opened.dataset,
+            number=self._number,
             ahead=self._ahead,
             held=tuple(sorted(self._held)),
             released=tuple(sorted(released)),

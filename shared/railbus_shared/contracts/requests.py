@@ -250,6 +250,8 @@ class StreamProgress(Contract):
     stream: Id
     dataset: Name | None = None
     """With it, a dataloader that was started since takes the stream up again."""
+    number: Count = 0
+    """Of this word among those on the stream, from 1 on: one that comes after a later one is not heeded."""
     ahead: Items[Count] = ()
     """Shards in the order in which the trainer will read them for the first time, from its place on."""
     held: Items[Count] = ()
