@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import random
 from itertools import pairwise, product
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-import small_datasets
 from railbus_shared.data.bijection import Positions
 from railbus_shared.data.order import Algorithm, Order, Window, epoch_order, shards_ahead
 from railbus_shared.data.selection import Selection
 from railbus_shared.data.shards import Shards
-from railbus_shared.layout import Layout
 
 SIZES: dict[str, list[int]] = {
     "one": [1],
@@ -47,14 +44,6 @@ def made(
 
 def whole(order: Order) -> Positions:
     return order.positions(0, order.num_samples)
-
-
-def test_the_shards_of_an_index_are_those_of_its_files(tmp_path: Path) -> None:
-    index = small_datasets.write(Layout(tmp_path), 30, num_shards=4)
-    shards = Shards.of_index(index.file)
-    assert shards.sizes_bytes.tolist() == [shard.bytes for shard in index.file.shards]
-    numbers, _ = index.locate(np.arange(30))
-    assert shards.numbers_of(np.arange(30)).tolist() == numbers.tolist()
 
 
 @pytest.mark.parametrize("window", WINDOWS, ids=str)

@@ -96,7 +96,7 @@ def test_a_session_that_leaves_lets_go_of_everything() -> None:
     admission.needs("s", ["a"])
     admission.ask(want("s", "b"))
     admission.leave("s")
-    assert not admission.is_waiting
+    assert not admission.num_waiting
     admission.ask(want("t", "c", urgent=False))
     assert admission.decide(0) == [Evict("a")]
 
@@ -139,7 +139,7 @@ def test_sessions_are_served_in_turn_however_many_shards_one_asks_for(urgent: bo
     for key in ("b1", "b2"):
         admission.ask(want("b", key, urgent=urgent))
     served: list[str] = []
-    while admission.is_waiting:
+    while admission.num_waiting:
         for action in admission.decide(0):
             if isinstance(action, Fetch):
                 served.append(action.key)
@@ -154,7 +154,7 @@ def test_who_asks_for_what_another_is_given_waits_no_more() -> None:
     admission.ask(want("s", "a"))
     admission.ask(want("t", "a"))
     assert admission.decide(0) == [Fetch("a")]
-    assert not admission.is_waiting
+    assert not admission.num_waiting
 
 
 def test_what_leaves_just_now_is_fetched_again_once_it_is_gone() -> None:
@@ -184,7 +184,7 @@ def test_a_trainer_whose_own_shards_leave_no_room_is_refused_after_a_while() -> 
     (refused,) = admission.decide(12)
     assert isinstance(refused, Refuse)
     assert refused.error.details == {"needed_bytes": 2, "held_bytes": 2, "budget_bytes": 3}
-    assert not admission.is_waiting
+    assert not admission.num_waiting
 
 
 def test_a_trainer_that_lets_go_in_time_is_not_refused() -> None:

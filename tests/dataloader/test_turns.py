@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-import pytest
-
 from railbus_dataloader.turns import Turns
-from railbus_shared.errors import TooManyTransfers
 from until import until
 
 
@@ -40,7 +37,7 @@ class Served:
 
 async def test_no_more_than_the_limit_at_a_time_and_who_asks_a_lot_waits() -> None:
     async with asyncio.TaskGroup() as tasks:
-        served = Served(Turns(2, max_waiting=9), tasks)
+        served = Served(Turns(2), tasks)
         for name in ("a1", "a2", "a3", "a4", "b1", "c1"):
             await served.ask(name)
         assert served.now == ["a1", "a2"]
@@ -53,7 +50,7 @@ async def test_no_more_than_the_limit_at_a_time_and_who_asks_a_lot_waits() -> No
 
 async def test_one_that_no_longer_waits_takes_no_turn() -> None:
     async with asyncio.TaskGroup() as tasks:
-        served = Served(Turns(1, max_waiting=9), tasks)
+        served = Served(Turns(1), tasks)
         await served.ask("a1")
         gone = await served.ask("b1")
         await served.ask("c1")
@@ -65,7 +62,7 @@ async def test_one_that_no_longer_waits_takes_no_turn() -> None:
 
 async def test_a_turn_given_to_one_that_leaves_at_that_moment_goes_to_the_next() -> None:
     async with asyncio.TaskGroup() as tasks:
-        turns = Turns(1, max_waiting=9)
+        turns = Turns(1)
         served = Served(turns, tasks)
         await served.ask("a1")
         called = await served.ask("b1")
@@ -77,17 +74,3 @@ async def test_a_turn_given_to_one_that_leaves_at_that_moment_goes_to_the_next()
         turns._active["a"] += 1
         await served.end("a1")
         await served.end("c1")
-
-
-async def test_beyond_so_many_nobody_else_may_wait() -> None:
-    async with asyncio.TaskGroup() as tasks:
-        turns = Turns(1, max_waiting=2)
-        served = Served(turns, tasks)
-        for name in ("a1", "a2"):
-            turns.check_room()
-            await served.ask(name)
-        await served.ask("b1")
-        with pytest.raises(TooManyTransfers, match="1 files are being sent, and 2 wait"):
-            turns.check_room()
-        for name in ("a1", "b1", "a2"):
-            await served.end(name)

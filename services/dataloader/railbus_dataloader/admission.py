@@ -98,9 +98,9 @@ class Admission:
         return sum(entry.bytes for entry in self._entries.values())
 
     @property
-    def is_waiting(self) -> bool:
-        """Whether anybody waits for room."""
-        return bool(self._asks)
+    def num_waiting(self) -> int:
+        """Asks that wait for room."""
+        return len(self._asks)
 
     def state(self, key: str) -> State | None:
         """None if it is neither here nor on its way."""

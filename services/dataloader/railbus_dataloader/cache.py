@@ -208,6 +208,7 @@ class Cache:
                 for action in self._admission.decide(now_s):
                     self._act(action, tasks)
                 self._measures.cache_bytes.set(self._admission.used_bytes)
+                self._measures.cache_waiting.set(self._admission.num_waiting)
                 await is_set_within(self._news, _LOOK_S)
 
     def _act(self, action: Action, tasks: asyncio.TaskGroup) -> None:

@@ -16,6 +16,7 @@ class Measures:
     sessions: Gauge
     cache_bytes: Gauge
     cache_budget_bytes: Gauge
+    cache_waiting: Gauge
     cache_hits: Counter
     cache_misses: Counter
     cache_evictions: Counter
@@ -31,6 +32,7 @@ class Measures:
             sessions=metrics.gauge("data_sessions", "Streams that trainers of this host have open."),
             cache_bytes=metrics.gauge("data_cache_bytes", "Bytes in the cache, those being fetched in full."),
             cache_budget_bytes=metrics.gauge("data_cache_budget_bytes", "Bytes that the cache may have."),
+            cache_waiting=metrics.gauge("data_cache_waiting", "Shards that wait for room, once a session."),
             cache_hits=metrics.counter("data_cache_hits", "Readers whose shard was in the cache."),
             cache_misses=metrics.counter("data_cache_misses", "Readers who waited for a shard to be fetched."),
             cache_evictions=metrics.counter("data_cache_evictions", "Shards removed from the cache."),

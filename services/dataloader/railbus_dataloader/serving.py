@@ -24,7 +24,15 @@ from railbus_shared.bus.chunks import CHUNK_BYTES, ChunkSender, sending
 from railbus_shared.bus.connection import Bus
 from railbus_shared.contracts.requests import SendFile, SendingFile
 from railbus_shared.data.index import DatasetIndex
-from railbus_shared.errors import BusUnavailable, InvalidField, NotFound, RailbusError, TransferBroken, shorten
+from railbus_shared.errors import (
+    BusUnavailable,
+    InvalidField,
+    NotFound,
+    RailbusError,
+    TooManyTransfers,
+    TransferBroken,
+    shorten,
+)
 from railbus_shared.layout import Layout
 from railbus_shared.waiting import end
 
@@ -102,7 +110,7 @@ class FileServer:
         self._find_index = find_index
         self._limits = limits
         self._sent = sent
-        self._turns = Turns(limits.transfers, max_waiting=_MAX_WAITING)
+        self._turns = Turns(limits.transfers)
         self._tasks: asyncio.TaskGroup | None = None
         self._transfers: set[asyncio.Task[None]] = set()
 
@@ -121,8 +129,11 @@ class FileServer:
         """Begin to send a file; raises NotFound, InvalidField, UnsafeReply, TooManyTransfers, BusUnavailable."""
         if self._tasks is None or not self._bus.is_connected:
             raise BusUnavailable("this dataloader cannot send files at present", hint="ask again")
-        self._turns.check_room()
         path = await self._path(request)
+        if len(self._transfers) >= self._limits.transfers + _MAX_WAITING:
+            raise TooManyTransfers(
+                f"{self._limits.transfers} files are being sent, and {_MAX_WAITING} wait", hint="ask later"
+            )
         started: asyncio.Future[SendingFile] = asyncio.get_running_loop().create_future()
         transfer = self._tasks.create_task(self._transfer(request, path, started))
         self._transfers.add(transfer)

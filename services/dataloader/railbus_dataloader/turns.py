@@ -7,24 +7,14 @@ import contextlib
 from collections import Counter, deque
 from collections.abc import AsyncIterator
 
-from railbus_shared.errors import TooManyTransfers
-
 
 class Turns:
     """At most `limit` at a time; of those that wait, the oldest of the asker that has the fewest now is next."""
 
-    def __init__(self, limit: int, *, max_waiting: int) -> None:
+    def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._max_waiting = max_waiting
         self._active: Counter[str] = Counter()
         self._waiting: deque[tuple[str, asyncio.Future[None]]] = deque()
-
-    def check_room(self) -> None:
-        """Raises TooManyTransfers if nobody else may wait."""
-        if len(self._waiting) >= self._max_waiting:
-            raise TooManyTransfers(
-                f"{self._active.total()} files are being sent, and {len(self._waiting)} wait", hint="ask later"
-            )
 
     @contextlib.asynccontextmanager
     async def turn(self, asker: str) -> AsyncIterator[None]:

@@ -91,10 +91,6 @@ class Selection:
         ends = np.clip(samples, self.firsts[pieces], self.stops[pieces])
         return self._before[pieces] + self._counted(ends, pieces) - self._counted(self.firsts[pieces], pieces)
 
-    def union(self, other: Selection) -> Selection:
-        """The samples of either."""
-        return self._combined(other, np.logical_or)
-
     def intersection(self, other: Selection) -> Selection:
         """The samples of both."""
         return self._combined(other, np.logical_and)

@@ -11,7 +11,6 @@ from typing import Final, Self
 
 import numpy as np
 
-from railbus_shared.contracts.artifacts import IndexFile
 from railbus_shared.data.bijection import Positions
 from railbus_shared.data.selection import Selection
 
@@ -34,12 +33,6 @@ class Shards:
         counts = np.fromiter(samples, dtype=np.int64)
         bounds = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(counts)])
         return cls(bounds, np.array(sizes_bytes, dtype=np.int64))
-
-    @classmethod
-    def of_index(cls, file: IndexFile) -> Self:
-        """The shards of an index; a sidecar counts as part of its shard."""
-        sizes = [shard.bytes + (shard.sidecar.bytes if shard.sidecar else 0) for shard in file.shards]
-        return cls.of((shard.samples for shard in file.shards), sizes_bytes=sizes)
 
     def numbers_of(self, samples: Positions) -> Positions:
         """The shard that each sample (N,) lies in, int64 (N,)."""
