@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
@@ -141,6 +141,32 @@ def test_a_longer_batch_gets_a_larger_buffer_in_place_of_the_smaller(ring: Ring)
 @pytest.mark.parametrize("rows", [32, 33, 63, 64])
 def test_large_buffers_begin_on_a_page(rows: int, ring: Ring) -> None:
     assert pointer(ring, rows) % 4096 == 0
+
+
+def made(lengths: Sequence[int]) -> tuple[int, int]:
+    """How many buffers a ring makes for batches of these lengths, and how many bytes it has at most at a time."""
+    ring = Ring(Column(dtype="uint8", shape=(), variable_length=True))
+    batch, seen, largest = ring.take(lengths[0]), set[tuple[int, int]](), 0
+    for length in lengths:
+        batch = ring.take(length)
+        assert len(batch[0]) == length
+        seen |= {(id(buffer), len(buffer)) for buffer in ring._buffers}
+        largest = max(largest, sum(len(buffer) for buffer in ring._buffers))
+    return len(seen), largest
+
+
+def test_lengths_that_scatter_take_two_batches_and_little_more() -> None:
+    lengths = np.random.default_rng(7).normal(1 << 20, 1 << 13, 2000).astype(int).tolist()
+    num_buffers, largest = made(lengths)
+    assert largest < 2.06 * max(lengths)
+    assert num_buffers < 20
+
+
+def test_lengths_that_rise_take_few_buffers_each_larger_by_more() -> None:
+    lengths = [int((1 << 18) * 1.01**number) for number in range(200)]
+    num_buffers, largest = made(lengths)
+    assert num_buffers < 60
+    assert largest < 2.5 * max(lengths)
 
 
 def test_small_batches_have_memory_of_their_own() -> None:

@@ -27,8 +27,10 @@ _LARGE_BYTES: Final = 128 << 10
 """From here on it shows where a buffer begins, and whether its pages are new."""
 _MOST: Final = 8
 """Buffers that a ring remembers."""
-_SPARE_FRAC: Final = 0.25
-"""How much larger than asked for a buffer of a variable length is made, so that a longer batch finds room in it."""
+_LEAST_SPARE_FRAC: Final = 1 / 64
+_MOST_SPARE_FRAC: Final = 1 / 4
+_SOON: Final = 8
+"""Batches."""
 
 
 class Buffers(Protocol):
@@ -47,7 +49,7 @@ class Ring:
         self._array_dtype = numpy_dtype(column)
         self._shape = column.shape
         self._row_bytes = ITEM_BYTES[column.dtype] * math.prod(column.shape)
-        self._spare_frac = _SPARE_FRAC if column.variable_length else 0.0
+        self._spare = _Spare() if column.variable_length else None
         self._buffers: list[Array] = []
 
     def take(self, rows: int) -> tuple[torch.Tensor, Array]:
@@ -55,6 +57,8 @@ class Ring:
             array: Array = np.empty((rows, *self._shape), self._array_dtype)
             return self._tensor(array), array
         buffer = self._unheld(rows)
+        if self._spare is not None:
+            self._spare.used()
         tensor = self._tensor(buffer)
         return (tensor, buffer) if len(buffer) == rows else (tensor[:rows], buffer[:rows])
 
@@ -71,9 +75,38 @@ class Ring:
         for number in free[:2]:
             if len(buffers[number]) >= rows:
                 return buffers[number]
+        if free and self._spare is not None:
+            self._spare.outgrown()
         self._buffers = [buffer for number, buffer in enumerate(buffers) if number not in free[:2]][1 - _MOST :]
-        self._buffers.append(page_aligned_empty((rows + int(rows * self._spare_frac), *self._shape), self._array_dtype))
+        room = rows if self._spare is None else self._spare.added(rows)
+        self._buffers.append(page_aligned_empty((room, *self._shape), self._array_dtype))
         return self._buffers[-1]
+
+
+class _Spare:
+    """How much larger than asked for a buffer of a variable length is made, so that a longer batch finds room in it.
+
+    Lengths that only scatter pass the longest so far ever more rarely, so little suffices; and whatever a buffer has to
+    spare, a trainer has in memory. Lengths that rise would soon want a new buffer again, and again: then it doubles.
+    """
+
+    def __init__(self) -> None:
+        self._frac = _LEAST_SPARE_FRAC
+        self._since = _SOON
+
+    def used(self) -> None:
+        """One more batch."""
+        self._since += 1
+
+    def outgrown(self) -> None:
+        """A batch was longer than any buffer that was free."""
+        factor = 2 if self._since < _SOON else 0.5
+        self._frac = min(max(self._frac * factor, _LEAST_SPARE_FRAC), _MOST_SPARE_FRAC)
+        self._since = 0
+
+    def added(self, rows: int) -> int:
+        """Rows of a new buffer."""
+        return rows + int(rows * self._frac)
 
 
 class Pinned:
