@@ -18,8 +18,8 @@ from safetensors.numpy import load_file
 
 from railbus_shared.contracts.artifacts import Column, DatasetSchema, Dtype, Split
 from railbus_shared.data.chunks import MAX_SAMPLE_BYTES, Array
-from railbus_shared.data.container import ALIGN_BYTES, OFFSETS
-from railbus_shared.data.dtypes import ITEM_BYTES, numpy_dtype
+from railbus_shared.data.container import ALIGN_BYTES
+from railbus_shared.data.dtypes import ITEM_BYTES, OFFSETS, numpy_dtype
 from railbus_shared.data.index import DatasetIndex
 from railbus_shared.data.parquet_writer import row_groups
 from railbus_shared.data.ragged import Ragged

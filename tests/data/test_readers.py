@@ -272,7 +272,7 @@ def parquet_of(folder: Path, table: pa.Table, *, column: Column, **options: Any)
         bytes=path.stat().st_size, samples=len(table), row_groups=[{"samples": len(table)}]
     )
     schema = index.schema.changed(columns={"a": column})
-    return dataclasses.replace(index, schema=schema, file=index.file.changed(shards=[shard], samples=len(table)))
+    return dataclasses.replace(index, about=schema, shard_map=index.file.changed(shards=[shard], samples=len(table)))
 
 
 @pytest.mark.parametrize(
@@ -316,7 +316,7 @@ def test_other_row_groups_or_columns_than_the_index_says_are_refused(tmp_path: P
         pq.write_table(other, path, row_group_size=group)
         size = path.stat().st_size
         changed = index.file.changed(shards=[index.file.shards[0].changed(bytes=size)])
-        refused(tmp_path / "d", dataclasses.replace(index, file=changed))
+        refused(tmp_path / "d", dataclasses.replace(index, shard_map=changed))
 
 
 def test_a_parquet_bomb_is_refused_by_its_footer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,8 @@ from safetensors.numpy import load_file
 
 import small_datasets
 from railbus_shared.contracts.artifacts import Column, DatasetSchema, Split
-from railbus_shared.data.container import ALIGN_BYTES, PADDING
+from railbus_shared.data.container import ALIGN_BYTES
+from railbus_shared.data.dtypes import PADDING
 from railbus_shared.data.index import ITEM_BYTES, DatasetIndex
 from railbus_shared.data.readers import numpy_dtype, open_shard, page_aligned_empty
 from railbus_shared.data.writer import Chunk, write_dataset

@@ -13,14 +13,16 @@ from __future__ import annotations
 
 import math
 import sys
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import numpy as np
 import torch
 
-from railbus_shared.contracts.artifacts import Column
-from railbus_shared.data.index import ITEM_BYTES
+from railbus_shared.data.dtypes import ITEM_BYTES
 from railbus_shared.data.readers import Array, numpy_dtype, page_aligned_empty
+
+if TYPE_CHECKING:
+    from railbus_shared.data.plain import AnyColumn
 
 TORCH_DTYPES: Final[dict[str, torch.dtype]] = {name: getattr(torch, name) for name in ITEM_BYTES}
 _LARGE_BYTES: Final = 128 << 10
@@ -44,7 +46,7 @@ class Buffers(Protocol):
 class Ring:
     """Page-aligned buffers of one column in ordinary memory, used again."""
 
-    def __init__(self, column: Column) -> None:
+    def __init__(self, column: AnyColumn) -> None:
         self._dtype = TORCH_DTYPES[column.dtype]
         self._array_dtype = numpy_dtype(column)
         self._shape = column.shape
@@ -112,7 +114,7 @@ class _Spare:
 class Pinned:
     """Pinned memory of one column, for copies to a CUDA device that nobody waits for."""
 
-    def __init__(self, column: Column) -> None:
+    def __init__(self, column: AnyColumn) -> None:
         self._dtype = TORCH_DTYPES[column.dtype]
         self._shape = column.shape
 

@@ -77,7 +77,7 @@ class TrainContext:
         self._index = DatasetIndex.read_exactly(
             Path(opened.schema_path), Path(opened.index_path), sha256=opened.index_sha256
         )
-        self._shard_paths = ShardPaths(self._index.file, Path(opened.shards_path), is_cached=opened.is_cached)
+        self._shard_paths = ShardPaths(self._index.shard_map, Path(opened.shards_path), is_cached=opened.is_cached)
         self._use = ShardUse(channel, verified=opened.verified)
 
     # --- the job -----------------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -12,8 +12,11 @@ from railbus_runner.buffers import Buffers, Pinned, Ring
 from railbus_runner.packed import Packed
 from railbus_runner.places import Part
 from railbus_runner.shards import Readable
-from railbus_shared.contracts.artifacts import Column
+from railbus_shared.data.plain import PlainColumn
 from railbus_shared.data.readers import Array, ShardReader, numpy_dtype, page_aligned_empty
+
+if TYPE_CHECKING:
+    from railbus_shared.data.plain import AnyColumn
 
 Batch = dict[str, Any]
 """A tensor (batch, *shape) of each column, or a `Packed` where its length varies; the schema tells which."""
@@ -22,7 +25,7 @@ Batch = dict[str, Any]
 class Gatherer:
     """Gathers batches from the shards that are open."""
 
-    def __init__(self, columns: Mapping[str, Column], shards: Readable, *, is_pinned: bool = False) -> None:
+    def __init__(self, columns: Mapping[str, AnyColumn], shards: Readable, *, is_pinned: bool = False) -> None:
         self._shards = shards
         kinds = [(name, column, _Variable if column.variable_length else _Fixed) for name, column in columns.items()]
         self._columns: list[tuple[str, _Fixed | _Variable]] = [
@@ -38,14 +41,14 @@ class Gatherer:
         return {name: column.gathered(readers, part) for name, column in self._columns}
 
 
-def _buffers(column: Column, is_pinned: bool) -> Buffers:
+def _buffers(column: AnyColumn, is_pinned: bool) -> Buffers:
     return Pinned(column) if is_pinned else Ring(column)
 
 
 class _Scratch:
     """Memory that is good until it is asked for again."""
 
-    def __init__(self, column: Column) -> None:
+    def __init__(self, column: AnyColumn) -> None:
         self._dtype = numpy_dtype(column)
         self._shape = column.shape
         self._array: Array | None = None
@@ -59,7 +62,7 @@ class _Scratch:
 class _Fixed:
     """A column of fixed length."""
 
-    def __init__(self, name: str, column: Column, is_pinned: bool) -> None:
+    def __init__(self, name: str, column: AnyColumn, is_pinned: bool) -> None:
         self._name = name
         self._buffers = _buffers(column, is_pinned)
         self._scratch = _Scratch(column)
@@ -80,10 +83,10 @@ class _Fixed:
 class _Variable:
     """A column of variable length."""
 
-    def __init__(self, name: str, column: Column, is_pinned: bool) -> None:
+    def __init__(self, name: str, column: AnyColumn, is_pinned: bool) -> None:
         self._name = name
         self._buffers = _buffers(column, is_pinned)
-        self._offsets = _buffers(Column(dtype="int64", shape=()), is_pinned)
+        self._offsets = _buffers(PlainColumn("int64", ()), is_pinned)
         self._scratch = _Scratch(column)
 
     def gathered(self, readers: Mapping[int, ShardReader], part: Part) -> Packed:

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, Final, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, Final, TypeVar, get_args
 
 import numpy as np
 import torch
@@ -28,11 +28,13 @@ from railbus_runner.pipeline import Transform
 from railbus_runner.places import Part, Places
 from railbus_runner.reading import Reading, Shuffle, algorithm_of, check_same, window_of
 from railbus_runner.staging import Here, Staging, ToCuda
-from railbus_shared.contracts.artifacts import Column
 from railbus_shared.data.mixture import ENDLESS, Mixture, Stop
 from railbus_shared.data.order import Positions, Window, num_batches
 from railbus_shared.data.readers import ShardReader
 from railbus_shared.errors import InvalidField
+
+if TYPE_CHECKING:
+    from railbus_shared.data.plain import AnyColumn
 
 SOURCE: Final = "source"
 """The column that tells where a sample comes from."""
@@ -122,7 +124,7 @@ class MixedReading:
     @property
     def firsts(self) -> list[int]:
         """The number that the first shard of each source has among those of all."""
-        return list(accumulate((len(one.index.file.shards) for one in self.sources[:-1]), initial=0))
+        return list(accumulate((len(one.index.shard_map.shards) for one in self.sources[:-1]), initial=0))
 
     def locate(self, epoch: int, start: int, stop: int) -> tuple[Positions, Positions]:
         """The shards, numbered over all sources, and the rows in them, at places `start` to `stop - 1` of an epoch."""
@@ -187,7 +189,7 @@ class MixedPipeline:
         self._firsts = reading.firsts
         is_cuda = device.type == "cuda"
         self._staging: Staging = ToCuda(device) if is_cuda else Here()
-        columns = shared_columns([dataset.schema.columns for dataset in datasets])
+        columns = shared_columns([dataset.index.about.columns for dataset in datasets])
         shards = _MixedShards(datasets, self._firsts)
         self._gatherer = Gatherer(columns, shards, is_pinned=is_cuda and transform is None)
 
@@ -235,7 +237,7 @@ class _MixedShards:
             self.readers[number] = self._shards[source].readers[within]
 
 
-def shared_columns(sources: Sequence[Mapping[str, Column]]) -> dict[str, Column]:
+def shared_columns(sources: Sequence[Mapping[str, AnyColumn]]) -> dict[str, AnyColumn]:
     """The columns that every source has, in the order of the first.
 
     Raises InvalidField for one that differs in dtype, shape or kind of length, if there is none, and if one is called
@@ -262,7 +264,7 @@ def shared_columns(sources: Sequence[Mapping[str, Column]]) -> dict[str, Column]
     return shared
 
 
-def _kind(column: Column) -> str:
+def _kind(column: AnyColumn) -> str:
     shape = f"{column.dtype} {list(column.shape)}"
     return f"{shape} of variable length" if column.variable_length else shape
 

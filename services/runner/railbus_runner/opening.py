@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 import numpy as np
@@ -21,12 +22,14 @@ from railbus_runner.reading import Ranges, Shuffle
 from railbus_runner.shards import OpenShards
 from railbus_runner.stream import ShardStream
 from railbus_runner.vouching import HashedHere, user_memory
-from railbus_shared.contracts.artifacts import DatasetSchema, Split
 from railbus_shared.data.index import DatasetIndex
 from railbus_shared.data.order import Window
 from railbus_shared.data.selection import Selection
 from railbus_shared.data.shard_paths import ShardPaths
 from railbus_shared.errors import InvalidField, NotSupported
+
+if TYPE_CHECKING:
+    from railbus_shared.contracts.artifacts import DatasetSchema, Split
 
 
 def open_dataset(path_or_url: str | Path, *, split: str | None = None, version: int | None = None) -> Dataset:
@@ -41,7 +44,7 @@ def open_dataset(path_or_url: str | Path, *, split: str | None = None, version: 
     """
     folder = _folder(path_or_url)
     index = DatasetIndex.load(folder, version)
-    selection = Selection.of([(0, index.file.samples)] if split is None else [])
+    selection = Selection.of([(0, index.shard_map.samples)] if split is None else [])
     if split is not None:
         selection = Selection.of_split(index.split(split))
     return Dataset(index, folder, split=split, selection=selection)
@@ -59,12 +62,12 @@ class Dataset:
         self.index = index
         self._split = split
         self._selection = selection
-        self.paths = ShardPaths(index.file, folder / "shards")
+        self.paths = ShardPaths(index.shard_map, folder / "shards")
         self._verify = HashedHere(index, self.paths, memory=user_memory())
 
     def __repr__(self) -> str:
-        name, version = self.index.schema.name, self.index.file.version
-        return f"<Dataset {name} version {version}: {len(self)} samples of {', '.join(self.schema.columns)}>"
+        name, version = self.index.about.name, self.index.shard_map.version
+        return f"<Dataset {name} version {version}: {len(self)} samples of {', '.join(self.index.about.columns)}>"
 
     @property
     def schema(self) -> DatasetSchema:
@@ -136,7 +139,10 @@ class Dataset:
         name = split or self._split
         if name is None:
             raise InvalidField(
-                field="split", value=None, problem="no split is chosen", hint=f"it has {', '.join(sorted(self.splits))}"
+                field="split",
+                value=None,
+                problem="no split is chosen",
+                hint=f"it has {', '.join(sorted(self.index.about.splits))}",
             )
         return name
 
@@ -146,11 +152,11 @@ class Dataset:
 
     def verify(self) -> None:
         """Hash every shard, also those that are remembered. Raises ShardCorrupt for the first that is damaged."""
-        self._verify(range(len(self.index.file.shards)), again=True)
+        self._verify(range(len(self.index.shard_map.shards)), again=True)
 
     @cached_property
     def _gatherer(self) -> Gatherer:
-        return Gatherer(self.schema.columns, self.shards())
+        return Gatherer(self.index.about.columns, self.shards())
 
     def __getstate__(self) -> dict[str, object]:
         """A copy for another process opens shards by itself."""

@@ -58,7 +58,7 @@ class Pipeline:
             )
         else:
             self._shards = shards = OpenShards(reading.index, route.shard_paths, ensure_verified=route.ensure_verified)
-            columns = reading.index.schema.columns
+            columns = reading.index.about.columns
             self._gatherer = Gatherer(columns, shards, is_pinned=is_cuda and route.transform is None)
         self._ahead = LookAhead(reading, self._shards, route.on_ahead)
 

@@ -91,7 +91,7 @@ class Reading:
 
     @cached_property
     def _shards(self) -> Shards:
-        shards = self.index.file.shards
+        shards = self.index.shard_map.shards
         return Shards.of((shard.samples for shard in shards), sizes_bytes=[shard.bytes for shard in shards])
 
     def check(self, *, world_size: int) -> None:
@@ -117,8 +117,8 @@ class Reading:
         is_window = self.algorithm == "window"
         return {
             "version": _VERSION,
-            "dataset": self.index.schema.name,
-            "dataset_version": self.index.file.version,
+            "dataset": self.index.about.name,
+            "dataset_version": self.index.shard_map.version,
             "index_sha256": self.index.sha256,
             "split": self.split,
             "ranges": [list(one) for one in self.ranges],

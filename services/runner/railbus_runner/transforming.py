@@ -71,7 +71,7 @@ class _Gathered(torch.utils.data.Dataset[Any]):
 
     @cached_property
     def _gatherer(self) -> Gatherer:
-        return Gatherer(self._index.schema.columns, self._shards)
+        return Gatherer(self._index.about.columns, self._shards)
 
 
 class Workers:

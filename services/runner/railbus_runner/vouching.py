@@ -57,7 +57,7 @@ class HashedHere:
         self._verified.update(unknown)
 
     def _files(self, number: int) -> Iterator[tuple[Path, str]]:
-        shard, path = self._index.file.shards[number], self._paths[number]
+        shard, path = self._index.shard_map.shards[number], self._paths[number]
         yield path.absolute(), shard.sha256
         if shard.sidecar is not None:
             yield path.absolute().with_name(shard.sidecar.file), shard.sidecar.sha256

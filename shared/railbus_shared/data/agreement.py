@@ -6,11 +6,21 @@ samples of the schema's columns. So a reader maps them without asking again.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Final
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Final
 
-from railbus_shared.contracts.artifacts import Column, ColumnExtent, DatasetSchema, IndexFile, Shard, Sidecar, Split
 from railbus_shared.data.dtypes import ITEM_BYTES, sample_bytes
+
+if TYPE_CHECKING:
+    from railbus_shared.data.plain import (
+        AnyColumn,
+        AnyColumnExtent,
+        AnyIndex,
+        AnySchema,
+        AnyShard,
+        AnySidecar,
+        AnySplit,
+    )
 
 _MAX_AXES: Final = 32
 _MAX_SAMPLE_BYTES: Final = 1 << 40
@@ -21,7 +31,7 @@ Problem = tuple[str, str]
 """Of which field of a shard, and what."""
 
 
-def schema_problems(schema: DatasetSchema) -> Iterator[str]:
+def schema_problems(schema: AnySchema) -> Iterator[str]:
     """What a schema says that no shard can hold."""
     for name, column in schema.columns.items():
         if 0 in column.shape or len(column.shape) > _MAX_AXES:
@@ -41,7 +51,7 @@ def schema_problems(schema: DatasetSchema) -> Iterator[str]:
     yield from _single_column_problems(schema)
 
 
-def _single_column_problems(schema: DatasetSchema) -> Iterator[str]:
+def _single_column_problems(schema: AnySchema) -> Iterator[str]:
     if schema.payload not in {"npy", "raw"}:
         return
     is_raw = schema.payload == "raw"
@@ -53,7 +63,7 @@ def _single_column_problems(schema: DatasetSchema) -> Iterator[str]:
         )
 
 
-def index_problems(schema: DatasetSchema, file: IndexFile, schema_sha256: str) -> Iterator[str]:
+def index_problems(schema: AnySchema, file: AnyIndex, schema_sha256: str) -> Iterator[str]:
     """Where schema and index do not hold together, in words."""
     if file.schema_sha256 != schema_sha256:
         yield f"field 'schema_sha256' has value {file.schema_sha256!r}, but schema.json has {schema_sha256!r}"
@@ -63,7 +73,8 @@ def index_problems(schema: DatasetSchema, file: IndexFile, schema_sha256: str) -
     if len(set(names)) != len(names):
         yield "field 'shards' names a file twice"
     first = 0
-    for number, shard in enumerate(file.shards):
+    shards: Sequence[AnyShard] = file.shards
+    for number, shard in enumerate(shards):
         if shard.first_sample != first:
             yield f"field 'shards.{number}.first_sample' has value {shard.first_sample}, expected {first}"
         first += shard.samples
@@ -77,7 +88,7 @@ def index_problems(schema: DatasetSchema, file: IndexFile, schema_sha256: str) -
         yield from _split_problems(name, split, file.samples)
 
 
-def _split_problems(name: str, split: Split, samples: int) -> Iterator[str]:
+def _split_problems(name: str, split: AnySplit, samples: int) -> Iterator[str]:
     end = 0
     for run in split.runs:
         if run.first < end:
@@ -91,7 +102,7 @@ def _split_problems(name: str, split: Split, samples: int) -> Iterator[str]:
         yield f"field 'splits.{name}.samples' of schema.json has value {split.samples}, but its ranges hold {total}"
 
 
-def _shard_problems(schema: DatasetSchema, shard: Shard) -> Iterator[Problem]:
+def _shard_problems(schema: AnySchema, shard: AnyShard) -> Iterator[Problem]:
     if shard.bytes == 0:
         yield "bytes", "has value 0: a shard is no empty file"
     if (shard.sidecar is not None) != (schema.payload == "raw"):
@@ -114,14 +125,14 @@ def _shard_problems(schema: DatasetSchema, shard: Shard) -> Iterator[Problem]:
     yield from _place_problems(schema, shard)
 
 
-def _parquet_problems(shard: Shard) -> Iterator[Problem]:
+def _parquet_problems(shard: AnyShard) -> Iterator[Problem]:
     if shard.columns:
         yield "columns", f"has {sorted(shard.columns)}, but a Parquet file tells its own layout"
     if (total := sum(group.samples for group in shard.row_groups)) != shard.samples:
         yield "row_groups", f"has {total} samples, but the shard {shard.samples}"
 
 
-def _extent_problems(column: Column, extent: ColumnExtent, samples: int) -> Iterator[Problem]:
+def _extent_problems(column: AnyColumn, extent: AnyColumnExtent, samples: int) -> Iterator[Problem]:
     """Whether a column has the sizes that its samples need, and lies where its dtype may."""
     size = sample_bytes(column)
     if extent.offset % ITEM_BYTES[column.dtype]:
@@ -143,7 +154,7 @@ def _extent_problems(column: Column, extent: ColumnExtent, samples: int) -> Iter
         yield "offsets.offset", f"has value {extent.offsets.offset}, no multiple of {_OFFSET_BYTES}"
 
 
-def _place_problems(schema: DatasetSchema, shard: Shard) -> Iterator[Problem]:
+def _place_problems(schema: AnySchema, shard: AnyShard) -> Iterator[Problem]:
     """Whether every extent lies within its file, and no two overlap."""
     places = []
     for name, extent in shard.columns.items():
@@ -164,7 +175,7 @@ def _place_problems(schema: DatasetSchema, shard: Shard) -> Iterator[Problem]:
         yield from _raw_problems(places[0], shard, shard.sidecar)
 
 
-def _raw_problems(values: tuple[int, int, str], shard: Shard, sidecar: Sidecar) -> Iterator[Problem]:
+def _raw_problems(values: tuple[int, int, str], shard: AnyShard, sidecar: AnySidecar) -> Iterator[Problem]:
     start, end, where = values
     if (start, end) != (0, shard.bytes):
         yield where, f"has value {start}: the values have to be the whole file of {shard.bytes} bytes"

@@ -16,15 +16,11 @@ from typing import Final
 import orjson
 
 from railbus_shared.contracts.artifacts import ColumnExtent, DatasetSchema, Extent, Shard
-from railbus_shared.data.dtypes import SAFETENSORS_DTYPES, sample_bytes
+from railbus_shared.data.dtypes import OFFSETS, PADDING, SAFETENSORS_DTYPES, sample_bytes
 from railbus_shared.data.shard_files import new_file
 from railbus_shared.data.slices import Slices
 
 ALIGN_BYTES: Final = 64
-PADDING: Final = "__padding__."
-"""Begins the names of padding tensors; no column's name can begin so."""
-OFFSETS: Final = "__offsets__."
-"""Begins the name of the tensor that says where the samples of a column of variable length begin."""
 _OFFSET_BYTES: Final = 8
 
 

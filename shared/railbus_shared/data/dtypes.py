@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from railbus_shared.contracts.artifacts import Column
+if TYPE_CHECKING:
+    from railbus_shared.data.plain import AnyColumn
 
 Array = npt.NDArray[Any]
 
@@ -25,11 +26,17 @@ SAFETENSORS_DTYPES: Final = {
 """What a header of payload `columns` calls each dtype."""
 
 
-def sample_bytes(column: Column) -> int:
+PADDING: Final = "__padding__."
+"""Begins the names of padding tensors of payload `columns`; no column's name can begin so."""
+OFFSETS: Final = "__offsets__."
+"""Begins the name of the tensor that says where the samples of a column of variable length begin."""
+
+
+def sample_bytes(column: AnyColumn) -> int:
     """Bytes of one sample of a column, or of one item where the length varies."""
     return ITEM_BYTES[column.dtype] * math.prod(column.shape)
 
 
-def numpy_dtype(column: Column) -> np.dtype[Any]:
+def numpy_dtype(column: AnyColumn) -> np.dtype[Any]:
     """NumPy's dtype of a column; NumPy has no bfloat16, so its bits are shown as uint16."""
     return np.dtype("uint16" if column.dtype == "bfloat16" else column.dtype)

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import orjson
 
-from railbus_shared.contracts.artifacts import Column, DatasetSchema, Shard
-from railbus_shared.data.container import OFFSETS, PADDING
-from railbus_shared.data.dtypes import SAFETENSORS_DTYPES, numpy_dtype, sample_bytes
+from railbus_shared.data.dtypes import OFFSETS, PADDING, SAFETENSORS_DTYPES, numpy_dtype, sample_bytes
 from railbus_shared.data.mapping import Bytes
 from railbus_shared.errors import ShardCorrupt
+
+if TYPE_CHECKING:
+    from railbus_shared.data.plain import AnyColumn, AnySchema, AnyShard
 
 _MAX_HEADER_BYTES: Final = 1 << 20
 """More than 256 columns of 32 axes each need."""
@@ -27,7 +28,7 @@ _SHOWN: Final = 200
 Entry = dict[str, object]
 
 
-def check_safetensors(path: Path, data: Bytes, schema: DatasetSchema, shard: Shard) -> None:
+def check_safetensors(path: Path, data: Bytes, schema: AnySchema, shard: AnyShard) -> None:
     """Compare the header of a shard of payload `columns` with its index; raises ShardCorrupt."""
     length = int.from_bytes(data[:8].tobytes(), "little")
     if length > min(len(data) - 8, _MAX_HEADER_BYTES):
@@ -50,7 +51,7 @@ def _entries(path: Path, header: bytes) -> dict[str, object]:
     return {name: entry for name, entry in found.items() if name != "__metadata__" and not name.startswith(PADDING)}
 
 
-def _expected_entries(schema: DatasetSchema, shard: Shard, *, begin: int) -> Iterator[tuple[str, Entry]]:
+def _expected_entries(schema: AnySchema, shard: AnyShard, *, begin: int) -> Iterator[tuple[str, Entry]]:
     for name, extent in shard.columns.items():
         column = schema.columns[name]
         rows = extent.bytes // sample_bytes(column)
@@ -63,7 +64,7 @@ def _entry(dtype: str, shape: tuple[int, ...], start: int, size: int) -> Entry:
     return {"dtype": dtype, "shape": list(shape), "data_offsets": [start, start + size]}
 
 
-def check_npy(path: Path, data: Bytes, column: Column, shard: Shard) -> None:
+def check_npy(path: Path, data: Bytes, column: AnyColumn, shard: AnyShard) -> None:
     """Compare the header of a shard of payload `npy` with its index; raises ShardCorrupt.
 
     The index tells how the header has to read, as NumPy writes it, so none is parsed.

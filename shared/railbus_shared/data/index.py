@@ -7,37 +7,68 @@ the field, the value and the remedy.
 from __future__ import annotations
 
 import hashlib
+import sys
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
 import orjson
 
-from railbus_shared.contracts.artifacts import DatasetSchema, IndexFile, Split
-from railbus_shared.contracts.model import Contract
 from railbus_shared.data.agreement import index_problems, schema_problems
 from railbus_shared.data.dtypes import ITEM_BYTES, sample_bytes
 from railbus_shared.data.mapping import look_at
+from railbus_shared.data.plain import plain_index, plain_schema
 from railbus_shared.errors import DatasetNotFound, IndexInvalid, NotFound, RailbusError, SchemaInvalid, WireError
+
+if TYPE_CHECKING:
+    from railbus_shared.contracts.artifacts import DatasetSchema, IndexFile
+    from railbus_shared.contracts.model import Contract
+    from railbus_shared.data.plain import AnyIndex, AnySchema, AnySplit
 
 __all__ = ["ITEM_BYTES", "DatasetIndex", "sample_bytes", "schema_problems", "unreadable"]
 
-C = TypeVar("C", bound=Contract)
+C = TypeVar("C", bound="Contract")
 
+_PYDANTIC: Final = "pydantic"
 _AGAIN: Final = "import the dataset again, or restore the file from a copy"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class DatasetIndex:
     """A dataset's schema and index, which agree with each other."""
 
-    schema: DatasetSchema
-    file: IndexFile
+    about: AnySchema
+    """`schema`, as far as reading needs it: it may be known without pydantic, see `plain.py`."""
+    shard_map: AnyIndex
+    """`file`, as far as reading needs it."""
     sha256: str
     """Of the bytes of `index.json`: the identity of the dataset's content."""
+    _texts: tuple[bytes, bytes] | None = None
+    """Of both files, where their contracts have not been made."""
+
+    @cached_property
+    def schema(self) -> DatasetSchema:
+        """All that `schema.json` says."""
+        from railbus_shared.contracts.artifacts import DatasetSchema  # noqa: PLC0415 - it loads pydantic
+
+        return DatasetSchema.parse(orjson.loads(self._texts[0])) if self._texts else cast("DatasetSchema", self.about)
+
+    @cached_property
+    def file(self) -> IndexFile:
+        """All that `index.json` says."""
+        from railbus_shared.contracts.artifacts import IndexFile  # noqa: PLC0415 - it loads pydantic
+
+        return IndexFile.parse(orjson.loads(self._texts[1])) if self._texts else cast("IndexFile", self.shard_map)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, DatasetIndex):
+            return NotImplemented
+        return (self.sha256, self.schema, self.file) == (other.sha256, other.schema, other.file)
+
+    __hash__ = None  # type: ignore[assignment] # its columns are a map
 
     @classmethod
     def load(cls, directory: Path, version: int | None = None) -> DatasetIndex:
@@ -46,7 +77,7 @@ class DatasetIndex:
         Raises DatasetNotFound, NotFound for a version that there is not, SchemaInvalid, IndexInvalid.
         """
         index = cls.read(directory / "schema.json", directory / "index.json")
-        if version is not None and version != index.file.version:
+        if version is not None and version != index.shard_map.version:
             index = cls._older(directory, version)
         index.check_name(directory.name)
         return index
@@ -61,9 +92,9 @@ class DatasetIndex:
                 details={"field": "version", "value": version},
             )
         index = cls.read(folder / "schema.json", folder / "index.json")
-        if index.file.version != version:
+        if index.shard_map.version != version:
             raise IndexInvalid(
-                f"{folder / 'index.json'}: field 'version' has value {index.file.version}, expected {version}",
+                f"{folder / 'index.json'}: field 'version' has value {index.shard_map.version}, expected {version}",
                 hint=_AGAIN,
                 details={"path": str(folder / "index.json")},
             )
@@ -108,6 +139,11 @@ class DatasetIndex:
             )
         if schema_bytes is None:
             raise SchemaInvalid(f"{schema_path} is missing, but index.json is there", hint=_AGAIN)
+        plain = None if _PYDANTIC in sys.modules else _plainly(schema_bytes, index_bytes)
+        if plain is not None:
+            return cls(*plain, hashlib.sha256(index_bytes).hexdigest(), (schema_bytes, index_bytes))
+        from railbus_shared.contracts.artifacts import DatasetSchema, IndexFile  # noqa: PLC0415 - it loads pydantic
+
         schema = _parsed(DatasetSchema, schema_bytes, schema_path, SchemaInvalid)
         for problem in schema_problems(schema):
             raise SchemaInvalid(f"{schema_path}: {problem}", hint=_AGAIN, details={"path": str(schema_path)})
@@ -118,36 +154,36 @@ class DatasetIndex:
 
     def check_name(self, folder: str) -> None:
         """Raises SchemaInvalid if the dataset lies in a folder of another name: two would share one identity."""
-        if self.schema.name != folder:
+        if self.about.name != folder:
             raise SchemaInvalid(
-                f"field 'name' of schema.json has value {self.schema.name!r}, but its folder is called {folder!r}",
+                f"field 'name' of schema.json has value {self.about.name!r}, but its folder is called {folder!r}",
                 hint="rename the folder, or import the data under the other name",
-                details={"field": "name", "value": self.schema.name},
+                details={"field": "name", "value": self.about.name},
             )
 
-    def split(self, name: str) -> Split:
+    def split(self, name: str) -> AnySplit:
         """Raises NotFound, naming the splits that there are."""
-        if name not in self.schema.splits:
+        if name not in self.about.splits:
             raise NotFound(
-                f"split has value {name!r}: dataset {self.schema.name!r} has no such split",
-                hint=f"it has {', '.join(sorted(self.schema.splits))}",
+                f"split has value {name!r}: dataset {self.about.name!r} has no such split",
+                hint=f"it has {', '.join(sorted(self.about.splits))}",
                 details={"field": "split", "value": name},
             )
-        return self.schema.splits[name]
+        return self.about.splits[name]
 
     def locate(self, samples: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """Shard numbers and rows within them of samples (N,), int64 both (N,).
 
         Raises ValueError for a sample that does not exist.
         """
-        if samples.size and not 0 <= samples.min() <= samples.max() < self.file.samples:
-            raise ValueError(f"samples {samples.min()} to {samples.max()} asked for, of {self.file.samples}")
+        if samples.size and not 0 <= samples.min() <= samples.max() < self.shard_map.samples:
+            raise ValueError(f"samples {samples.min()} to {samples.max()} asked for, of {self.shard_map.samples}")
         numbers = np.searchsorted(self._firsts, samples, side="right").astype(np.int64) - 1
         return numbers, samples - self._firsts[numbers]
 
     @cached_property
     def _firsts(self) -> npt.NDArray[np.int64]:
-        return np.array([shard.first_sample for shard in self.file.shards], dtype=np.int64)
+        return np.array([shard.first_sample for shard in self.shard_map.shards], dtype=np.int64)
 
     def check_files(self, shards: Path) -> None:
         """Every shard and sidecar is there with its size; a look at each, no reading.
@@ -155,7 +191,7 @@ class DatasetIndex:
         Raises IndexInvalid for one that is missing or leads out of the dataset's folder, ShardCorrupt for one of
         another size.
         """
-        for shard in self.file.shards:
+        for shard in self.shard_map.shards:
             look_at(shards / shard.file, size_bytes=shard.bytes)
             if shard.sidecar is not None:
                 look_at(shards / shard.sidecar.file, size_bytes=shard.sidecar.bytes)
@@ -206,6 +242,18 @@ def _bytes_of(path: Path, error: type[RailbusError]) -> bytes | None:
         return None
     except OSError as exc:
         raise unreadable(path, exc, error) from exc
+
+
+def _plainly(schema: bytes, index: bytes) -> tuple[AnySchema, AnyIndex] | None:
+    """Both files without their contracts, if nothing at all is wrong with them."""
+    try:
+        about, shard_map = plain_schema(orjson.loads(schema)), plain_index(orjson.loads(index))
+    except orjson.JSONDecodeError:
+        return None
+    if about is None or shard_map is None or any(schema_problems(about)):
+        return None
+    is_whole = not any(index_problems(about, shard_map, hashlib.sha256(schema).hexdigest()))
+    return (about, shard_map) if is_whole else None
 
 
 def _parsed(contract: type[C], data: bytes, path: Path, error: type[RailbusError]) -> C:

@@ -5,17 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from railbus_shared.contracts.artifacts import Column, ColumnExtent, Extent
 from railbus_shared.data.dtypes import Array, numpy_dtype
 from railbus_shared.data.headers import check_npy, check_safetensors
 from railbus_shared.data.index import DatasetIndex
 from railbus_shared.data.mapping import Bytes, map_file
 from railbus_shared.data.order import Positions
+from railbus_shared.data.plain import PlainExtent
 from railbus_shared.errors import ShardCorrupt
+
+if TYPE_CHECKING:
+    from railbus_shared.data.plain import AnyColumn, AnyColumnExtent, AnyExtent
 
 _SHORT_ITEMS: Final = 128
 """Samples of so many items are gathered item by item in one call; longer ones each by a copy of their own."""
@@ -67,18 +70,18 @@ def gather_items(values: Array, offsets: Positions, rows: Positions, out: Array)
 
 def open_columns(path: Path, index: DatasetIndex, number: int, *, populate: bool) -> MappedShard:
     """A safetensors file, mapped once. Raises ShardCorrupt, IndexInvalid."""
-    shard = index.file.shards[number]
+    shard = index.shard_map.shards[number]
     data = map_file(path, size_bytes=shard.bytes, populate=populate)
-    check_safetensors(path, data, index.schema, shard)
+    check_safetensors(path, data, index.about, shard)
     return MappedShard(
-        {name: _column(path, data, column, shard.columns[name]) for name, column in index.schema.columns.items()}
+        {name: _column(path, data, column, shard.columns[name]) for name, column in index.about.columns.items()}
     )
 
 
 def open_npy(path: Path, index: DatasetIndex, number: int, *, populate: bool) -> MappedShard:
     """One `.npy` file. Raises ShardCorrupt, IndexInvalid."""
-    shard = index.file.shards[number]
-    ((name, column),) = index.schema.columns.items()
+    shard = index.shard_map.shards[number]
+    ((name, column),) = index.about.columns.items()
     data = map_file(path, size_bytes=shard.bytes, populate=populate)
     check_npy(path, data, column, shard)
     return MappedShard({name: _column(path, data, column, shard.columns[name])})
@@ -86,32 +89,32 @@ def open_npy(path: Path, index: DatasetIndex, number: int, *, populate: bool) ->
 
 def open_raw(path: Path, index: DatasetIndex, number: int, *, populate: bool) -> MappedShard:
     """Bytes without a header, and the sidecar with their offsets beside them. Raises ShardCorrupt, IndexInvalid."""
-    shard = index.file.shards[number]
-    ((name, column),) = index.schema.columns.items()
+    shard = index.shard_map.shards[number]
+    ((name, column),) = index.about.columns.items()
     if shard.sidecar is None:
         raise ValueError(f"shard {number} of an index that was not checked")
     sidecar_path = path.with_name(shard.sidecar.file)
     sidecar = map_file(sidecar_path, size_bytes=shard.sidecar.bytes, populate=populate)
     data = map_file(path, size_bytes=shard.bytes, populate=populate)
     values = _values(data, column, shard.columns[name])
-    whole = Extent(offset=0, bytes=shard.sidecar.bytes)
+    whole = PlainExtent(0, shard.sidecar.bytes)
     return MappedShard({name: MappedColumn(values, _offsets(sidecar_path, sidecar, whole, items=len(values)))})
 
 
-def _column(path: Path, data: Bytes, column: Column, extent: ColumnExtent) -> MappedColumn:
+def _column(path: Path, data: Bytes, column: AnyColumn, extent: AnyColumnExtent) -> MappedColumn:
     values = _values(data, column, extent)
     if extent.offsets is None:
         return MappedColumn(values)
     return MappedColumn(values, _offsets(path, data, extent.offsets, items=len(values)))
 
 
-def _values(data: Bytes, column: Column, extent: ColumnExtent) -> Array:
+def _values(data: Bytes, column: AnyColumn, extent: AnyColumnExtent) -> Array:
     dtype = numpy_dtype(column)
     flat = np.frombuffer(data, dtype, extent.bytes // dtype.itemsize, extent.offset)
     return flat.reshape(-1, *column.shape)
 
 
-def _offsets(path: Path, data: Bytes, extent: Extent, *, items: int) -> Positions:
+def _offsets(path: Path, data: Bytes, extent: AnyExtent, *, items: int) -> Positions:
     """Raises ShardCorrupt unless they begin with 0, never decrease and end with the number of items."""
     found = np.frombuffer(data, np.int64, extent.bytes // 8, extent.offset)
     if found[0] != 0 or found[-1] != items:

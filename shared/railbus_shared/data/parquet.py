@@ -13,20 +13,22 @@ import math
 import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from railbus_shared.contracts.artifacts import Column
 from railbus_shared.data.dtypes import Array, numpy_dtype, sample_bytes
 from railbus_shared.data.index import DatasetIndex
 from railbus_shared.data.mapped import MappedColumn, gather_items
 from railbus_shared.data.mapping import Bytes, map_file
 from railbus_shared.data.order import Positions
 from railbus_shared.errors import ConfigError, ShardCorrupt
+
+if TYPE_CHECKING:
+    from railbus_shared.data.plain import AnyColumn
 
 try:
     import pyarrow as pa
@@ -46,7 +48,7 @@ _TAIL_BYTES: Final = 8
 
 def open_parquet(path: Path, index: DatasetIndex, number: int) -> ParquetShard:
     """Map a Parquet file and compare its footer with the index. Raises ShardCorrupt, IndexInvalid."""
-    shard = index.file.shards[number]
+    shard = index.shard_map.shards[number]
     data = map_file(path, size_bytes=shard.bytes)
     _check_tail(path, data)
     with _faults(path):
@@ -57,9 +59,9 @@ class ParquetShard:
     """A `ShardReader` of a Parquet file."""
 
     def __init__(self, path: Path, data: Bytes, index: DatasetIndex, number: int) -> None:
-        samples = np.array([group.samples for group in index.file.shards[number].row_groups], dtype=np.int64)
+        samples = np.array([group.samples for group in index.shard_map.shards[number].row_groups], dtype=np.int64)
         self._path = path
-        self._columns = index.schema.columns
+        self._columns = index.about.columns
         self._samples = samples
         self._firsts = np.cumsum(samples) - samples
         self._file = _opened(path, data, self._columns)
@@ -126,7 +128,7 @@ def _offsets(column: MappedColumn) -> Positions:
 # --- what is decoded -------------------------------------------------------------------------------------------------
 
 
-def _joined(path: Path, arrays: Iterator[Any], column: Column) -> tuple[Array, Positions | None]:
+def _joined(path: Path, arrays: Iterator[Any], column: AnyColumn) -> tuple[Array, Positions | None]:
     """All samples, and their lengths where those vary; counted as they come."""
     values: list[Array] = [np.empty((0, *column.shape), numpy_dtype(column))]
     lengths: list[Positions] = [np.empty(0, np.int64)]
@@ -144,7 +146,7 @@ def _joined(path: Path, arrays: Iterator[Any], column: Column) -> tuple[Array, P
     return np.concatenate(values), np.concatenate(lengths) if column.variable_length else None
 
 
-def _plain(path: Path, array: Any, column: Column, *, spare_bytes: int) -> tuple[Array, Positions | None]:
+def _plain(path: Path, array: Any, column: AnyColumn, *, spare_bytes: int) -> tuple[Array, Positions | None]:
     """An Arrow array as NumPy's: its values, and the samples' lengths where those vary."""
     if not column.variable_length:
         return _leaf(path, array, depth=len(column.shape)).reshape(len(array), *column.shape), None
@@ -229,7 +231,7 @@ def _check_tail(path: Path, data: Bytes) -> None:
         raise _other(path, f"a footer of at most {min(len(data), _MAX_FOOTER_BYTES)} bytes", f"one of {length}")
 
 
-def _opened(path: Path, data: Bytes, columns: dict[str, Column]) -> Any:
+def _opened(path: Path, data: Bytes, columns: Mapping[str, AnyColumn]) -> Any:
     source = pa.BufferReader(pa.py_buffer(data))
     limits: dict[str, Any] = dict.fromkeys(
         ("thrift_string_size_limit", "thrift_container_size_limit"), _MAX_FOOTER_BYTES
@@ -242,7 +244,7 @@ def _opened(path: Path, data: Bytes, columns: dict[str, Column]) -> Any:
     return pq.ParquetFile(source, metadata=metadata, read_dictionary=words, pre_buffer=False, **limits)
 
 
-def _check_footer(path: Path, file: Any, columns: dict[str, Column], samples: list[int]) -> None:
+def _check_footer(path: Path, file: Any, columns: Mapping[str, AnyColumn], samples: list[int]) -> None:
     found = dict(zip(file.schema_arrow.names, file.schema_arrow.types, strict=True))
     if found.keys() != columns.keys() or file.metadata.num_columns != len(columns):
         raise _other(path, f"columns {sorted(columns)}", f"{sorted(found)}")
@@ -269,14 +271,14 @@ def _check_chunks(file: Any, group: int) -> None:
         break
 
 
-def _claimed_bytes(chunk: Any, column: Column, *, samples: int) -> int:
+def _claimed_bytes(chunk: Any, column: AnyColumn, *, samples: int) -> int:
     """What a column of a row group says that it decodes to."""
     item = sample_bytes(column) if column.variable_length else sample_bytes(column) // max(1, math.prod(column.shape))
     fixed = 0 if column.variable_length else samples * sample_bytes(column)
     return max(fixed, int(chunk.num_values) * item, int(chunk.total_uncompressed_size))
 
 
-def _is_of(kind: Any, column: Column) -> bool:
+def _is_of(kind: Any, column: AnyColumn) -> bool:
     """Whether an Arrow type is how a column is stored."""
     if column.variable_length:
         if pa.types.is_dictionary(kind):

@@ -53,7 +53,7 @@ def open_shard(path: Path, index: DatasetIndex, number: int, *, populate: bool =
         IndexInvalid: it is a link that leads out of the dataset.
         ConfigError: it is a Parquet file, and pyarrow is not installed.
     """
-    match index.schema.payload:
+    match index.about.payload:
         case "columns":
             return mapped.open_columns(path, index, number, populate=populate)
         case "npy":

@@ -15,13 +15,15 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Final, Self
+from typing import TYPE_CHECKING, Final, Self
 
 import numpy as np
 import numpy.typing as npt
 
-from railbus_shared.contracts.artifacts import Split
 from railbus_shared.data.bijection import Positions
+
+if TYPE_CHECKING:
+    from railbus_shared.data.plain import AnySplit
 
 _LARGEST_PERIOD: Final = 1 << 16
 _LARGEST_TABLE: Final = 1 << 20
@@ -57,7 +59,7 @@ class Selection:
         return cls(bounds[begins, 0], reached[ends], np.ones((int(begins.sum()), 1), dtype=np.bool_))
 
     @classmethod
-    def of_split(cls, split: Split) -> Self:
+    def of_split(cls, split: AnySplit) -> Self:
         """The samples of a split, in however many runs."""
         return cls.of((run.first, run.first + run.samples) for run in split.runs)
 

@@ -6,19 +6,22 @@ Names and hashes stand in the index, so a message need only tell the folder, how
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from railbus_shared.contracts.artifacts import IndexFile, Shard
 from railbus_shared.layout import cached_shard
+
+if TYPE_CHECKING:
+    from railbus_shared.data.plain import AnyIndex, AnyShard
 
 
 class ShardPaths(Mapping[int, Path]):
     """Paths of the shards of an index, by their numbers; each is made when it is asked for."""
 
-    def __init__(self, file: IndexFile, folder: Path, *, is_cached: bool = False) -> None:
+    def __init__(self, shard_map: AnyIndex, folder: Path, *, is_cached: bool = False) -> None:
         """With `is_cached`, `folder` is that of a cache."""
-        self._shards = file.shards
+        self._shards: Sequence[AnyShard] = shard_map.shards
         self._folder = folder
         self._is_cached = is_cached
 
@@ -37,7 +40,7 @@ class ShardPaths(Mapping[int, Path]):
         return len(self._shards)
 
 
-def cache_key(shard: Shard) -> str:
+def cache_key(shard: AnyShard) -> str:
     """Of a shard and its sidecar: the SHA-256 of what `sha256sum` would print of them."""
     lines = [f"{shard.sha256}  {shard.file}\n"]
     if shard.sidecar is not None:
