@@ -5,7 +5,7 @@
 Tokens are samples of 2048 int32 (512 MiB in all), images 8 to 16 KiB of bytes with a label (480 MiB); batches of 32.
 Each loader is a process of its own that waits until it is told to deliver for a second; they take turns, five rounds,
 so that whatever else happens on the machine happens to all. The peers live in an environment of their own (`make
-bench-peers`); without it only the hand-written gather and the limit are told. FOLDER keeps the data (7 GB) for the next
+bench-peers`); without it only the hand-written gather and the limit are told. FOLDER keeps the data (8 GB) for the next
 time.
 """
 
@@ -18,7 +18,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -46,7 +46,10 @@ FIRST_BATCH_S: Final = 0.05
 OPEN_S: Final = 0.1
 OPEN_BYTES: Final = 100 << 20
 HELD_BATCHES: Final = 2
+MANY_SHARDS: Final = {"tokens": "tokens8", "images": "images8"}
+"""The same in shards of 64 MiB, so that a batch comes out of several."""
 
+_MANY_SHARD_BYTES: Final = 64 << 20
 _ROUNDS: Final = 5
 _ROUND_S: Final = 1.0
 _TOKENS: Final = (65_536, 2048)
@@ -157,7 +160,7 @@ def report_costs(folder: Path) -> None:
         with started("railbus", "tokens", "shuffled", folder) as loader:
             firsts.append(loader.first_batch_s)
     opened = [_said("index", str(folder)) for _ in range(_ROUNDS)]
-    held = {kind: _said("memory", kind, str(folder)) for kind in ("tokens", "images")}
+    held = {kind: _said("memory", kind, str(folder)) for kind in ("tokens", "images", *MANY_SHARDS.values())}
     open_s = statistics.median(one["open_s"] + one["resume_s"] for one in opened)
     open_mib = max(one["bytes"] for one in opened) / (1 << 20)
     rows: list[list[Cell]] = [
@@ -216,8 +219,7 @@ def _make_tokens(layout: Layout, folder: Path) -> None:
         columns={"tokens": Column(dtype="int32", shape=(_TOKENS[1],))},
         splits={"train": Split(first=0, samples=len(tokens))},
     )
-    if not layout.index("tokens").exists():
-        write_dataset(layout, schema, ({"tokens": tokens[at : at + 4096]} for at in range(0, len(tokens), 4096)))
+    _write(layout, schema, lambda: ({"tokens": tokens[at : at + 4096]} for at in range(0, len(tokens), 4096)))
 
 
 def _make_images(layout: Layout, folder: Path) -> None:
@@ -231,8 +233,15 @@ def _make_images(layout: Layout, folder: Path) -> None:
         },
         splits={"train": Split(first=0, samples=len(labels))},
     )
-    if not layout.index("images").exists():
-        write_dataset(layout, schema, [{"image": Ragged(values, offsets), "label": labels}])
+    _write(layout, schema, lambda: [{"image": Ragged(values, offsets), "label": labels}])
+
+
+def _write(layout: Layout, schema: DatasetSchema, parts: Callable[[], Iterable[Any]]) -> None:
+    """The dataset in one shard, and in several, as far as they are missing."""
+    if not layout.index(schema.name).exists():
+        write_dataset(layout, schema, parts())
+    if not layout.index(many := MANY_SHARDS[schema.name]).exists():
+        write_dataset(layout, schema.changed(name=many), parts(), shard_bytes=_MANY_SHARD_BYTES)
 
 
 def _make_large(layout: Layout) -> None:

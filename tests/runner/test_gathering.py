@@ -12,9 +12,12 @@ import torch
 import payloads
 from railbus_runner.packed import Packed
 from railbus_runner.stream import ShardStream
-from railbus_shared.contracts.artifacts import PayloadFormat
+from railbus_shared.contracts.artifacts import Column, DatasetSchema, PayloadFormat, Split
 from railbus_shared.data.index import DatasetIndex
 from railbus_shared.data.order import EpochOrder
+from railbus_shared.data.ragged import Ragged
+from railbus_shared.data.writer import write_dataset
+from railbus_shared.layout import Layout
 
 SIZES = (10, 7, 1, 12)
 TOTAL = sum(SIZES)
@@ -55,6 +58,30 @@ def test_every_payload_gives_the_samples_in_order(
     for at, batch in enumerate(stream_of(tmp_path / "d", index, batch_size=batch_size, shuffle=shuffle)):
         assert batch.keys() == index.schema.columns.keys()
         check(batch, order[at * batch_size : (at + 1) * batch_size])
+
+
+@pytest.mark.parametrize("payload", ["columns", "parquet"])
+def test_large_batches_out_of_many_shards_are_in_order(payload: PayloadFormat, tmp_path: Path) -> None:
+    ids, random = np.arange(3000), np.random.default_rng(7)
+    offsets = np.concatenate([[0], np.cumsum(random.integers(150, 400, 3000))])
+    rows, items = ids[:, None] + np.zeros(128, np.int64), random.integers(0, 256, offsets[-1], dtype=np.uint8)
+    columns = {
+        "row": Column(dtype="int64", shape=(128,)),
+        "items": Column(dtype="uint8", shape=(), variable_length=True),
+    }
+    schema = DatasetSchema(name="d", payload=payload, columns=columns, splits={"all": Split(first=0, samples=3000)})
+    index = write_dataset(
+        Layout(tmp_path), schema, [{"row": rows, "items": Ragged(items, offsets)}], shard_bytes=700_000
+    )
+    assert len(index.file.shards) > 3
+    order = EpochOrder(3000, 3, 0).positions(0, 3000)
+    for at, batch in enumerate(stream_of(tmp_path / "datasets" / "d", index, batch_size=1100)):
+        numbers = order[at * 1100 : (at + 1) * 1100]
+        assert at == 2 or batch["row"].nbytes > 1 << 20, "the test needs batches that are large"
+        assert np.array_equal(batch["row"].numpy(), rows[numbers])
+        expected = [items[offsets[n] : offsets[n + 1]] for n in numbers.tolist()]
+        assert np.array_equal(batch["items"].values.numpy(), np.concatenate(expected))
+        assert batch["items"].lengths.tolist() == list(map(len, expected))
 
 
 def test_ranks_without_a_share_of_the_last_batch_get_an_empty_one(tmp_path: Path) -> None:

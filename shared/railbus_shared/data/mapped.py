@@ -20,7 +20,7 @@ from railbus_shared.errors import ShardCorrupt
 if TYPE_CHECKING:
     from railbus_shared.data.plain import AnyColumn, AnyColumnExtent, AnyExtent
 
-_SHORT_ITEMS: Final = 128
+SHORT_ITEMS: Final = 128
 """Samples of so many items are gathered item by item in one call; longer ones each by a copy of their own."""
 
 
@@ -54,14 +54,22 @@ class MappedShard:
         if len(rows):
             gather_items(self._values[column], self._offsets[column], rows, out)
 
+    def pieces(self, column: str, rows: Positions) -> list[Array]:
+        return pieces_of(self._values[column], self._offsets[column], rows)
+
+
+def pieces_of(values: Array, offsets: Positions, rows: Positions) -> list[Array]:
+    """The items of each sample, as views."""
+    starts, ends = offsets.take(rows).tolist(), offsets.take(rows + 1).tolist()
+    return [values[start:end] for start, end in zip(starts, ends, strict=True)]
+
 
 def gather_items(values: Array, offsets: Positions, rows: Positions, out: Array) -> None:
     """Items of samples, back to back: sample i is `values[offsets[i]:offsets[i + 1]]`. There must be rows."""
-    starts, ends = offsets.take(rows), offsets.take(rows + 1)
-    if len(out) > _SHORT_ITEMS * len(rows):
-        pieces = [values[start:end] for start, end in zip(starts.tolist(), ends.tolist(), strict=True)]
-        np.concatenate(pieces, out=out)
+    if len(out) > SHORT_ITEMS * len(rows):
+        np.concatenate(pieces_of(values, offsets, rows), out=out)
         return
+    starts, ends = offsets.take(rows), offsets.take(rows + 1)
     lengths = ends - starts
     items = np.repeat(starts - (np.cumsum(lengths) - lengths), lengths)
     items += np.arange(len(items))

@@ -90,6 +90,9 @@ class ParquetShard:
         if pieces:
             np.concatenate(pieces, out=out)
 
+    def pieces(self, column: str, rows: Positions) -> None:
+        """None: views would keep decoded groups of many shards."""
+
     def _parts(self, column: str, rows: Positions) -> Iterator[tuple[Positions, Positions, MappedColumn]]:
         """For each row group that rows lie in: places among the rows, rows within the group, the decoded column."""
         groups = np.searchsorted(self._firsts, rows, side="right") - 1

@@ -38,6 +38,10 @@ class ShardReader(Protocol):
         """Items of rows of a column of variable length, back to back into `out` (sum of their lengths, *shape)."""
         ...
 
+    def pieces(self, column: str, rows: Positions) -> list[Array] | None:
+        """The items of each row of such a column, as views; None if the shard has to be decoded for them."""
+        ...
+
 
 def open_shard(path: Path, index: DatasetIndex, number: int, *, populate: bool = False) -> ShardReader:
     """Open a shard whose hash has been verified, and compare what it says of itself with the index.
