@@ -5,9 +5,10 @@
 
 from __future__ import annotations
 
-import gc
 import importlib
 from typing import TYPE_CHECKING, Final
+
+from railbus_shared import collecting
 
 if TYPE_CHECKING:
     from railbus.client import Client
@@ -54,18 +55,8 @@ _HOMES: Final = {
 def __getattr__(name: str) -> object:
     if name not in _HOMES:
         raise AttributeError(f"module 'railbus' has no attribute {name!r}")
-    return getattr(_imported(_HOMES[name]), name)
-
-
-def _imported(module: str) -> object:
-    """A module. What its import makes is there to stay; beside torch, one collection looks through it for 40 ms."""
-    is_collecting = gc.isenabled()
-    gc.disable()
-    try:
-        return importlib.import_module(module)
-    finally:
-        if is_collecting:
-            gc.enable()
+    with collecting.paused():
+        return getattr(importlib.import_module(_HOMES[name]), name)
 
 
 def __dir__() -> list[str]:

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 
+from railbus_shared import collecting
 from railbus_shared.data.agreement import index_problems, schema_problems
 from railbus_shared.data.dtypes import ITEM_BYTES, sample_bytes
 from railbus_shared.data.mapping import look_at
@@ -139,6 +140,12 @@ class DatasetIndex:
             )
         if schema_bytes is None:
             raise SchemaInvalid(f"{schema_path} is missing, but index.json is there", hint=_AGAIN)
+        with collecting.paused():
+            return cls._checked(schema_bytes, index_bytes, folder)
+
+    @classmethod
+    def _checked(cls, schema_bytes: bytes, index_bytes: bytes, folder: Path) -> DatasetIndex:
+        schema_path, index_path = folder / "schema.json", folder / "index.json"
         plain = None if _PYDANTIC in sys.modules else _plainly(schema_bytes, index_bytes)
         if plain is not None:
             return cls(*plain, hashlib.sha256(index_bytes).hexdigest(), (schema_bytes, index_bytes))
