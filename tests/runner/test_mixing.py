@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import pickle
+import shutil
 from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
@@ -274,6 +275,18 @@ def test_a_copy_goes_on_where_the_stream_stands(layout: Layout) -> None:
 def test_the_loader_of_torch_gives_the_sequence_of_the_stream(layout: Layout) -> None:
     loader = DataLoader(mixed(layout), batch_size=None, num_workers=2, multiprocessing_context="fork")
     assert rows(loader) == rows(mixed(layout))
+
+
+@pytest.mark.timeout(90)  # processes are started, on a busy machine
+def test_workers_keep_the_order_the_epochs_and_the_position(layout: Layout, tmp_path: Path) -> None:
+    stream, alone = mixed(layout, workers=2), mixed(layout)
+    assert hashed(islice(stream, 3)) == hashed(islice(alone, 3))
+    assert stream.state_dict() == alone.state_dict()
+    assert [hashed(stream), hashed(stream)] == [hashed(alone), hashed(alone)]
+    copied = shutil.copytree(layout.root, tmp_path / "copied")
+    small_datasets.flip(Layout(copied).shards("b") / "shard-00002.data")
+    with pytest.raises(ShardCorrupt, match=r"b/shards/shard-00002\.data"):
+        list(mixed(Layout(copied), workers=1))
 
 
 def test_it_is_there_under_the_public_name() -> None:

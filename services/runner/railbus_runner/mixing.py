@@ -14,9 +14,10 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, get_args
 
 import numpy as np
 import torch
@@ -27,7 +28,9 @@ from railbus_runner.opening import Dataset, open_dataset
 from railbus_runner.pipeline import Transform
 from railbus_runner.places import Part, Places
 from railbus_runner.reading import Reading, Shuffle, algorithm_of, check_same, window_of
+from railbus_runner.shards import HeldShards, OpenShards, VouchedShards
 from railbus_runner.staging import Here, Staging, ToCuda
+from railbus_runner.transforming import Wanted, Workers
 from railbus_shared.data.mixture import ENDLESS, Mixture, Stop
 from railbus_shared.data.order import Positions, Window, num_batches
 from railbus_shared.data.readers import ShardReader
@@ -56,6 +59,7 @@ def open_mixture(  # noqa: PLR0913 - what a stream is made of
     world_size: int = 1,
     device: torch.device | str = "cpu",
     transform: Transform | None = None,
+    workers: int = 0,
 ) -> MixtureStream:
     """Batches from several datasets, in proportion to their weights.
 
@@ -71,6 +75,7 @@ def open_mixture(  # noqa: PLR0913 - what a stream is made of
         world_size: how many parts there are.
         device: of the tensors.
         transform: what is made of a batch, before it goes to the device.
+        workers: processes that gather and transform, in the same order; `transform` must be importable then.
 
     Raises InvalidField for a setting that does not fit, or columns that do not; NotFound for a split; what
     `open_dataset` raises.
@@ -94,7 +99,13 @@ def open_mixture(  # noqa: PLR0913 - what a stream is made of
     for one in readings:
         one.check(world_size=world_size)
     makes = MixedPipeline(
-        reading, datasets, rank=rank, world_size=world_size, device=torch.device(device), transform=transform
+        reading,
+        datasets,
+        rank=rank,
+        world_size=world_size,
+        device=torch.device(device),
+        transform=transform,
+        workers=workers,
     )
     return MixtureStream(reading, makes)
 
@@ -170,7 +181,7 @@ class MixtureStream(BatchStream):
 
 
 class MixedPipeline:
-    """Makes the batches of one rank, in the thread that asks for them."""
+    """Makes the batches of one rank, in the thread that asks for them or in worker processes."""
 
     def __init__(
         self,
@@ -181,21 +192,27 @@ class MixedPipeline:
         world_size: int,
         device: torch.device,
         transform: Transform | None,
+        workers: int,
     ) -> None:
-        """Raises InvalidField for columns that do not fit each other."""
+        """Raises InvalidField for columns that do not fit each other, or a transform that workers cannot import."""
         self._reading, self._datasets = reading, datasets
         self._rank, self._world_size, self._transform = rank, world_size, transform
         self._places = Places(reading, rank=rank, world_size=world_size)
-        self._firsts = reading.firsts
         is_cuda = device.type == "cuda"
         self._staging: Staging = ToCuda(device) if is_cuda else Here()
         columns = shared_columns([dataset.index.about.columns for dataset in datasets])
-        shards = _MixedShards(datasets, self._firsts)
-        self._gatherer = Gatherer(columns, shards, is_pinned=is_cuda and transform is None)
+        firsts = reading.firsts
+        self._vouched = Numbered([VouchedShards(ensure_verified=one.ensure_verified) for one in datasets], firsts)
+        gathers = GathersMixed(datasets, firsts, columns, is_pinned=is_cuda and transform is None and not workers)
+        self._workers = Workers(gathers, transform=transform, count=workers) if workers else None
+        self._gathers = gathers
 
     def batches(self, epoch: int, numbers: range, *, epochs: int) -> Iterator[Any]:  # noqa: ARG002 - nothing is fetched ahead
         """Batches of an epoch by their numbers."""
-        return self._staging.staged(self._made(self._places.part(epoch, number)) for number in numbers)
+        wanted = self._wanted(epoch, numbers)
+        if self._workers is not None:
+            return self._staging.staged(self._workers.batches(wanted))
+        return self._staging.staged(map(self._made, wanted))
 
     def copied(self) -> MixedPipeline:
         """For another process, which verifies and opens shards by itself."""
@@ -206,35 +223,81 @@ class MixedPipeline:
             world_size=self._world_size,
             device=torch.device("cpu"),
             transform=self._transform,
+            workers=0,
         )
 
-    def _made(self, part: Part) -> Any:
-        batch: Batch = {**self._gatherer.gather(part), SOURCE: self._sources(part)}
+    def _wanted(self, epoch: int, numbers: range) -> Iterator[Wanted]:
+        for number in numbers:
+            part = self._places.part(epoch, number)
+            self._vouched.hold(shard for shard, _, _ in part.segments)
+            yield Wanted(part, None)
+
+    def _made(self, wanted: Wanted) -> Any:
+        batch = self._gathers.gather(wanted)
         return batch if self._transform is None else self._transform(batch)
 
-    def _sources(self, part: Part) -> torch.Tensor:
+
+class GathersMixed:
+    """`Gathers` from all sources; their shards have been verified."""
+
+    def __init__(
+        self, datasets: Sequence[Dataset], firsts: Sequence[int], columns: Mapping[str, AnyColumn], *, is_pinned: bool
+    ) -> None:
+        self._sources = [(dataset.index, dataset.paths) for dataset in datasets]
+        self._firsts, self._columns, self._is_pinned = firsts, columns, is_pinned
+
+    def gather(self, wanted: Wanted) -> Batch:
+        return {**self._gatherer.gather(wanted.part), SOURCE: self._source_of(wanted.part)}
+
+    @cached_property
+    def _gatherer(self) -> Gatherer:
+        shards = [OpenShards(index, paths, ensure_verified=lambda _: None) for index, paths in self._sources]
+        return Gatherer(self._columns, _MixedShards(shards, self._firsts), is_pinned=self._is_pinned)
+
+    def _source_of(self, part: Part) -> torch.Tensor:
         sources = np.empty(len(part.rows), dtype=np.int64)
         for shard, begin, end in part.segments:
             sources[begin:end] = bisect_right(self._firsts, shard) - 1
         return torch.from_numpy(sources if part.back is None else sources[part.back])
 
 
-class _MixedShards:
-    """The shards of all sources, numbered one source after the other; none is closed again."""
+AnyShards = TypeVar("AnyShards", bound=HeldShards)
 
-    def __init__(self, datasets: Sequence[Dataset], firsts: Sequence[int]) -> None:
-        self._shards = [dataset.shards() for dataset in datasets]
+
+class Numbered(Generic[AnyShards]):
+    """The shards of all sources, numbered one source after the other; none is let go of again."""
+
+    def __init__(self, sources: Sequence[AnyShards], firsts: Sequence[int]) -> None:
+        self._sources = sources
         self._firsts = firsts
+        self._held: set[int] = set()
+
+    def hold(self, numbers: Iterable[int]) -> list[int]:
+        """Have shards held that are not yet; those. Raises what keeps one from being read."""
+        new = sorted({*numbers} - self._held)
+        for number in new:
+            shards, within = self.place(number)
+            shards.hold([within])
+            self._held.add(number)
+        return new
+
+    def place(self, number: int) -> tuple[AnyShards, int]:
+        """The shards of a source, and the number of one among them."""
+        source = bisect_right(self._firsts, number) - 1
+        return self._sources[source], number - self._firsts[source]
+
+
+class _MixedShards:
+    """`Readable` shards of all sources."""
+
+    def __init__(self, sources: Sequence[OpenShards], firsts: Sequence[int]) -> None:
+        self._shards = Numbered(sources, firsts)
         self.readers: dict[int, ShardReader] = {}
 
     def hold(self, numbers: Iterable[int]) -> None:
-        """Have shards verified and open them; raises ShardCorrupt."""
-        wanted = set(numbers).difference(self.readers)
-        for number in sorted(wanted):
-            source = bisect_right(self._firsts, number) - 1
-            within = number - self._firsts[source]
-            self._shards[source].hold([within])
-            self.readers[number] = self._shards[source].readers[within]
+        for number in self._shards.hold(numbers):
+            shards, within = self._shards.place(number)
+            self.readers[number] = shards.readers[within]
 
 
 def shared_columns(sources: Sequence[Mapping[str, AnyColumn]]) -> dict[str, AnyColumn]:

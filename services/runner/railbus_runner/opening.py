@@ -5,7 +5,7 @@ A shard is hashed before its first byte is used, once for this user on this host
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
@@ -149,6 +149,10 @@ class Dataset:
     def shards(self) -> OpenShards:
         """Its shards, none of them open yet; each is hashed before it is opened."""
         return OpenShards(self.index, self.paths, ensure_verified=self._verify)
+
+    def ensure_verified(self, numbers: Sequence[int]) -> None:
+        """Hash these shards unless that is remembered. Raises ShardCorrupt for the first that is damaged."""
+        self._verify(numbers)
 
     def verify(self) -> None:
         """Hash every shard, also those that are remembered. Raises ShardCorrupt for the first that is damaged."""

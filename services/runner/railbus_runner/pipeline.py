@@ -20,7 +20,7 @@ from railbus_runner.places import Part, Places
 from railbus_runner.reading import Reading
 from railbus_runner.shards import EnsureVerified, HeldShards, OpenShards, VouchedShards
 from railbus_runner.staging import Here, Staging, ToCuda
-from railbus_runner.transforming import AHEAD, Wanted, Workers
+from railbus_runner.transforming import AHEAD, GathersOne, Wanted, Workers
 from railbus_runner.vouching import HashedHere, user_memory
 
 Transform = Callable[[Batch], Any]
@@ -53,9 +53,8 @@ class Pipeline:
         self._shards: HeldShards
         if route.workers:
             self._shards = VouchedShards(ensure_verified=route.ensure_verified)
-            self._workers = Workers(
-                reading.index, route.shard_paths, transform=route.transform or _as_it_is, count=route.workers
-            )
+            gathers = GathersOne(reading.index, route.shard_paths)
+            self._workers = Workers(gathers, transform=route.transform, count=route.workers)
         else:
             self._shards = shards = OpenShards(reading.index, route.shard_paths, ensure_verified=route.ensure_verified)
             columns = reading.index.about.columns
@@ -92,7 +91,3 @@ class Pipeline:
         for part in parts:
             self._shards.hold(shard for shard, _, _ in part.segments)
             yield Wanted(part, self._ahead.keep)
-
-
-def _as_it_is(batch: Batch) -> Batch:
-    return batch

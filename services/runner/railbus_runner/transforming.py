@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, Protocol
 
 import torch.utils.data
 
@@ -54,16 +54,22 @@ class _Feed:
         return iter(self.wanted)
 
 
-class _Gathered(torch.utils.data.Dataset[Any]):
-    """In a worker: what is wanted, gathered and transformed."""
+class Gathers(Protocol):
+    """Gathers batches in a worker; picklable as long as it has gathered none."""
 
-    def __init__(self, index: DatasetIndex, paths: Mapping[int, Path], transform: Callable[[Batch], Any]) -> None:
-        self._index, self._paths, self._transform = index, paths, transform
+    def gather(self, wanted: Wanted) -> Batch: ...
 
-    def __getitem__(self, wanted: Wanted) -> Any:
+
+class GathersOne:
+    """`Gathers` from one dataset, whose shards are verified where they are decided on."""
+
+    def __init__(self, index: DatasetIndex, paths: Mapping[int, Path]) -> None:
+        self._index, self._paths = index, paths
+
+    def gather(self, wanted: Wanted) -> Batch:
         if wanted.keep is not None:
             self._shards.let_go(self._shards.numbers - wanted.keep)
-        return self._transform(self._gatherer.gather(wanted.part))
+        return self._gatherer.gather(wanted.part)
 
     @cached_property
     def _shards(self) -> OpenShards:
@@ -74,15 +80,24 @@ class _Gathered(torch.utils.data.Dataset[Any]):
         return Gatherer(self._index.about.columns, self._shards)
 
 
+class _Made(torch.utils.data.Dataset[Any]):
+    """In a worker: what is wanted, gathered and transformed."""
+
+    def __init__(self, gathers: Gathers, transform: Callable[[Batch], Any] | None) -> None:
+        self._gathers, self._transform = gathers, transform
+
+    def __getitem__(self, wanted: Wanted) -> Any:
+        batch = self._gathers.gather(wanted)
+        return batch if self._transform is None else self._transform(batch)
+
+
 class Workers:
     """Processes that make batches; started with the first that is asked for, ended with this object."""
 
-    def __init__(
-        self, index: DatasetIndex, paths: Mapping[int, Path], *, transform: Callable[[Batch], Any], count: int
-    ) -> None:
+    def __init__(self, gathers: Gathers, *, transform: Callable[[Batch], Any] | None, count: int) -> None:
         """Raises InvalidField for a transform that other processes cannot import."""
         _check_importable(transform)
-        self._gathered = _Gathered(index, paths, transform)
+        self._made = _Made(gathers, transform)
         self._count = count
         self._feed = _Feed()
         self._loader: torch.utils.data.DataLoader[Any] | None = None
@@ -133,7 +148,7 @@ class Workers:
 
     def _started(self) -> torch.utils.data.DataLoader[Any]:
         return torch.utils.data.DataLoader(
-            self._gathered,
+            self._made,
             sampler=self._feed,
             batch_size=None,
             num_workers=self._count,
@@ -167,7 +182,7 @@ def _loss(exc: Exception) -> EntrypointFailed:
     )
 
 
-def _check_importable(transform: Callable[..., object]) -> None:
+def _check_importable(transform: Callable[..., object] | None) -> None:
     try:
         pickle.dumps(transform)
     except (pickle.PicklingError, AttributeError, TypeError) as exc:
