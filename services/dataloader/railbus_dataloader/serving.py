@@ -13,10 +13,12 @@ import logging
 import os
 import stat
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+
+import numpy as np
 
 from railbus_dataloader.turns import Turns
 from railbus_shared import files
@@ -41,6 +43,7 @@ logger = logging.getLogger(__name__)
 _READ_CHUNKS: Final = 8
 """Read in one go in a thread: a hop costs as much as reading a chunk."""
 _MAX_WAITING: Final = 64
+_PAGE_BYTES: Final = 4096
 
 Sent = Callable[[int], None]
 """Told of every chunk that was sent, by its size."""
@@ -74,18 +77,16 @@ class OpenFile:
     def is_regular(self) -> bool:
         return stat.S_ISREG(os.fstat(self._fd).st_mode)
 
-    def read(self, offset: int, length: int) -> list[bytes]:
-        """So many bytes as chunks; raises TransferBroken if the file is no longer what it was."""
-        starts = range(offset, offset + length, CHUNK_BYTES)
+    def read(self, offset: int, into: Sequence[memoryview]) -> None:
+        """Fill these with what stands there; raises TransferBroken if the file is no longer what it was."""
         with self._in_use:
             try:
-                found = [os.pread(self._fd, min(CHUNK_BYTES, offset + length - at), at) for at in starts]
+                length = os.preadv(self._fd, into, offset)
                 is_same = self._look() == self._stamp
             except OSError as exc:
                 raise TransferBroken(f"{self._path.name} cannot be read: {exc.strerror}") from exc
-        if sum(map(len, found)) != length or not is_same:
+        if length != sum(map(len, into)) or not is_same:
             raise TransferBroken(f"{self._path.name} changed while it was sent", hint="it is asked for again")
-        return found
 
     def close(self) -> None:
         """May be called while `read` runs in a thread."""
@@ -96,6 +97,29 @@ class OpenFile:
     def _look(self) -> tuple[int, int]:
         status = os.fstat(self._fd)
         return status.st_size, status.st_mtime_ns
+
+
+class Ring:
+    """Memory for the chunks that are under way, so that no chunk is copied, or written into fresh pages.
+
+    It has room for a window and one chunk more: when there is credit for a chunk, the receiver has the one whose place
+    it takes.
+    """
+
+    def __init__(self, start: int, *, window_bytes: int) -> None:
+        """For a transfer that begins at `start`."""
+        self._start = start
+        self._places = -(-window_bytes // CHUNK_BYTES) + 1
+        block = np.empty(self._places * CHUNK_BYTES + _PAGE_BYTES, np.uint8)
+        self._memory = block.data[-block.ctypes.data % _PAGE_BYTES :]  # elsewhere than on a page, copies are slower
+
+    def chunks(self, offset: int, length: int) -> list[memoryview]:
+        """The places of the chunks of so many bytes of the file, of which the last may be a short one."""
+        found: list[memoryview] = []
+        for at in range(offset, offset + length, CHUNK_BYTES):
+            place = (at - self._start) // CHUNK_BYTES % self._places * CHUNK_BYTES
+            found.append(self._memory[place : place + min(CHUNK_BYTES, offset + length - at)])
+        return found
 
 
 class FileServer:
@@ -176,13 +200,14 @@ class FileServer:
         try:
             async with self._turn(request, sender):
                 sender.grant(request.offset + request.window_bytes)
-                await self._send_chunks(request.offset, file, sender)
+                await self._send_chunks(request.offset, request.window_bytes, file, sender)
         except RailbusError as exc:
             with contextlib.suppress(RailbusError):
                 await sender.give_up(exc)
             raise
 
-    async def _send_chunks(self, offset: int, file: OpenFile, sender: ChunkSender) -> None:
+    async def _send_chunks(self, offset: int, window_bytes: int, file: OpenFile, sender: ChunkSender) -> None:
+        ring = Ring(offset, window_bytes=window_bytes)
         while offset < file.size:
             whole = min(offset + CHUNK_BYTES, file.size)
             granted = await sender.credit_up_to(whole, timeout_s=self._limits.stall_s)
@@ -190,7 +215,9 @@ class FileServer:
             if granted < file.size:
                 length -= length % CHUNK_BYTES
             length = min(length, _READ_CHUNKS * CHUNK_BYTES)
-            for data in await asyncio.to_thread(file.read, offset, length):
+            chunks = ring.chunks(offset, length)
+            await asyncio.to_thread(file.read, offset, chunks)
+            for data in chunks:
                 await sender.send(offset, data)
                 self._sent(len(data))
                 offset += len(data)

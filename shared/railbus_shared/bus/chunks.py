@@ -159,10 +159,11 @@ class ChunkSender:
     async def send(self, offset: int, data: bytes | memoryview) -> None:
         """Send one chunk of at most CHUNK_BYTES; without bytes it is a sign of life.
 
+        The bytes are not copied: they must stay as they are until the receiver grants more than a window beyond them.
         Raises TransferBroken if the receiver has left, and after a reconnect.
         """
         self._check_wanted()
-        await self._bus.send(self._to, b"".join((_OFFSET.pack(offset), data)))
+        await self._bus.send_parts(self._to, _OFFSET.pack(offset), data)
 
     async def give_up(self, error: RailbusError) -> None:
         """Tell the receiver why nothing more will come."""

@@ -10,9 +10,10 @@ from typing import Final
 
 import nats.errors
 import nats.js.errors
-from nats.aio.client import PING_PROTO, Client
+from nats.aio.client import PING_PROTO, Client, Srv
 from nats.aio.msg import Msg
 
+from railbus_shared.bus.payloads import LargePayloads, LargeReads
 from railbus_shared.errors import (
     BadMessage,
     BusUnavailable,
@@ -44,7 +45,39 @@ class RailbusClient(Client):
     An exception while a message is taken in, for its headers or for a subject that is not UTF-8, ends its read loop.
     A stored message whose headers look like a status of the server makes every fetch fail. And its own answers on
     `$SRV.*` go to any reply subject, with the asker's headers, so that they could overwrite a key.
+
+    Large payloads are copied less often on their way in, and by `publish_parts` on their way out.
     """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._ps = LargePayloads(self)
+
+    async def _connect_to_server(self, s: Srv) -> None:
+        if not self._transport and s.uri.scheme not in {"ws", "wss"}:
+            self._transport = LargeReads()  # type: ignore[no-untyped-call]
+        await super()._connect_to_server(s)
+
+    async def publish_parts(self, subject: str, *parts: bytes | memoryview) -> None:
+        """Publish parts as one payload, without copying them: they must stay as they are until they have been sent.
+
+        Raises what `publish` does; the subject is not looked at.
+        """
+        if not self.is_connected:
+            raise nats.errors.ConnectionClosedError
+        size = sum(map(len, parts))
+        if size > self._max_payload:
+            raise nats.errors.MaxPayloadError
+        head = f"PUB {subject}  {size}\r\n".encode()
+        pending: list[bytes | memoryview] = self._pending  # type: ignore[assignment]  # written to a socket, no more
+        pending += (head, *parts, b"\r\n")  # at once: nothing may come between the parts
+        self._pending_data_size += len(head) + size + 2
+        self.stats["out_msgs"] += 1
+        self.stats["out_bytes"] += size
+        if self._pending_data_size > self._max_pending_size:
+            await self._flush_pending(force_flush=True)
+        elif self._flush_queue is not None and self._flush_queue.empty():
+            await self._flush_pending()
 
     async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes) -> None:
         try:

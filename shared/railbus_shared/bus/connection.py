@@ -196,6 +196,14 @@ class Bus:
         with bus_errors(subject):
             await self._client.publish(subject, data, headers=dict(headers) if headers else None)
 
+    async def send_parts(self, subject: str, *parts: bytes | memoryview) -> None:
+        """As `send`, without copying: the parts must stay as they are until the receiver has them."""
+        size = sum(map(len, parts))
+        if size > wire.MAX_BYTES:
+            raise MessageTooLarge(size_bytes=size, limit_bytes=wire.MAX_BYTES, subject=subject)
+        with bus_errors(subject):
+            await self._client.publish_parts(subject, *parts)
+
     @contextlib.asynccontextmanager
     async def inbox(self) -> AsyncIterator[tuple[str, Callable[[float], Awaitable[bytes]]]]:
         """A fresh inbox and a function that waits so many seconds for its next message, raising RequestTimeout."""
