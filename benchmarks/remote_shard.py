@@ -41,7 +41,7 @@ from railbus_shared.layout import Layout
 from railbus_shared.metrics import Metrics
 from railbus_shared.settings import CommonSettings
 
-TARGET: Final = 0.9
+TARGET: Final = 1.0
 SHARD_BYTES: Final = 512 << 20
 _ROW: Final = 8192
 _WAYS: Final = ("railbus", "bare, hashed and written", "bare, thrown away")

@@ -1,4 +1,5 @@
-"""`Arrival`: a file while it comes in, in order and hashed as it is written, whatever its source.
+"""`Arrival`: a file while it comes in, in order and hashed as it is written, whatever its source; `Intake` has what
+came flushed while more of it comes.
 
 Nothing is written that does not follow what is there: a doubled chunk, a gap, and bytes beyond the end are refused
 before they touch the file. So what lies on disk is always a beginning of the file as its source has it, from which
@@ -7,6 +8,7 @@ another attempt, or another source, may go on; whether it is the right file is k
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import os
 import threading
@@ -24,6 +26,8 @@ _MAX_UNTOLD_BYTES: Final = (
     1 << 28
 )  # of an index, of which only the hash is known; a thousand shards take less than 1 MB
 _HASH_BYTES: Final = 1 << 20
+FLUSH_BYTES: Final = 32 << 20
+"""Flushed while the next ones come; 64 MiB did as well."""
 
 
 class Arrival:
@@ -39,6 +43,9 @@ class Arrival:
         self._fd = -1
         self._is_closed = False
         self._in_use = threading.Lock()  # a thread whose task was cancelled goes on for a moment
+        self._flushing = threading.Lock()
+        self._problem: OSError | None = None
+        self._is_checked = False
 
     def open(self) -> None:
         """Open the file, made if it is missing, and hash what it holds; more than it can have is thrown away."""
@@ -74,6 +81,7 @@ class Arrival:
 
     def take(self, chunks: Sequence[Chunk]) -> None:
         """Write chunks that follow each other and what is there; raises TransferBroken at the first that does not."""
+        self._check_flushed()
         with self._in_use, files.storage_errors(self._path):
             for chunk in chunks:
                 self._check(chunk)
@@ -83,8 +91,28 @@ class Arrival:
                 self._digest.update(chunk.data)
                 self.position += len(chunk.data)
 
+    def flush(self) -> None:
+        """Flush what is there while more of it may come; what goes wrong is raised by `take` or `check`."""
+        with self._flushing:
+            with self._in_use:
+                if self._is_closed or self._is_checked:
+                    return
+                fd = os.dup(self._fd)
+            try:
+                os.fdatasync(fd)
+            except OSError as exc:  # the system tells it once, and not to who flushes next
+                self._problem = exc
+            finally:
+                os.close(fd)
+
     def check(self, source: str) -> Fingerprint:
-        """What the file is now, if its bytes have the hash that is wanted; else removes it and raises ShardCorrupt."""
+        """What the file is now, if its bytes have the hash that is wanted; else removes it and raises ShardCorrupt.
+
+        Raises StorageFull, OSError if a flush has failed.
+        """
+        with self._flushing:
+            self._is_checked = True
+        self._check_flushed()
         found = Fingerprint.of_open(self._fd)
         actual = self._digest.hexdigest()
         if actual != self.wanted.sha256:
@@ -92,6 +120,11 @@ class Arrival:
             where = f"{source}/{self.wanted.dataset}/{self.wanted.file}"
             raise ShardCorrupt(path=where, expected=self.wanted.sha256, actual=actual)
         return found
+
+    def _check_flushed(self) -> None:
+        if self._problem is not None:
+            with files.storage_errors(self._path):
+                raise self._problem
 
     def _check(self, chunk: Chunk) -> None:
         size, length = self.size or 0, len(chunk.data)
@@ -107,3 +140,23 @@ class Arrival:
         done = 0
         while done < len(data):
             done += os.pwrite(self._fd, data[done:], self.position + done)
+
+
+class Intake:
+    """Takes chunks into an arrival in threads, and has what came flushed while the next ones come.
+
+    A large file that is flushed only once it is whole keeps the next one waiting.
+    """
+
+    def __init__(self, arrival: Arrival) -> None:
+        self._arrival = arrival
+        self._flushed_to = arrival.position
+        self._flushing: asyncio.Future[None] | None = None
+
+    async def take(self, chunks: Sequence[Chunk]) -> None:
+        """See `Arrival.take`."""
+        await asyncio.to_thread(self._arrival.take, chunks)
+        is_idle = self._flushing is None or self._flushing.done()
+        if is_idle and self._arrival.position - self._flushed_to >= FLUSH_BYTES:
+            self._flushed_to = self._arrival.position
+            self._flushing = asyncio.get_running_loop().run_in_executor(None, self._arrival.flush)

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from railbus_dataloader.arrival import Arrival
+from railbus_dataloader.arrival import Arrival, Intake
 from railbus_dataloader.sources import WantedFile
 from railbus_shared.bus.chunks import Chunk, ChunkReceiver, receiving
 from railbus_shared.bus.connection import Bus
@@ -163,12 +163,13 @@ class NatsSource:
         """Take chunks until the file is complete, granting more as they are written."""
         window = self._limits.window_bytes
         granted = arrival.position + window
+        intake = Intake(arrival)
         given_up = time.monotonic() + self._limits.patience_s
         while not arrival.is_complete:
             chunks = await self._at_hand(receiver)
             _check_credit(chunks, granted)
             before = arrival.position
-            await asyncio.to_thread(arrival.take, chunks)
+            await intake.take(chunks)
             if arrival.position > before:
                 given_up = time.monotonic() + self._limits.patience_s
             elif time.monotonic() > given_up:

@@ -18,7 +18,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from railbus_dataloader.arrival import Arrival
+from railbus_dataloader.arrival import Arrival, Intake
 from railbus_dataloader.sources import WantedFile
 from railbus_shared.bus.chunks import Chunk
 from railbus_shared.data.verified import Fingerprint
@@ -105,14 +105,15 @@ class ObjectStoreSource:
     async def _bring(self, path: str, arrival: Arrival, end: int) -> None:
         """The rest of a file, a few ranges ahead of what is written."""
         ahead: deque[tuple[int, asyncio.Future[memoryview]]] = deque()
+        intake = Intake(arrival)
         try:
             for start in range(arrival.position, end, _RANGE_BYTES):
                 length = min(_RANGE_BYTES, end - start)
                 ahead.append((start, asyncio.ensure_future(self._range(path, start, length))))
                 if len(ahead) == _AT_ONCE:
-                    await _take_first(ahead, arrival)
+                    await _take_first(ahead, intake)
             while ahead:
-                await _take_first(ahead, arrival)
+                await _take_first(ahead, intake)
         finally:
             for _, one in ahead:
                 one.cancel()
@@ -166,11 +167,11 @@ class ObjectStoreSource:
             ) from exc
 
 
-async def _take_first(ahead: deque[tuple[int, asyncio.Future[memoryview]]], arrival: Arrival) -> None:
+async def _take_first(ahead: deque[tuple[int, asyncio.Future[memoryview]]], intake: Intake) -> None:
     start, data = ahead[0]
     chunk = Chunk(start, await data)
     ahead.popleft()
-    await asyncio.to_thread(arrival.take, [chunk])
+    await intake.take([chunk])
 
 
 def _version(meta: ObjectMeta) -> str:
