@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import socket
 import subprocess
@@ -21,6 +22,7 @@ from railbus_dataloader.objectstore import ObjectStoreSource
 from railbus_dataloader.sources import WantedFile
 from railbus_shared import files
 from railbus_shared.data.index import DatasetIndex
+from railbus_shared.data.writer import append_dataset
 from railbus_shared.errors import BadSetting, NoSource, ShardCorrupt, TransferBroken
 from railbus_shared.layout import Layout
 
@@ -115,6 +117,22 @@ async def test_a_new_version_at_an_origin_is_seen_and_the_old_one_is_not_mixed_w
     assert found.index_sha256 == second.sha256
     with pytest.raises(NoSource, match="not this version"):
         await source.fetch(wanted(first), tmp_path / "again")
+
+
+async def test_a_version_before_an_append_is_still_brought_by_its_hash(origin: str, tmp_path: Path) -> None:
+    layout, source = Layout(tmp_path / "x"), ObjectStoreSource(origin)
+    versions = [small_datasets.write(layout, 30)]
+    versions += [append_dataset(layout, "d", [small_datasets.arrays(more)], split="train") for more in (40, 50)]
+    upload(layout, origin)
+    assert len(versions[2].file.shards) == 3
+    for number, index in enumerate(versions):
+        for shard in range(len(index.file.shards)):
+            into = tmp_path / f"{number}-{shard}"
+            await source.fetch(wanted(index, shard), into)
+            assert files.sha256_file(into) == index.file.shards[shard].sha256
+    unknown = dataclasses.replace(wanted(versions[0]), index_sha256="0" * 64)
+    with pytest.raises(NoSource, match="not this version"):
+        await source.fetch(unknown, tmp_path / "unknown")
 
 
 async def test_wrong_bytes_at_an_origin_are_told_and_do_not_stay(origin: str, tmp_path: Path) -> None:

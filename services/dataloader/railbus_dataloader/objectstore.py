@@ -1,9 +1,9 @@
 """`ObjectStoreSource`: files of a dataset from object storage, by obstore. The only module that imports it.
 
 Under an origin such as `s3://bucket/prefix` datasets lie as they do under a root: `<origin>/<dataset>/schema.json`,
-`index.json`, `shards/…`. Credentials and endpoints come from the environment that each store's own tools read, for
-instance `AWS_ACCESS_KEY_ID`, `AWS_ENDPOINT_URL`, `GOOGLE_APPLICATION_CREDENTIALS`. Ranges are requested side by side
-and written in order.
+`index.json`, `shards/…`, `versions/…`. Credentials and endpoints come from the environment that each store's own tools
+read, for instance `AWS_ACCESS_KEY_ID`, `AWS_ENDPOINT_URL`, `GOOGLE_APPLICATION_CREDENTIALS`. Ranges are requested side
+by side and written in order.
 """
 
 from __future__ import annotations
@@ -59,11 +59,15 @@ class ObjectStoreSource:
         self.url = url
         self._store: ObjectStore | None = None
         self._known: dict[str, tuple[str, OriginFiles]] = {}
+        self._older: set[tuple[str, str]] = set()
+        """Versions before an append, by dataset and hash of the index; they never change."""
 
     async def fetch(self, wanted: WantedFile, into: Path) -> Fingerprint:
-        """See `Source.fetch`. Raises NoSource if the origin has not this version now, ShardCorrupt for wrong bytes."""
-        files = await self.describe(wanted.dataset)
-        if files is None or files.index_sha256 != wanted.index_sha256:
+        """See `Source.fetch`. Raises NoSource if the origin has not this version, ShardCorrupt for wrong bytes.
+
+        Versions before an append are found as under a root: by their indexes under `versions/`.
+        """
+        if not await self._has_version(wanted.dataset, wanted.index_sha256):
             raise NoSource(f"{self.url} has not this version of dataset {wanted.dataset!r}")
         path = f"{wanted.dataset}/shards/{wanted.file}"
         arrival = Arrival(wanted, into)
@@ -102,6 +106,25 @@ class ObjectStoreSource:
         self._known[dataset] = known
         return known[1]
 
+    async def _has_version(self, dataset: str, index_sha256: str) -> bool:
+        """Whether this is the newest version of a dataset, or one before an append; raises NoSource."""
+        newest = await self.describe(dataset)
+        if newest is None:
+            return False
+        if index_sha256 == newest.index_sha256 or (dataset, index_sha256) in self._older:
+            return True
+        for path in await self._older_indexes(dataset):
+            try:
+                found = hashlib.sha256(await self._whole(path)).hexdigest()
+            except FileNotFoundError:
+                continue
+            if len(self._older) >= _MAX_KNOWN:
+                self._older.clear()
+            self._older.add((dataset, found))
+            if found == index_sha256:
+                return True
+        return False
+
     async def _bring(self, path: str, arrival: Arrival, end: int) -> None:
         """The rest of a file, a few ranges ahead of what is written."""
         ahead: deque[tuple[int, asyncio.Future[memoryview]]] = deque()
@@ -135,6 +158,16 @@ class ObjectStoreSource:
         with self._told(path):
             async with asyncio.timeout(_RANGE_S):
                 return await obstore.head_async(self._opened(), path)
+
+    async def _older_indexes(self, dataset: str) -> list[str]:
+        """The paths of the indexes of versions before an append, the newest first; raises NoSource."""
+        import obstore  # noqa: PLC0415
+
+        folder = f"{dataset}/versions/"
+        with self._told(folder):
+            async with asyncio.timeout(_RANGE_S):
+                found = await obstore.list(self._opened(), folder).collect_async()
+        return sorted((one["path"] for one in found if one["path"].endswith("/index.json")), reverse=True)
 
     async def _whole(self, path: str) -> bytes:
         """A small file; raises FileNotFoundError, NoSource."""
