@@ -121,6 +121,7 @@ async def test_a_shard_that_lies_elsewhere_is_fetched_to_the_path_that_was_told(
         opened = await host.open()
         assert (opened.verified, opened.num_shards) == ((), 3)
         assert (opened.index_sha256, host.cached(opened)) == (index.sha256, set())
+        assert opened.is_cached
         await host.read(opened, 2)
         assert host.cached(opened) == {2}
         assert (await host.open()).verified == ()  # so that it is asked for

@@ -17,6 +17,7 @@ from torch.utils.data._utils import worker
 import small_datasets
 from railbus_runner.stream import ShardStream
 from railbus_shared.data.index import DatasetIndex
+from railbus_shared.errors import NotSupported
 from railbus_shared.layout import Layout
 
 pytestmark = pytest.mark.timeout(60)  # processes are started, on a busy machine
@@ -42,6 +43,10 @@ def stream_of(dataset: tuple[Layout, DatasetIndex], **settings: Any) -> ShardStr
     verify = of_parent_only(os.getpid())
     settings = {"ensure_verified": verify, "on_batch": lambda: verify([]), **settings}
     return ShardStream(index, paths, split="train", seed=7, batch_size=4, **settings)
+
+
+def nothing(_numbers: Sequence[int]) -> None:
+    """Every shard is there."""
 
 
 def ids(batches: Any) -> list[list[int]]:
@@ -114,6 +119,18 @@ def test_a_copy_in_another_process_verifies_by_itself(dataset: tuple[Layout, Dat
     loader = DataLoader(stream_of(dataset), batch_size=None, num_workers=1, multiprocessing_context="fork")
     with pytest.raises(RuntimeError, match=r"shard-00001\.data"):
         list(loader)
+
+
+def test_a_copy_cannot_have_shards_fetched_and_says_what_can(dataset: tuple[Layout, DatasetIndex]) -> None:
+    stream = stream_of(dataset, is_fetched=True, ensure_verified=nothing, on_batch=lambda: None)
+    first = next(iter(stream))
+    loader = DataLoader(stream, batch_size=None, num_workers=1, multiprocessing_context="fork")
+    sent = pickle.loads(pickle.dumps(copy.copy(stream)))  # noqa: S301 - our own bytes; as to a worker that is spawned
+    for copies in (loader, sent):
+        with pytest.raises(NotSupported, match=r"'d' lies on another host.*fetched.*ctx\.stream\(\.\.\., workers=N\)"):
+            list(copies)
+    alone = DataLoader(stream, batch_size=None, num_workers=0)
+    assert ids([first, *alone]) == ids(stream_of(dataset))
 
 
 def test_a_copy_has_the_position_and_leaves_the_original_alone(dataset: tuple[Layout, DatasetIndex]) -> None:

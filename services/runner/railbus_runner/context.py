@@ -180,6 +180,7 @@ class TrainContext:
             device=self.device,
             transform=transform,
             workers=workers,
+            is_fetched=self._plan.stream.is_cached,
             ensure_verified=use.ensure_verified,
             on_batch=self._progress.heed,
             on_ahead=use.on_ahead,

@@ -21,7 +21,7 @@ from railbus_runner.reading import Reading
 from railbus_runner.shards import EnsureVerified, HeldShards, OpenShards, VouchedShards
 from railbus_runner.staging import Here, Staging, ToCuda
 from railbus_runner.transforming import AHEAD, GathersOne, Wanted, Workers
-from railbus_runner.vouching import HashedHere, user_memory
+from railbus_runner.vouching import HashedHere, NotFetched, user_memory
 
 Transform = Callable[[Batch], Any]
 
@@ -36,6 +36,7 @@ class Route:
     device: torch.device
     transform: Transform | None
     workers: int
+    is_fetched: bool
     ensure_verified: EnsureVerified
     on_ahead: OnAhead
 
@@ -69,10 +70,15 @@ class Pipeline:
         return self._staging.staged(map(self._made, parts))
 
     def copied(self) -> Pipeline:
-        """For another process, which can ask nobody: it verifies by itself what is not verified yet."""
-        verify = HashedHere(
-            self._reading.index, self._route.shard_paths, memory=user_memory(), verified=self._shards.numbers
-        )
+        """For another process, which can ask nobody: it verifies by itself what is not verified yet.
+
+        Where shards are fetched it reads none: what lies here now may be gone when it looks.
+        """
+        verify: EnsureVerified = NotFetched(self._reading.index)
+        if not self._route.is_fetched:
+            verify = HashedHere(
+                self._reading.index, self._route.shard_paths, memory=user_memory(), verified=self._shards.numbers
+            )
         route = replace(self._route, device=torch.device("cpu"), workers=0, ensure_verified=verify, on_ahead=unheard)
         return Pipeline(self._reading, route)
 

@@ -43,6 +43,7 @@ class ShardStream(BatchStream):
         device: torch.device | None = None,
         transform: Transform | None = None,
         workers: int = 0,
+        is_fetched: bool = False,
         ensure_verified: EnsureVerified,
         on_batch: Callable[[], None] = lambda: None,
         on_ahead: OnAhead = unheard,
@@ -64,6 +65,7 @@ class ShardStream(BatchStream):
             device: of the tensors; the CPU unless given.
             transform: what is made of a batch, before it goes to the device.
             workers: processes that gather and transform; none unless given.
+            is_fetched: whether shards come from elsewhere and leave again; a copy in another process cannot have them.
             ensure_verified: called with the numbers of shards before any of them is read for the first time.
             on_batch: called before each batch.
             on_ahead: called with the shards that are needed next, and with those that were closed.
@@ -88,6 +90,7 @@ class ShardStream(BatchStream):
             device=device or torch.device("cpu"),
             transform=transform,
             workers=workers,
+            is_fetched=is_fetched,
             ensure_verified=ensure_verified,
             on_ahead=on_ahead,
         )

@@ -14,7 +14,7 @@ from pathlib import Path
 from railbus_shared import files
 from railbus_shared.data.index import DatasetIndex
 from railbus_shared.data.verified import Fingerprint, Verified, read_verified, write_verified
-from railbus_shared.errors import ShardCorrupt, StorageFull
+from railbus_shared.errors import NotSupported, ShardCorrupt, StorageFull
 
 logger = logging.getLogger(__name__)
 
@@ -73,6 +73,21 @@ class HashedHere:
                 write_verified(self._memory, {**others, **hashed})
         except (OSError, StorageFull) as exc:
             logger.warning("verified shards not remembered", extra={"problem": repr(exc)})
+
+
+class NotFetched:
+    """Refuses the shards of a dataset that lies elsewhere, for a process that can ask nobody for them."""
+
+    def __init__(self, index: DatasetIndex) -> None:
+        self._dataset = index.schema.name
+
+    def __call__(self, numbers: Sequence[int]) -> None:
+        """Raises NotSupported, whatever lies here: nothing would keep it here."""
+        raise NotSupported(
+            f"dataset {self._dataset!r} lies on another host or in object storage, and a copy of its stream in another "
+            f"process cannot have shard {numbers[0]} fetched: torch's DataLoader makes one for each of its workers",
+            hint="iterate over the stream itself with `ctx.stream(..., workers=N)`, or use DataLoader(num_workers=0)",
+        )
 
 
 def _is_known(known: Verified | None, path: Path, sha256: str) -> bool:
