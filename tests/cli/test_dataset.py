@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -223,6 +224,35 @@ def test_a_damaged_shard_is_repaired_from_its_source_and_from_no_other(tmp_path:
     done = railbus_here(*words, "t.csv", cwd=tmp_path)
     assert (done.status, "repaired t: 2 of" in done.out) == (0, True), done.err
     assert [path.read_bytes() for path in shards] == before
+
+
+def test_a_dataset_that_was_appended_to_is_repaired_from_all_its_sources_or_from_a_copy(tmp_path: Path) -> None:
+    for number, name in enumerate(("a.csv", "b.csv", "c.csv")):
+        text_file(tmp_path, name, "x\n" + "".join(f"{n * 3 + number}\n" for n in range(300)))
+    size = ("--shard-bytes", "1kB")
+    assert railbus_here("dataset", "import", "a.csv", "--name", "t", *size, cwd=tmp_path).status == 0
+    for name in ("b.csv", "c.csv"):
+        assert railbus_here("dataset", "append", "t", name, *size, cwd=tmp_path).status == 0
+    folder = tmp_path / "learning/datasets/t"
+    shutil.copytree(folder, tmp_path / "copy")
+    before = {path.name: path.read_bytes() for path in (folder / "shards").iterdir()}
+    names = sorted(before)
+
+    def damage() -> None:
+        for name in (names[0], names[-1], names[len(names) // 2]):
+            (folder / "shards" / name).write_bytes(b"x")
+
+    damage()
+    words = ("dataset", "repair", "t", *size, "--from")
+    one = railbus_here(*words, "b.csv", cwd=tmp_path)
+    assert (one.status, f"do not give {names[0]}, {names[-1]}" in one.err) == (6, True), one.err
+    assert (folder / "shards" / names[len(names) // 2]).read_bytes() == before[names[len(names) // 2]]
+    rest = railbus_here(*words, "a.csv", "--from", "b.csv", "--from", "c.csv", cwd=tmp_path)
+    assert (rest.status, "repaired t: 2 of" in rest.out) == (0, True), rest.err
+    assert {path.name: path.read_bytes() for path in (folder / "shards").iterdir()} == before
+    damage()
+    assert railbus_here(*words, "copy", cwd=tmp_path).status == 0
+    assert {path.name: path.read_bytes() for path in (folder / "shards").iterdir()} == before
 
 
 def test_more_samples_make_a_new_version(layout: Layout) -> None:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from railbus.cli.progress import Report
     from railbus.importers.source import Options
     from railbus_shared.data.index import DatasetIndex
+    from railbus_shared.layout import Layout
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -177,18 +178,27 @@ def append(*, name: str, source: str, split: str, shard_bytes: int, as_json: boo
 
 @click.command()
 @click.argument("name")
-@click.option("--from", "source", required=True, metavar="SOURCE", help="What the dataset was imported from.")
+@click.option(
+    "--from",
+    "sources",
+    required=True,
+    multiple=True,
+    metavar="SOURCE",
+    help="What was imported, then what was appended, in order; or a copy of the dataset's folder.",
+)
 @import_options
 @json_option
 @root_option
-def repair(*, name: str, source: str, as_json: bool, **given: Any) -> None:
-    """Restore damaged or missing shards from the source.
+def repair(*, name: str, sources: tuple[str, ...], as_json: bool, **given: Any) -> None:
+    """Restore damaged or missing shards from their sources.
 
     Give the options that it was imported with: only the same samples give the same shards, and nothing else is put in
     their place.
 
     \b
       railbus dataset repair mine --from train.csv
+      railbus dataset repair mine --from train.csv --from more.csv
+      railbus dataset repair mine --from backup/datasets/mine
     """
     from railbus.verifying import damaged
 
@@ -197,13 +207,25 @@ def repair(*, name: str, source: str, as_json: bool, **given: Any) -> None:
     with progress() as report:
         broken = [error.details["path"] for error in damaged(layout, index, report=report)]
     if broken:
-        imported(source, name=name, **given)
-        with progress() as report:
-            for error in damaged(layout, index, report=report):
-                raise error
+        _repaired(layout, index, sources, **given)
     if as_json:
         print_json({"dataset": name, "repaired": broken})
     elif broken:
         click.echo(f"repaired {name}: {len(broken)} of {len(index.file.shards)} shards")
     else:
         click.echo(f"{name} needs no repair: {counted(index)}")
+
+
+def _repaired(layout: Layout, index: DatasetIndex, sources: tuple[str, ...], **given: Any) -> None:
+    """Restore shards, with progress."""
+    from railbus.repairing import AsBefore, repair_dataset
+
+    with progress() as report:
+        how = AsBefore(
+            held_out_frac=given["held_out_frac"],
+            shuffle=given["shuffle"],
+            block=given["block"],
+            shard_bytes=given["shard_bytes"],
+            options=importing_options(report, **given),
+        )
+        repair_dataset(layout, index, sources, how=how)
