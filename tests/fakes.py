@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from railbus_dataloader.sources import RemoteDataset, WantedFile
+from railbus_device_manager.faults import GpuFault
 from railbus_device_manager.inventory import gpu_id
 from railbus_shared.contracts.devices import DeviceInfo
 from railbus_shared.data.index import DatasetIndex
@@ -25,6 +26,9 @@ class FakeGpus:
     """By UUID; a UUID that begins with `MIG-` is a slice."""
     lost: set[str] = field(default_factory=set)
     pids: dict[str, list[int]] = field(default_factory=dict)
+    used_bytes: dict[str, int] = field(default_factory=dict)
+    told: list[GpuFault] = field(default_factory=list)
+    """Faults that are still to be told."""
     is_closed: bool = False
 
     def scan(self) -> list[DeviceInfo]:
@@ -38,15 +42,17 @@ class FakeGpus:
                 index=index,
                 is_mig=uuid.startswith("MIG-"),
                 memory_bytes=memory_bytes,
+                memory_used_bytes=self.used_bytes.get(uuid, 0),
+                compute_pids=() if uuid in self.lost else tuple(self.pids.get(uuid, ())),
                 healthy=uuid not in self.lost,
                 health_reason="GPU is lost" if uuid in self.lost else "",
             )
             for index, (uuid, memory_bytes) in enumerate(self.memory_bytes.items())
         ]
 
-    def compute_pids(self, uuid: str) -> list[int]:
-        assert uuid not in self.lost, "a lost GPU cannot say which processes use it"
-        return self.pids.get(uuid, [])
+    def faults(self) -> list[GpuFault]:
+        told, self.told = self.told, []
+        return told + [GpuFault(uuid, "fault", "GPU is lost") for uuid in sorted(self.lost)]
 
     def close(self) -> None:
         self.is_closed = True

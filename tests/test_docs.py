@@ -223,7 +223,9 @@ def _endpoint(subject: ast.expr) -> str:
     assert isinstance(subject, ast.Call), ast.unparse(subject)
     first, verb = subject.args
     assert isinstance(verb, ast.Constant)
-    area = {"host": "runner.<host>", "area": "data.<host>"}.get(ast.unparse(first)) or ast.literal_eval(first)
+    area = {"host": "runner.<host>", "area": "data.<host>", "own": "devices.<host>"}.get(
+        ast.unparse(first)
+    ) or ast.literal_eval(first)
     return f"{area}.{verb.value!s}"
 
 

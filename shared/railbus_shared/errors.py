@@ -258,12 +258,12 @@ class NoSource(TransientError):
     """No other host and no origin has the file at present; the details of each stand in the dataloader's log."""
 
 
-class DeviceUnreadable(TransientError):
-    """The driver of a device does not answer; whether its processes are gone is unknown."""
-
-
 class RunnerLost(TransientError):
     """The runner of an attempt ended or lost its lease; the job is placed again."""
+
+
+class DeviceBroken(TransientError):
+    """A GPU failed under an attempt: it is cordoned, and the job is placed on another."""
 
 
 class TrainerLost(TransientError):

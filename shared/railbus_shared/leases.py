@@ -2,6 +2,9 @@
 
 A renewal that finds another revision has lost its lease; it can never bring a lapsed one back to life. Every write
 states the time-to-live anew, for a write without one would make the lease immortal.
+
+A GPU that is shared has a key for each of its shares. A part of it is some of the keys, the whole of it is all of them
+in one batch, so compare-and-set keeps the one from being granted beside the other.
 """
 
 from __future__ import annotations
@@ -11,28 +14,43 @@ from typing import Final
 
 from railbus_shared import clock
 from railbus_shared.bus.bucket import Bucket, Write, nonce
-from railbus_shared.contracts.devices import DeviceInfo, HeldLease, Lease
+from railbus_shared.contracts.devices import DeviceInfo, HeldLease, Lease, lease_key
 from railbus_shared.errors import LeaseLost, NoFreeDevice, RequestTimeout, RevisionConflict
 
 _MAX_TRIES: Final = 3
 
 
 async def grant(
-    bucket: Bucket, devices: Sequence[DeviceInfo], *, holder: str, lease_epoch: int, ttl_s: int
+    bucket: Bucket,
+    devices: Sequence[DeviceInfo],
+    *,
+    holder: str,
+    lease_epoch: int,
+    ttl_s: int,
+    shares: int | None = None,
 ) -> tuple[HeldLease, ...]:
-    """Lease all devices or none.
+    """Lease all devices or none: each as a whole, or `shares` of the shares of each.
 
     Raises NoFreeDevice if any of them is taken, RequestTimeout or BusUnavailable if nothing is known.
     """
-    word = nonce()
-    leases = [
-        Lease(device=d.id, host=d.host, holder=holder, lease_epoch=lease_epoch, nonce=word, granted_at=clock.now())
-        for d in devices
-    ]
+    word, now = nonce(), clock.now()
+    leases: list[Lease] = []
+    changes: list[Write] = []
+    for device in devices:
+        for share, revision in await _free_keys(bucket, device, shares):
+            lease = Lease(
+                device=device.id,
+                host=device.host,
+                holder=holder,
+                lease_epoch=lease_epoch,
+                share=share,
+                shares=device.shares,
+                nonce=word,
+                granted_at=now,
+            )
+            leases.append(lease)
+            changes.append(Write(lease.key, lease.to_map(), revision, ttl_s))
     try:
-        changes = [
-            Write(lease.device, lease.to_map(), await _free_revision(bucket, lease.device), ttl_s) for lease in leases
-        ]
         revisions = await bucket.write_all(changes)
     except RevisionConflict as exc:
         raise NoFreeDevice(
@@ -46,6 +64,41 @@ async def grant(
     return tuple(HeldLease(lease=lease, revision=rev) for lease, rev in zip(leases, revisions, strict=True))
 
 
+async def _free_keys(bucket: Bucket, device: DeviceInfo, wanted: int | None) -> list[tuple[int, int]]:
+    """Shares that can be leased, with the revisions of their keys; raises NoFreeDevice if they are too few."""
+    if device.shares == 1:
+        return [(0, await _free_revision(bucket, lease_key(device.id, 0)))]
+    found: list[tuple[int, int]] = []
+    taken: NoFreeDevice | None = None
+    needed = device.shares if wanted is None else wanted
+    for share in range(1, device.shares + 1):
+        try:
+            found.append((share, await _free_revision(bucket, lease_key(device.id, share))))
+        except NoFreeDevice as exc:
+            taken = exc
+        if len(found) == needed:
+            return found
+    raise taken or NoFreeDevice(
+        f"device {device.id!r} has {device.shares} shares, not {needed}", hint="see `railbus devices`"
+    )
+
+
+async def leases_of(bucket: Bucket, *, holder: str, lease_epoch: int) -> list[HeldLease]:
+    """Every live lease of one attempt, whatever devices and shares; one request."""
+    live = [
+        HeldLease(lease=Lease.parse(entry.value), revision=entry.revision)
+        for key, entry in (await bucket.snapshot()).items()
+        if entry.value is not None and is_lease_key(key)
+    ]
+    return [one for one in live if (one.lease.holder, one.lease.lease_epoch) == (holder, lease_epoch)]
+
+
+def is_lease_key(key: str) -> bool:
+    """Whether a key of the bucket is a lease, of a device or of a share, and not a mark."""
+    _, dot, suffix = key.partition(".")
+    return not dot or suffix.isdecimal()
+
+
 async def renew(bucket: Bucket, held: Sequence[HeldLease], *, ttl_s: int) -> tuple[HeldLease, ...]:
     """Give all leases their full life again, all or none.
 
@@ -53,7 +106,7 @@ async def renew(bucket: Bucket, held: Sequence[HeldLease], *, ttl_s: int) -> tup
     renewal: that a lease is still there does not tell for how long.
     """
     for _ in range(_MAX_TRIES):
-        changes = [Write(h.lease.device, h.lease.to_map(), h.revision, ttl_s) for h in held]
+        changes = [Write(h.lease.key, h.lease.to_map(), h.revision, ttl_s) for h in held]
         try:
             revisions = await bucket.write_all(changes)
         except (RevisionConflict, RequestTimeout):  # an earlier write of ours may have been stored after all
@@ -70,7 +123,7 @@ async def regrant(bucket: Bucket, held: Sequence[HeldLease], *, ttl_s: int) -> t
     """
     try:
         changes = [
-            Write(h.lease.device, h.lease.to_map(), await _free_revision(bucket, h.lease.device, nonce_of=h), ttl_s)
+            Write(h.lease.key, h.lease.to_map(), await _free_revision(bucket, h.lease.key, nonce_of=h), ttl_s)
             for h in held
         ]
         revisions = await bucket.write_all(changes)
@@ -84,35 +137,35 @@ async def regrant(bucket: Bucket, held: Sequence[HeldLease], *, ttl_s: int) -> t
 async def release(bucket: Bucket, held: Sequence[HeldLease]) -> None:
     """End leases; one that is no longer the holder's is left alone."""
     for one in held:
-        entry = await bucket.get(one.lease.device)
+        entry = await bucket.get(one.lease.key)
         if entry is None or entry.value is None or Lease.parse(entry.value).nonce != one.lease.nonce:
             continue
         try:
-            await bucket.write(Write(one.lease.device, None, entry.revision))
+            await bucket.write(Write(one.lease.key, None, entry.revision))
         except RevisionConflict:
             continue  # it lapsed between the look and the write, which is what was wanted
 
 
-async def _free_revision(bucket: Bucket, device: str, *, nonce_of: HeldLease | None = None) -> int:
-    """The revision on which a lease of the device can be written; raises NoFreeDevice if someone has it."""
-    entry = await bucket.get_with_deleted(device)
+async def _free_revision(bucket: Bucket, key: str, *, nonce_of: HeldLease | None = None) -> int:
+    """The revision on which a lease can be written; raises NoFreeDevice if someone has it."""
+    entry = await bucket.get_with_deleted(key)
     if entry is None:
         return 0
     if entry.value is None:
         if nonce_of is not None and entry.revision > nonce_of.revision:
-            raise NoFreeDevice(f"the lease on {device!r} was ended, by its holder or by a later one")
+            raise NoFreeDevice(f"the lease on {key!r} was ended, by its holder or by a later one")
         return entry.revision
     lease = Lease.parse(entry.value)
     if nonce_of is not None and lease.nonce == nonce_of.lease.nonce:
         return entry.revision
-    raise NoFreeDevice(f"device {device!r} is leased to {lease.holder!r}", hint="see `railbus devices`")
+    raise NoFreeDevice(f"device {lease.device!r} is leased to {lease.holder!r}", hint="see `railbus devices`")
 
 
 async def _mine(bucket: Bucket, leases: Sequence[Lease]) -> tuple[HeldLease, ...]:
     """After a lost acknowledgement: the leases as they stand, if all of them are ours; raises LeaseLost."""
     held: list[HeldLease] = []
     for lease in leases:
-        entry = await bucket.get(lease.device)
+        entry = await bucket.get(lease.key)
         if entry is None or entry.value is None or Lease.parse(entry.value).nonce != lease.nonce:
             raise _lost([HeldLease(lease=one, revision=0) for one in leases])
         held.append(HeldLease(lease=lease, revision=entry.revision))
@@ -124,4 +177,4 @@ def _lost(held: Sequence[HeldLease]) -> LeaseLost:
 
 
 def _devices(held: Sequence[HeldLease]) -> str:
-    return ", ".join(repr(h.lease.device) for h in held)
+    return ", ".join(dict.fromkeys(repr(h.lease.device) for h in held))

@@ -1,24 +1,27 @@
 /* A stand-in for the NVIDIA driver's library, with the calls that we make and faults that a file switches on.
  *
- * GPU 0 is whole, GPU 1 has uncorrected ECC errors, GPU 2 is in MIG mode with slices 0 and 2. The driver is an older
- * one: nvmlDeviceGetTemperatureV and nvmlDeviceGetRetiredPagesPendingStatus do not exist. The file that STUB_FAULT names
- * holds one word: driver, count, handle, memory, temperature or processes. */
+ * GPU 0 is whole, GPU 1 has uncorrected ECC errors, GPU 2 is in MIG mode with slices 0 and 2. An NVLink joins GPUs 0 and
+ * 1. The driver is an older one: nvmlDeviceGetTemperatureV, nvmlDeviceGetMemoryInfo_v2 and
+ * nvmlDeviceGetRetiredPagesPendingStatus do not exist. The file that STUB_FAULT names holds one word: driver, count,
+ * handle, memory, temperature, processes, events, or xid:<GPU>:<number>:<instance>, which is an event that comes once. */
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-enum { OK = 0, NOT_SUPPORTED = 3, NOT_FOUND = 6, TOO_SMALL = 7, NO_DRIVER = 9, LOST = 15, UNKNOWN = 999 };
+enum { OK = 0, INVALID = 2, NOT_SUPPORTED = 3, NOT_FOUND = 6, TOO_SMALL = 7, NO_DRIVER = 9, TIMEOUT = 10, LOST = 15, UNKNOWN = 999 };
 typedef uintptr_t handle; /* 1, 2, 3: GPUs; 100, 102: slices */
 
-static int faulty(const char *call) {
-    char word[32] = "";
+static const char *fault(void) {
+    static char word[32];
+    word[0] = 0;
     FILE *file = fopen(getenv("STUB_FAULT"), "r");
-    if (!file) return 0;
+    if (!file) return word;
     if (fscanf(file, "%31s", word) != 1) word[0] = 0;
     fclose(file);
-    return !strcmp(word, call);
+    return word;
 }
+static int faulty(const char *call) { return !strcmp(fault(), call); }
 
 static const char *UUIDS[] = {"GPU-00000000-aaaa", "GPU-11111111-aaaa", "GPU-22222222-aaaa"};
 static const char *SLICES[] = {"MIG-33333333-aaaa", "", "MIG-44444444-aaaa"};
@@ -64,3 +67,30 @@ int nvmlDeviceGetComputeRunningProcesses_v3(handle h, unsigned *n, process *foun
     found[0].pid = 20 + (unsigned)h; found[1].pid = 10 + (unsigned)h; *n = 2;
     return OK;
 }
+
+typedef struct { char legacy[16]; unsigned domain, bus, device, id, subsystem; char bus_id[32]; } pci;
+static const char *PLACES[] = {"00000000:3B:00.0", "00000000:5E:00.0", "00000000:86:00.0"};
+int nvmlDeviceGetPciInfo_v3(handle h, pci *to) { return copy(to->bus_id, 32, PLACES[h - 1]); }
+int nvmlDeviceGetNvLinkState(handle h, unsigned link, unsigned *active) {
+    *active = 1;
+    return h == 3 ? NOT_SUPPORTED : link == 0 ? OK : INVALID;
+}
+int nvmlDeviceGetNvLinkRemotePciInfo_v2(handle h, unsigned link, pci *to) { return copy(to->bus_id, 32, PLACES[h == 1 ? 1 : 0]); }
+
+typedef struct { handle device; uint64_t type, data; unsigned instance, compute; } event;
+int nvmlEventSetCreate(handle *set) { *set = 7; return OK; }
+int nvmlEventSetFree(handle set) { (void)set; return OK; }
+int nvmlDeviceRegisterEvents(handle h, uint64_t types, handle set) { (void)h; return types == 8 && set == 7 ? OK : INVALID; }
+int nvmlEventSetWait_v2(handle set, event *to, unsigned timeout_ms) {
+    static char told[32];
+    char word[32];
+    unsigned gpu, xid, instance;
+    (void)set; (void)timeout_ms;
+    if (faulty("events")) return LOST;
+    snprintf(word, sizeof word, "%s", fault());
+    if (!strcmp(word, told) || sscanf(word, "xid:%u:%u:%u", &gpu, &xid, &instance) != 3) return TIMEOUT;
+    strcpy(told, word);
+    to->device = gpu + 1; to->type = 8; to->data = xid; to->instance = instance ? instance : 0xFFFFFFFF; to->compute = 0;
+    return OK;
+}
+int nvmlDeviceGetGpuInstanceId(handle slice, unsigned *instance) { *instance = (unsigned)slice - 99; return OK; }

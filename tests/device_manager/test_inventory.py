@@ -1,14 +1,15 @@
-"""The inventory of a host: ids that last, labels, and processes that are not ours."""
+"""The inventory of a host: ids that last, labels, shares, and what befell its GPUs."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 
 from cluster_for_tests import GIB
 from fakes import FakeGpus
 from railbus_device_manager.cpu import CpuTopology, NumaNode, slots
+from railbus_device_manager.faults import xid_fault
 from railbus_device_manager.inventory import GpuSource, Inventory, device_id, gpu_id
 from railbus_shared.contracts.devices import DeviceInfo, HostReport
 from railbus_shared.names import HostId, checked_id
@@ -34,14 +35,14 @@ def inventory(gpus: GpuSource, *, host: str = "a", labels: dict[str, str] | None
 
 
 def test_slots_gpus_and_slices_are_found_under_ids_that_name_host_and_device() -> None:
-    devices = inventory(FakeGpus("a", {GPU: 16 * GIB, MIG: 5 * GIB})).scan()
+    devices = inventory(FakeGpus("a", {GPU: 16 * GIB, MIG: 5 * GIB})).read().devices
     assert [device.id for device in devices] == ["a-cpu0", "a-cpu1", "a-gpu-0f1e2d3c", "a-mig-aabbccdd"]
     assert [device.is_mig for device in devices] == [False, False, False, True]
 
 
 def test_ids_do_not_depend_on_the_order_in_which_the_driver_lists_its_gpus() -> None:
-    one = {device.uuid: device.id for device in inventory(FakeGpus("a", {GPU: GIB, MIG: GIB})).scan()}
-    other = {device.uuid: device.id for device in inventory(FakeGpus("a", {MIG: GIB, GPU: GIB})).scan()}
+    one = {device.uuid: device.id for device in inventory(FakeGpus("a", {GPU: GIB, MIG: GIB})).read().devices}
+    other = {device.uuid: device.id for device in inventory(FakeGpus("a", {MIG: GIB, GPU: GIB})).read().devices}
     assert one[GPU] == other[GPU]
     assert one[MIG] == other[MIG]
 
@@ -79,29 +80,32 @@ def test_slices_that_old_drivers_name_after_their_gpu_are_told_apart() -> None:
 
 
 def test_the_labels_of_the_host_are_on_every_device() -> None:
-    devices = inventory(FakeGpus("a", {GPU: GIB}), labels={"zone": "cellar"}).scan()
+    devices = inventory(FakeGpus("a", {GPU: GIB}), labels={"zone": "cellar"}).read().devices
     assert [device.labels for device in devices] == [{"zone": "cellar"}] * 3
 
 
 def test_a_host_with_the_longest_name_gives_a_valid_report() -> None:
-    devices = inventory(FakeGpus(LONG, {GPU: GIB}), host=LONG).scan()
+    devices = inventory(FakeGpus(LONG, {GPU: GIB}), host=LONG).read().devices
     report = HostReport(host=LONG, devices=devices, reported_at="2026-01-01T00:00:00Z")
     assert len({device.id for device in HostReport.parse(report.to_map()).devices}) == 3
 
 
-def test_processes_that_are_not_ours_are_named_and_a_lost_gpu_is_not_asked() -> None:
-    gpus = FakeGpus("a", {GPU: GIB, MIG: GIB}, pids={GPU: [10, 11, 12], MIG: [13]})
+def test_faults_come_with_the_reading_that_found_them() -> None:
+    gpus = FakeGpus("a", {GPU: GIB}, told=[xid_fault(GPU, 79)])
     found = inventory(gpus)
-    assert found.foreign_pids(lambda pid: pid == 11) == {"a-gpu-0f1e2d3c": (10, 12), "a-mig-aabbccdd": (13,)}
-    assert found.foreign_pids(lambda pid: pid != 13) == {"a-mig-aabbccdd": (13,)}
-    gpus.lost.add(GPU)
-    assert found.foreign_pids(lambda _: False) == {"a-mig-aabbccdd": (13,)}
+    assert found.read().faults == (xid_fault(GPU, 79),)
+    assert found.read().faults == ()
+
+
+def test_whole_gpus_are_divided_into_shares_and_slices_and_cpus_are_not() -> None:
+    divided = replace(inventory(FakeGpus("a", {GPU: GIB, MIG: GIB})), gpu_shares=4)
+    assert [device.shares for device in divided.read().devices] == [1, 1, 4, 1]
 
 
 def test_a_lost_gpu_stays_in_the_inventory_as_unhealthy() -> None:
     gpus = FakeGpus("a", {GPU: GIB})
     found = inventory(gpus)
-    assert [device.healthy for device in found.scan()] == [True, True, True]
+    assert [device.healthy for device in found.read().devices] == [True, True, True]
     gpus.lost.add(GPU)
-    lost = found.scan()[-1]
+    lost = found.read().devices[-1]
     assert (lost.id, lost.healthy, lost.health_reason) == ("a-gpu-0f1e2d3c", False, "GPU is lost")

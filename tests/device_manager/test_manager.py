@@ -6,6 +6,7 @@ import pytest
 
 from cluster_for_tests import active, device, host_report, job, lease, mark, runner
 from railbus_device_manager.manager import DeviceManager, LostAttempt
+from railbus_shared.contracts.devices import Lease
 from railbus_shared.contracts.jobs import JobRecord
 
 TTL_S = 10.0
@@ -22,6 +23,12 @@ def manager(*records: JobRecord, devices: tuple[str, ...] = ("a-gpu0", "a-gpu1")
     return made
 
 
+def hear_host(made: DeviceManager, *, at: float, **changes: object) -> None:
+    """Host `a` reports again, with these fields of its first device changed."""
+    first, *rest = made.facts.hosts["a"].devices
+    made.facts.apply_host("a", host_report("a", first.changed(**changes), *rest), heard_at=at)
+
+
 def lost(made: DeviceManager, now: float, *, contact_since: float = LONG_AGO) -> list[LostAttempt]:
     return made.lost(now, contact_since=contact_since, ttl_s=TTL_S, grace_s=1, placed_grace_s=5)
 
@@ -34,25 +41,79 @@ def states(made: DeviceManager) -> dict[str, tuple[str, str | None]]:
 
 
 @pytest.mark.parametrize("is_healthy", [True, False])
+@pytest.mark.parametrize("is_cordoned", [True, False])
 @pytest.mark.parametrize("is_draining", [True, False])
 @pytest.mark.parametrize("has_lease", [True, False])
 @pytest.mark.parametrize("has_mark", [True, False])
 @pytest.mark.parametrize("is_named", [True, False])
-def test_a_device_is_leased_else_reclaiming_else_unhealthy_else_draining_else_free(
-    *, is_healthy: bool, is_draining: bool, has_lease: bool, has_mark: bool, is_named: bool
+@pytest.mark.parametrize("is_haunted", [True, False])
+def test_a_device_is_leased_else_reclaiming_else_cordoned_else_unhealthy_else_draining_else_free(
+    *,
+    is_healthy: bool,
+    is_cordoned: bool,
+    is_draining: bool,
+    has_lease: bool,
+    has_mark: bool,
+    is_named: bool,
+    is_haunted: bool,
 ) -> None:
     made = DeviceManager()
-    made.facts.apply_host("a", host_report("a", device("a-gpu0", healthy=is_healthy), draining=is_draining))
+    one = device("a-gpu0", healthy=is_healthy).changed(cordoned=is_cordoned, compute_pids=(4711,) if is_haunted else ())
+    made.facts.apply_host("a", host_report("a", one, draining=is_draining))
     if has_lease:
         made.facts.apply_lease("a-gpu0", lease("a-gpu0", "j-1"), now=0)
     if has_mark:
         made.facts.apply_mark("a-gpu0", mark("a-gpu0", "j-2"), now=0)
     if is_named:
         made.facts.apply_record("j-3", active("j-3", "a-gpu0"), now=0)
-    held = "reclaiming" if is_named or has_mark else "draining" if is_draining else "free"
-    expected = "leased" if has_lease else held if is_healthy or held == "reclaiming" else "unhealthy"
+    words = {
+        "leased": has_lease,
+        "reclaiming": is_named or has_mark,
+        "cordoned": is_cordoned,
+        "unhealthy": not is_healthy,
+        "draining": is_draining,
+    }
+    expected = next((word for word, holds in words.items() if holds), "reclaiming" if is_haunted else "free")
     holder = "j-1" if has_lease else "j-3" if is_named else "j-2" if has_mark else None
     assert states(made) == {"a-gpu0": (expected, holder)}
+
+
+def share(device_id: str, holder: str, number: int, *, of: int) -> Lease:
+    return lease(device_id, holder).changed(share=number, shares=of)
+
+
+def test_a_shared_gpu_is_free_while_a_share_is_and_names_its_holders() -> None:
+    made = manager(active("j-1", "a-gpu0"))
+    hear_host(made, at=1, shares=3, compute_pids=[4711])
+    seen = []
+    for number, holder in ((1, "j-1"), (2, "j-2"), (3, "j-2")):
+        made.facts.apply_lease(f"a-gpu0.{number}", share("a-gpu0", holder, number, of=3), now=1)
+        state = made.device_states()[0]
+        seen.append((state.state, state.free_shares, state.holders, state.holder))
+    assert seen == [
+        ("free", 2, ("j-1",), None),
+        ("free", 1, ("j-1", "j-2"), None),
+        ("leased", 0, ("j-1", "j-2"), "j-1"),
+    ]
+    made.facts.apply_lease("a-gpu0.1", None, now=2)
+    assert states(made)["a-gpu0"] == ("reclaiming", "j-1")  # its record names the device still
+    made.facts.apply_record("j-1", None, now=3)
+    assert made.device_states()[0].free_shares == 1
+
+
+def test_an_attempt_with_a_live_lease_of_a_share_is_not_lost() -> None:
+    made = manager(active("j-1", "a-gpu0"))
+    made.facts.apply_lease("a-gpu0.2", share("a-gpu0", "j-1", 2, of=2), now=0)
+    assert lost(made, 1000) == []
+    made.facts.apply_lease("a-gpu0.2", None, now=1000)
+    assert [found.record.id for found in lost(made, 1001)] == ["j-1"]
+
+
+def test_a_gpu_leased_under_another_division_has_no_free_shares() -> None:
+    made = manager()
+    hear_host(made, at=1, shares=4)
+    made.facts.apply_lease("a-gpu0", lease("a-gpu0", "j-1"), now=1)
+    assert states(made)["a-gpu0"] == ("leased", "j-1")
 
 
 @pytest.mark.parametrize("state", ["placed", "running", "checkpointing"])
@@ -251,6 +312,7 @@ def test_only_a_report_made_after_the_lapse_and_without_the_attempt_shows_that_i
     attempts: tuple[tuple[str, int], ...], heard_at: float, live: bool, cause: str, gone: bool
 ) -> None:
     made = with_lapsed_lease(at=20)
+    hear_host(made, at=20.5)
     made.facts.apply_runner("a", runner("a", *attempts), now=heard_at, live=live)
     (found,) = lost(made, 21)
     assert (found.cause, found.processes_gone) == (cause, gone)
@@ -287,9 +349,58 @@ def test_a_mark_goes_when_the_runner_is_heard_after_it_without_the_attempt(
 ) -> None:
     made = manager()
     made.facts.apply_mark("a-gpu0", mark("a-gpu0", "j-1"), now=10)
+    hear_host(made, at=11)
     made.facts.apply_runner("a", runner("a", *attempts), now=heard_at, live=live)
     assert made.released_marks() == ([mark("a-gpu0", "j-1")] if is_released else [])
-    assert made.released_marks(busy={"a-gpu0"}) == []
+
+
+@pytest.mark.parametrize(
+    ("heard_at", "changes", "is_released"),
+    [
+        (11, {}, True),
+        (11, {"memory_used_bytes": 900 << 20, "memory_idle_bytes": 700 << 20}, True),
+        (11, {"memory_used_bytes": 901 << 20, "memory_idle_bytes": 700 << 20}, False),
+        (11, {"compute_pids": [4711]}, False),
+        (10, {}, False),
+        (None, {}, False),
+    ],
+)
+def test_a_mark_on_a_gpu_goes_only_when_its_host_has_reported_since_that_the_memory_is_back(
+    heard_at: float | None, changes: dict[str, object], *, is_released: bool
+) -> None:
+    made = manager()
+    made.facts.apply_mark("a-gpu0", mark("a-gpu0", "j-1"), now=10)
+    made.facts.apply_runner("a", runner("a"), now=11)
+    if heard_at is not None:
+        hear_host(made, at=heard_at, **changes)
+    assert bool(made.released_marks()) == is_released
+
+
+def test_a_mark_on_a_cpu_slot_needs_no_report_of_memory() -> None:
+    made = manager(devices=("a-cpu0",))
+    made.facts.apply_mark("a-cpu0", mark("a-cpu0", "j-1"), now=10)
+    made.facts.apply_runner("a", runner("a"), now=11)
+    assert len(made.released_marks()) == 1
+
+
+def test_a_mark_on_a_gpu_that_others_share_goes_with_the_attempts_processes() -> None:
+    made = manager()
+    hear_host(made, at=11, compute_pids=[4711], shares=2)
+    made.facts.apply_lease("a-gpu0.2", share("a-gpu0", "j-2", 2, of=2), now=10)
+    made.facts.apply_mark("a-gpu0", mark("a-gpu0", "j-1"), now=10)
+    made.facts.apply_runner("a", runner("a"), now=11)
+    assert len(made.released_marks()) == 1
+
+
+@pytest.mark.parametrize(("changes", "gone"), [({}, True), ({"compute_pids": [4711]}, False)])
+def test_a_lost_attempt_on_a_gpu_leaves_a_mark_unless_its_memory_is_back(
+    changes: dict[str, object], *, gone: bool
+) -> None:
+    made = with_lapsed_lease(at=20)
+    made.facts.apply_runner("a", runner("a"), now=20.5)
+    hear_host(made, at=20.5, **changes)
+    (found,) = lost(made, 21)
+    assert (found.processes_gone, found.marks) == (gone, () if gone else ("a-gpu0",))
 
 
 def test_a_mark_stays_while_the_runner_is_silent() -> None:
@@ -303,6 +414,7 @@ def test_a_mark_that_is_seen_twice_keeps_its_time_and_another_one_begins_anew() 
     made = manager()
     made.facts.apply_mark("a-gpu0", mark("a-gpu0", "j-1"), now=10)
     made.facts.apply_runner("a", runner("a"), now=11)
+    hear_host(made, at=11)
     made.facts.apply_mark("a-gpu0", mark("a-gpu0", "j-1"), now=12)
     assert len(made.released_marks()) == 1
     made.facts.apply_mark("a-gpu0", mark("a-gpu0", "j-2"), now=13)
@@ -323,6 +435,8 @@ def test_a_lost_host_gives_its_job_away_at_once_and_its_devices_only_after_it_ha
     made.facts.apply_runner("a", runner("a", ("j-1", 3)), now=30)
     assert made.released_marks() == []
     made.facts.apply_runner("a", runner("a"), now=33)
+    assert made.released_marks() == []
+    hear_host(made, at=33)
     (released,) = made.released_marks()
     made.facts.apply_mark(released.device, None, now=33)
     assert states(made)["a-gpu0"] == ("free", None)

@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 from railbus_device_manager.inventory import GpuSource
-from railbus_device_manager.nvml import NvmlGpus, memory_fault
+from railbus_device_manager.nvml import NvmlGpus
 
 STUB = Path(__file__).with_name("nvml_stub.c")
 GIB = 1 << 30
@@ -50,7 +50,7 @@ def test_a_host_without_a_driver_has_no_gpus_and_says_so_once(caplog: pytest.Log
     gpus: GpuSource = NvmlGpus("a")
     with caplog.at_level(logging.INFO):
         assert [gpus.scan() for _ in range(3)] == [[], [], []]
-        assert gpus.compute_pids("GPU-00000000-aaaa") == []
+        assert gpus.faults() == []
         gpus.close()
         gpus.close()
     assert [(record.levelname, record.message) for record in caplog.records] == [
@@ -58,33 +58,13 @@ def test_a_host_without_a_driver_has_no_gpus_and_says_so_once(caplog: pytest.Log
     ]
 
 
-# --- health ----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("ecc_errors", "retired_pending", "remapped", "expected"),
-    [
-        (None, None, None, ""),
-        (0, 0, (5, 0, 0, 0), ""),
-        (2, None, None, "2 uncorrected ECC errors since the last reset of the GPU"),
-        (None, 1, None, "bad memory waits to be taken out at the next reset of the GPU"),
-        (None, None, (0, 1, 1, 0), "bad memory waits to be taken out at the next reset of the GPU"),
-        (2, 1, (0, 1, 1, 1), "remapping a row of memory has failed: the GPU wants replacing"),
-    ],
-)
-def test_the_worst_fault_of_the_memory_is_named(
-    ecc_errors: int | None, retired_pending: int | None, remapped: tuple[int, ...] | None, expected: str
-) -> None:
-    assert memory_fault(ecc_errors=ecc_errors, retired_pending=retired_pending, remapped=remapped) == expected
-
-
 # --- a stand-in for the driver ---------------------------------------------------------------------------------------
 
 CHILD = """
 import json, os, sys
 from pathlib import Path
+
 from railbus_device_manager.nvml import NvmlGpus
-from railbus_shared.errors import RailbusError
 
 gpus, fault, answers = NvmlGpus("a"), Path(os.environ["STUB_FAULT"]), []
 for step in json.loads(sys.argv[1]):
@@ -92,18 +72,15 @@ for step in json.loads(sys.argv[1]):
         fault.write_text(step.removeprefix("fault "))
     elif step == "scan":
         answers.append([device.to_map() for device in gpus.scan()])
-    elif step == "close":
-        gpus.close()
+    elif step == "faults":
+        answers.append([[fault.uuid, fault.level, fault.words] for fault in gpus.faults()])
     else:
-        try:
-            answers.append(gpus.compute_pids(step))
-        except RailbusError as exc:
-            answers.append(exc.to_wire())
+        gpus.close()
 print(json.dumps(answers))
 """
 
 Answer = Any
-"""The devices of a scan, the processes of a GPU, or an error, as JSON."""
+"""The devices of a scan, or faults, as JSON."""
 Steps = Callable[..., list[Answer]]
 
 
@@ -183,13 +160,64 @@ def test_a_closed_source_opens_again(steps: Steps) -> None:
     assert health(steps("scan", "close", "close", "scan")[1]) == ALL_WELL
 
 
-def test_processes_are_named_by_gpu_and_slice_and_a_silent_driver_is_an_error(steps: Steps) -> None:
-    whole, idle, part, silent, unknown = steps(
-        "GPU-00000000-aaaa", "GPU-11111111-aaaa", "MIG-44444444-aaaa", "fault processes", "GPU-00000000-aaaa", "GPU-9"
-    )
-    assert (whole, idle, part) == ([11, 21], [], [112, 122])
-    assert (silent["code"], unknown["code"]) == ("DEVICE_UNREADABLE", "DEVICE_UNREADABLE")
-    assert "GPU is lost" in silent["message"]
+def test_processes_are_named_by_gpu_and_slice_and_a_silent_driver_makes_them_unhealthy(steps: Steps) -> None:
+    before, silent = steps("scan", "fault processes", "scan")
+    assert [device.get("compute_pids", []) for device in before] == [[11, 21], [], [110, 120], [112, 122]]
+    assert health(silent) == {**dict.fromkeys(ALL_WELL, "GPU is lost"), "a-gpu-11111111": "GPU is lost"}
+    assert [device.get("compute_pids", []) for device in silent] == [[]] * 4
+
+
+def test_gpus_that_an_nvlink_joins_are_peers_and_slices_have_none(steps: Steps) -> None:
+    (found,) = steps("scan")
+    assert [device.get("nvlink_peers", []) for device in found] == [
+        ["GPU-11111111-aaaa"],
+        ["GPU-00000000-aaaa"],
+        [],
+        [],
+    ]
+
+
+# --- faults ----------------------------------------------------------------------------------------------------------
+
+ECC = ["GPU-11111111-aaaa", "fault", "7 uncorrected ECC errors since the last reset of the GPU"]
+
+
+def test_memory_that_failed_is_told_at_every_scan(steps: Steps) -> None:
+    _, first, again, _, later = steps("scan", "faults", "faults", "scan", "faults")
+    assert (first, again, later) == ([ECC], [], [ECC])
+
+
+@pytest.mark.parametrize("fault", ["handle", "memory"])
+def test_a_gpu_that_is_lost_at_a_reading_is_told_as_a_fault(steps: Steps, fault: str) -> None:
+    _, _, _, told = steps("scan", "faults", f"fault {fault}", "scan", "faults")
+    assert sorted(told) == sorted([["GPU-00000000-aaaa", "fault", "GPU is lost"], ECC])
+
+
+def test_a_reading_that_fails_for_another_reason_is_no_fault_of_the_gpu(steps: Steps) -> None:
+    _, _, _, told = steps("scan", "faults", "fault temperature", "scan", "faults")
+    assert told == [ECC]
+
+
+def test_an_xid_event_is_told_once_for_its_gpu(steps: Steps) -> None:
+    _, _, told, again = steps("scan", "faults", "fault xid:0:79:0", "faults", "faults")
+    assert told == [["GPU-00000000-aaaa", "fault", "XID 79: it has fallen off the bus"]]
+    assert again == []
+
+
+@pytest.mark.parametrize(
+    ("instance", "slices"), [(0, ["MIG-33333333-aaaa", "MIG-44444444-aaaa"]), (3, ["MIG-44444444-aaaa"])]
+)
+def test_an_xid_event_of_a_divided_gpu_is_told_for_the_slice_it_names_or_all(
+    steps: Steps, instance: int, slices: list[str]
+) -> None:
+    _, _, told = steps("scan", "faults", f"fault xid:2:94:{instance}", "faults")
+    assert [uuid for uuid, _, _ in told] == slices
+
+
+def test_events_that_cannot_be_read_are_asked_for_anew_after_the_next_scan(steps: Steps) -> None:
+    answers = steps("scan", "faults", "fault events", "faults", "scan", "fault xid:0:48:0", "faults")
+    assert answers[2] == []
+    assert ["GPU-00000000-aaaa", "fault", "XID 48: an uncorrectable ECC error"] in answers[4]
 
 
 # --- a real GPU ------------------------------------------------------------------------------------------------------
@@ -206,5 +234,5 @@ def test_a_real_gpu_is_found_twice_under_one_id() -> None:
         assert device.memory_bytes > GIB
         assert device.uuid.startswith(("GPU-", "MIG-"))
         assert device.healthy, device.health_reason
-        assert all(pid > 0 for pid in gpus.compute_pids(device.uuid))
+        assert all(pid > 0 for pid in device.compute_pids)
     gpus.close()

@@ -53,7 +53,10 @@ _SUMMARY = {
 
 EXAMPLES: dict[str, dict[str, Any]] = {
     "CancelJob": {"id": "j-1", "by": "ann", "now": True},
-    "Cordon": {"device": "h-gpu-1", "reason": "XID 79", "by": "h", "cordoned_at": TIME},
+    "CheckDevices": {"job": "j-1", "lease_epoch": 1, "devices": ["h-gpu-1"]},
+    "CheckedDevice": {"device": "h-gpu-1", "clear": True},
+    "CheckedDevices": {"devices": [{"device": "h-gpu-1", "fault": "XID 79", "clear": False}]},
+    "Cordon": {"device": "h-gpu-1", "cause": "fault", "reason": "XID 79", "by": "h", "cordoned_at": TIME},
     "CordonDevice": {"device": "h-gpu-1", "reason": "noisy", "by": "ann"},
     "DeviceHolder": {"device": "h-cpu0", "holder": "j-2", "owner": "ann", "state": "running", "expected_end": TIME},
     "HoldJob": {"id": "j-1", "held": False, "by": "ann"},
@@ -90,6 +93,7 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "DevicePreference": {"kind": ["cpu"], "labels": {"a": "b"}},
     "DeviceState": {"device": _DEVICE, "state": "leased", "holder": "j-1"},
     "DrainHost": {"host": "h"},
+    "DrainedHost": {"host": "h", "draining": True, "jobs": ["j-1"]},
     "ErrorBody": {"code": "X", "message": "y"},
     "Event": {
         "id": "p-1", "type": "job.placed", "time": TIME, "producer": "p", "number": 1, "source": "runner", "host": "h",

@@ -105,6 +105,77 @@ async def test_eight_racing_claimers_never_lease_a_device_twice(
         assert entry.revision == held.revision, holder
 
 
+# --- shares ----------------------------------------------------------------------------------------------------------
+
+
+def _gpu(shares: int, number: int = 0) -> DeviceInfo:
+    return _devices(number)[0].changed(id=f"h-gpu{number}", kind="gpu", shares=shares)
+
+
+async def _part(bucket: Bucket, holder: str, shares: int | None, *, of: int = 4) -> tuple[HeldLease, ...]:
+    return await leases.grant(bucket, [_gpu(of)], holder=holder, lease_epoch=1, ttl_s=60, shares=shares)
+
+
+async def test_parts_of_a_gpu_are_leased_side_by_side_and_the_whole_only_alone(bucket: Bucket) -> None:
+    one = await _part(bucket, "j-1", 1)
+    three = await _part(bucket, "j-2", 3)
+    assert await _holders(bucket) == {"h-gpu0.1": "j-1", **{f"h-gpu0.{n}": "j-2" for n in (2, 3, 4)}}
+    for shares in (1, None):
+        with pytest.raises(NoFreeDevice, match="'h-gpu0' is leased to"):
+            await _part(bucket, "j-3", shares)
+    await leases.release(bucket, three)
+    with pytest.raises(NoFreeDevice):
+        await _part(bucket, "j-3", None)
+    assert await _holders(bucket) == {"h-gpu0.1": "j-1"}
+    await leases.release(bucket, one)
+    whole = await _part(bucket, "j-3", None)
+    assert [held.lease.share for held in whole] == [1, 2, 3, 4]
+    with pytest.raises(NoFreeDevice):
+        await _part(bucket, "j-1", 1)
+
+
+async def test_more_shares_than_a_gpu_has_are_never_granted(bucket: Bucket) -> None:
+    with pytest.raises(NoFreeDevice, match="has 4 shares, not 5"):
+        await _part(bucket, "j-1", 5)
+    assert await _holders(bucket) == {}
+
+
+async def test_leases_of_shares_are_renewed_taken_up_again_and_found_together(bucket: Bucket) -> None:
+    held = await leases.grant(bucket, [_gpu(3, 0), _gpu(3, 1)], holder="j-1", lease_epoch=7, ttl_s=1)
+    held = await leases.renew(bucket, held, ttl_s=1)
+    for one in held:
+        await _until_gone(bucket, one.lease.key)
+    again = await leases.regrant(bucket, held, ttl_s=60)
+    await bucket.put("h-gpu0.reclaim", {"v": 1})
+    await _part(bucket, "j-2", 1, of=8)
+    found = await leases.leases_of(bucket, holder="j-1", lease_epoch=7)
+    assert {one.lease.key: one.revision for one in found} == {one.lease.key: one.revision for one in again}
+    assert await leases.leases_of(bucket, holder="j-1", lease_epoch=6) == []
+
+
+async def test_racing_for_parts_and_the_whole_never_gives_more_than_there_is(common: CommonSettings, bus: Bus) -> None:
+    """Eight claimers want a quarter, half or all of one GPU; the store's history tells who had what at every moment."""
+    granted: list[HeldLease] = []
+
+    async def claim(number: int) -> None:
+        choice = random.Random(number)
+        async with Bus.open(common, name=f"claimer{number}") as own:
+            mine = Bucket(own, own.subjects.leases)
+            for _ in range(12):
+                try:
+                    held = await _part(mine, f"j-{number}", choice.choice((1, 2, None)))
+                except NoFreeDevice:
+                    continue
+                granted.extend(held)
+                holders = (await _holders(mine)).values()
+                assert len(held) < 4 or set(holders) == {f"j-{number}"}
+                await leases.release(mine, held)
+
+    await asyncio.gather(*(claim(number) for number in range(8)))
+    assert granted
+    assert len({(held.lease.key, held.revision) for held in granted}) == len(granted)
+
+
 async def _until_gone(bucket: Bucket, device: str) -> None:
     async def gone() -> bool:
         return await bucket.get(device) is None

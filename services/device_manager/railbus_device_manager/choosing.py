@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 
 from railbus_device_manager.placement import fits
+from railbus_device_manager.sharing import has_room
 from railbus_shared.contracts.devices import DeviceInfo
 from railbus_shared.contracts.jobs import DevicePreference
 from railbus_shared.contracts.requests import DeviceState
@@ -16,7 +17,7 @@ def choose(wanted: DevicePreference, states: Iterable[DeviceState]) -> tuple[Dev
     """Free devices of one host that meet the preference, the first kind that can; raises NoFreeDevice."""
     by_kind: dict[tuple[str, str], list[DeviceInfo]] = defaultdict(list)
     for state in states:
-        if state.state == "free" and fits(state.device, wanted):
+        if has_room(state, wanted) and fits(state.device, wanted):
             by_kind[state.device.kind, state.device.host].append(state.device)
     for kind in wanted.kind:
         for (found, _), devices in sorted(by_kind.items()):

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
+from railbus_device_manager.faults import GpuFault
 from railbus_shared.contracts.devices import DeviceInfo
 from railbus_shared.names import DeviceId, HostId
 
@@ -32,11 +33,14 @@ class GpuSource(Protocol):
     """Where GPUs come from; all calls block, and come from one thread at a time."""
 
     def scan(self) -> list[DeviceInfo]:
-        """GPUs and MIG slices as they are now; empty without a driver; a broken GPU comes as unhealthy."""
+        """GPUs and MIG slices as they are now, with the processes that compute on them.
+
+        Empty without a driver; a broken GPU comes as unhealthy.
+        """
         ...
 
-    def compute_pids(self, uuid: str) -> list[int]:
-        """Processes that compute on a GPU or slice, as this process numbers them; raises DeviceUnreadable."""
+    def faults(self) -> list[GpuFault]:
+        """What has befallen GPUs since the last call, as events and at scans; the same may be told at every scan."""
         ...
 
     def close(self) -> None:
@@ -69,6 +73,14 @@ def _hash(text: str) -> str:
 
 
 @dataclass(frozen=True)
+class Reading:
+    """One look at a host's devices."""
+
+    devices: tuple[DeviceInfo, ...]
+    faults: tuple[GpuFault, ...] = ()
+
+
+@dataclass(frozen=True)
 class Inventory:
     """The devices of one host."""
 
@@ -77,20 +89,14 @@ class Inventory:
     gpus: GpuSource
     labels: Mapping[str, str] = field(default_factory=dict)
     """Given to every device; they win over labels of the same name that a source gave."""
+    gpu_shares: int = 1
+    """Into how many a whole GPU is divided for jobs that share one; a MIG slice is a part already."""
 
-    def scan(self) -> tuple[DeviceInfo, ...]:
+    def read(self) -> Reading:
         """Every device as it is now, CPU slots first; reads files and the driver, so call it in a thread."""
         found = [*self.cpus.scan(), *self.gpus.scan()]
-        return tuple(device.changed(labels={**device.labels, **self.labels}) for device in found)
+        return Reading(tuple(map(self._completed, found)), tuple(self.gpus.faults()))
 
-    def foreign_pids(self, is_own: Callable[[int], bool]) -> dict[DeviceId, tuple[int, ...]]:
-        """Processes that compute on healthy GPUs of this host and are not ours; GPUs without any are left out.
-
-        Blocking. Raises DeviceUnreadable if the driver cannot say.
-        """
-        foreign: dict[DeviceId, tuple[int, ...]] = {}
-        for gpu in self.gpus.scan():
-            pids = tuple(pid for pid in self.gpus.compute_pids(gpu.uuid) if not is_own(pid)) if gpu.healthy else ()
-            if pids:
-                foreign[DeviceId(gpu.id)] = pids
-        return foreign
+    def _completed(self, device: DeviceInfo) -> DeviceInfo:
+        shares = self.gpu_shares if device.kind == "gpu" and not device.is_mig else 1
+        return device.changed(labels={**device.labels, **self.labels}, shares=shares)

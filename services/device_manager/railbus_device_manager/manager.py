@@ -4,20 +4,23 @@
 device, which jobs start, why the others wait, which attempts are lost, which devices can be granted again.
 
 An expired lease frees nothing by itself. A device is `reclaiming` while an active record names it without a live lease,
-or while a reclaim mark lies on it, and only a report of its host's runner, made after the lease had lapsed and without
-the attempt, shows that the processes are gone. All times are seconds on one clock of this process.
+or while a reclaim mark lies on it. Only a report of its host's runner, made after the lease had lapsed and without the
+attempt, shows that the processes are gone, and for a GPU only a report of its host's device_manager, made after it as
+well, that the memory is back. All times are seconds on one clock of this process.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, TypeVar
 
 from railbus_device_manager.placement import Cluster, Decision, decide, waits_for
 from railbus_device_manager.reasons import reason
-from railbus_shared.contracts.devices import AttemptRef, DeviceInfo, HostReport, Lease, ReclaimMark, RunnerReport
+from railbus_device_manager.states import device_state
+from railbus_device_manager.watch import Use, is_clear
+from railbus_shared.contracts.devices import AttemptRef, Cordon, HostReport, Lease, ReclaimMark, RunnerReport
 from railbus_shared.contracts.jobs import JobRecord, JobState
 from railbus_shared.contracts.requests import DeviceState
 from railbus_shared.names import DeviceId, HostId, JobId
@@ -48,13 +51,17 @@ class ClusterFacts:
     hosts: dict[str, HostReport] = field(default_factory=dict)
     runners: dict[str, RunnerReport] = field(default_factory=dict)
     leases: dict[str, Lease] = field(default_factory=dict)
-    """By device; a key exists as long as the lease lives."""
+    """By key, which is the device or one of its shares; a key exists as long as the lease lives."""
+    cordons: dict[str, Cordon] = field(default_factory=dict)
+    """By device; the devices in `hosts` have them already."""
     marks: dict[str, ReclaimMark] = field(default_factory=dict)
     """By device."""
     jobs: dict[str, JobRecord] = field(default_factory=dict)
     """Records that are not final."""
     ended: dict[str, JobState] = field(default_factory=dict)
     """Final states, which `after` asks for."""
+    host_heard_at: dict[str, float] = field(default_factory=dict)
+    """When a host's device_manager was last heard as it spoke, not out of the store."""
     runner_heard_at: dict[str, float] = field(default_factory=dict)
     """When a host's runner was last heard as it spoke, not out of the store."""
     leaseless_since: dict[str, float] = field(default_factory=dict)
@@ -63,18 +70,27 @@ class ClusterFacts:
     """When a mark was first seen, by device."""
     held_until: dict[str, float] = field(default_factory=dict)
     """Until when a job is not placed after an end: its back-off, from when it was first seen queued again."""
+    _by_device: dict[str, dict[str, Lease]] = field(default_factory=dict, repr=False)
+    """The same leases, by device and key."""
 
-    def apply_host(self, host: str, report: HostReport | None) -> None:
+    def apply_host(self, host: str, report: HostReport | None, *, heard_at: float | None = None) -> None:
+        """`heard_at` is None for a value that was in the store before, or that was told already."""
         _put(self.hosts, host, report)
+        if report is None or heard_at is not None:
+            _put(self.host_heard_at, host, heard_at if report is not None else None)
+
+    def apply_cordons(self, cordons: Mapping[str, Cordon]) -> None:
+        self.cordons = dict(cordons)
 
     def apply_runner(self, host: str, report: RunnerReport | None, *, now: float, live: bool = True) -> None:
         """`live` is false for a value that was in the store before: it may be older than what it is compared with."""
         _put(self.runners, host, report)
         _put(self.runner_heard_at, host, now if report is not None and live else None)
 
-    def apply_lease(self, device: str, lease: Lease | None, *, now: float) -> None:
-        before = self.leases.get(device)
-        _put(self.leases, device, lease)
+    def apply_lease(self, key: str, lease: Lease | None, *, now: float) -> None:
+        before = self.leases.get(key)
+        _put(self.leases, key, lease)
+        _put(self._by_device.setdefault(key.partition(".")[0], {}), key, lease)
         for changed in filter(None, (before, lease)):
             self._watch_leases(changed.holder, now)
 
@@ -96,9 +112,21 @@ class ClusterFacts:
     def live_leases(self, record: JobRecord) -> Iterator[Lease]:
         """Leases of a record's present attempt."""
         for device in record.devices:
-            lease = self.leases.get(device)
-            if lease is not None and (lease.holder, lease.lease_epoch) == (record.id, record.lease_epoch):
-                yield lease
+            for lease in self.leases_on(device):
+                if (lease.holder, lease.lease_epoch) == (record.id, record.lease_epoch):
+                    yield lease
+
+    def leases_on(self, device: str) -> tuple[Lease, ...]:
+        """Live leases of a device: one, or one for each share that somebody has."""
+        return tuple(self._by_device.get(device, {}).values())
+
+    def named(self) -> dict[str, list[JobRecord]]:
+        """The active records that name each device."""
+        found: dict[str, list[JobRecord]] = {}
+        for record in self.jobs.values():
+            for device in record.devices if record.is_active else ():
+                found.setdefault(device, []).append(record)
+        return found
 
     def _wait_out(self, before: JobRecord | None, record: JobRecord | None, job: str, now: float) -> None:
         """Count a back-off on our own clock, from when the job is first seen in the queue with it."""
@@ -123,9 +151,15 @@ class DeviceManager:
 
     def device_states(self) -> list[DeviceState]:
         """Every known device and who has it, by host, in the order of its report."""
-        named = {device: record for record in self.facts.jobs.values() if record.is_active for device in record.devices}
+        named = self.facts.named()
         return [
-            self._state(device, draining=report.draining, named=named)
+            device_state(
+                device,
+                draining=report.draining,
+                leases=self.facts.leases_on(device.id),
+                mark=self.facts.marks.get(device.id),
+                named=named.get(device.id, ()),
+            )
             for _, report in sorted(self.facts.hosts.items())
             for device in report.devices
         ]
@@ -166,29 +200,30 @@ class DeviceManager:
                 lost.append(self._lost(record, since))
         return lost
 
-    def released_marks(self, *, busy: Collection[str] = ()) -> list[ReclaimMark]:
-        """Marks that can go: the host's runner has been heard since, and does not have the attempt any more.
-
-        `busy` are devices on which the driver still shows processes; their marks stay.
-        """
+    def released_marks(self) -> list[ReclaimMark]:
+        """Marks that can go: since then the host has said that processes and memory of the attempt are gone."""
         released: list[ReclaimMark] = []
         for device, mark in sorted(self.facts.marks.items()):
             ref = AttemptRef(job=mark.job, lease_epoch=mark.lease_epoch)
-            if device not in busy and self._are_gone(mark.host, ref, self.facts.marked_at[device]):
+            since = self.facts.marked_at[device]
+            if self._are_gone(mark.host, ref, since) and self._is_back(mark.host, device, ref, since):
                 released.append(mark)
         return released
 
-    def _state(self, device: DeviceInfo, *, draining: bool, named: Mapping[str, JobRecord]) -> DeviceState:
-        lease, mark = self.facts.leases.get(device.id), self.facts.marks.get(device.id)
-        if lease is not None:
-            return DeviceState(device=device, state="leased", holder=lease.holder)
-        if device.id in named:
-            return DeviceState(device=device, state="reclaiming", holder=named[device.id].id)
-        if mark is not None:
-            return DeviceState(device=device, state="reclaiming", holder=mark.job)
-        if not device.healthy:
-            return DeviceState(device=device, state="unhealthy")
-        return DeviceState(device=device, state="draining" if draining else "free")
+    def use_of(self, host: str) -> Use:
+        """Who uses the devices of a host, for its own look at them."""
+        own = {lease.device for lease in self.facts.leases.values() if lease.host == host}
+        marks = {
+            device: (mark, self.facts.marked_at[device])
+            for device, mark in self.facts.marks.items()
+            if mark.host == host
+        }
+        return Use(
+            leases={device: self.facts.leases_on(device) for device in own},
+            marks=marks,
+            named=frozenset(self.facts.named()),
+            cordons=self.facts.cordons,
+        )
 
     def _cluster(self) -> Cluster:
         return Cluster(devices=tuple(self.device_states()), runners=self.facts.runners)
@@ -221,7 +256,9 @@ class DeviceManager:
         host = HostId(record.host or "")
         ref = AttemptRef(job=record.id, lease_epoch=record.lease_epoch)
         runner = self.facts.runners.get(host)
-        gone = self._are_gone(host, ref, since)
+        gone = self._are_gone(host, ref, since) and all(
+            self._is_back(host, device, ref, since) for device in record.devices
+        )
         if runner is not None and ref in runner.attempts:
             return LostAttempt(record, "lease_lost", processes_gone=gone)
         is_host_known = runner is not None or host in self.facts.hosts
@@ -231,6 +268,18 @@ class DeviceManager:
         """Whether the host's runner has said after `since` that it has no processes of the attempt."""
         runner = self.facts.runners.get(host)
         return runner is not None and ref not in runner.attempts and self.facts.runner_heard_at.get(host, since) > since
+
+    def _is_back(self, host: str, device: str, ref: AttemptRef, since: float) -> bool:
+        """Whether a device, if it is a GPU, was seen after `since` with its memory back.
+
+        What others use of a GPU that is shared cannot be told apart from the attempt's, so there its end must do.
+        """
+        report = self.facts.hosts.get(host)
+        info = next((one for one in report.devices if one.id == device), None) if report is not None else None
+        if info is None or info.kind != "gpu":
+            return True
+        others = [lease for lease in self.facts.leases_on(device) if lease.holder != ref.job]
+        return bool(others) or (self.facts.host_heard_at.get(host, since) > since and is_clear(info))
 
 
 def _put(values: dict[str, T], key: str, value: T | None) -> None:

@@ -178,7 +178,9 @@ def _by_host(cluster: Cluster, kind: DeviceKind, wanted: DevicePreference) -> di
     fitting = [
         state
         for state in cluster.devices
-        if state.device.kind == kind and state.state not in {"unhealthy", "draining"} and fits(state.device, wanted)
+        if state.device.kind == kind
+        and state.state not in {"unhealthy", "draining", "cordoned"}
+        and fits(state.device, wanted)
     ]
     fitting.sort(key=lambda state: (state.device.memory_bytes, state.device.index, state.device.id))
     hosts = sorted({HostId(state.device.host) for state in fitting})

@@ -66,10 +66,13 @@ def _out_of_order(job: JobRecord, cluster: Cluster) -> str:
     broken = [
         state
         for state in cluster.devices
-        if state.device.kind in wanted.kind and fits(state.device, wanted) and state.state in {"unhealthy", "draining"}
+        if state.device.kind in wanted.kind
+        and fits(state.device, wanted)
+        and state.state in {"unhealthy", "draining", "cordoned"}
     ]
     listed = ", ".join(
-        f"{state.device.id} is {state.state}" + (f" ({state.device.health_reason})" if not state.device.healthy else "")
+        f"{state.device.id} is {state.state}"
+        + (f" ({state.device.health_reason})" if state.device.health_reason else "")
         for state in broken[:3]
     )
     more = f" and {len(broken) - 3} more" if len(broken) > 3 else ""

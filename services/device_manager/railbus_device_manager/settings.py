@@ -21,3 +21,5 @@ class Settings(HttpSettings):
     """Labels of this host's devices, as a JSON map; a job may ask for them."""
     place_s: float = Field(default=1.0, gt=0, le=60)
     """Longest time between two looks at the queue; news of jobs and devices are acted on at once."""
+    gpu_shares: int = Field(default=1, ge=1, le=8)
+    """Into how many shares of its memory each GPU of this host is divided, for jobs that ask for a fraction of one."""

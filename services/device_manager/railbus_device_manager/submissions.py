@@ -34,7 +34,7 @@ from railbus_shared.telemetry import LearningTelemetry
 OUTCOME_HEADER: Final = "Railbus-Outcome"
 RETRY_HEADER: Final = "Railbus-Retry-Of"
 _OUTCOME_S: Final = 10.0
-_OWN_ID: Final = re.compile(r"j-[0-9a-f]{6}-\d+\Z")
+OWN_ID: Final = re.compile(r"j-[0-9a-f]{6}-\d+\Z")
 
 _NOT_YET: Final = ("stall_s", "on_stall", "preemptible", "wait_for_hosts", "workdir")
 """Fields of a spec that this version reads and does not act on."""
@@ -137,7 +137,7 @@ class Submissions:
         if delivery.is_malformed:
             raise BadMessage("the headers of the job event cannot be read", hint="send none, or valid ones")
         spec = JobSpec.parse(wire.decode(delivery.data))
-        if spec.id is not None and _OWN_ID.match(spec.id):
+        if spec.id is not None and OWN_ID.match(spec.id):
             raise InvalidField(
                 field="id", value=spec.id, problem="ids of this form are given by railbus", hint="choose another id"
             )

@@ -34,6 +34,10 @@ class DeviceInfo(Contract):
     memory_bytes: Count
     """Of the GPU; for a CPU slot its share of the host's memory."""
     memory_used_bytes: Count = 0
+    memory_idle_bytes: Count = 0
+    """Least use of a GPU's memory that its device_manager has seen: what it comes back to when nobody uses it."""
+    compute_pids: Items[int] = Field(default=(), max_length=64)
+    """Processes that compute on a GPU, as the driver numbers them for the device_manager; the first 64."""
     utilisation_frac: float | None = Field(default=None, ge=0, le=1)
     temperature_c: float | None = None
     healthy: bool = True
@@ -81,7 +85,10 @@ class RunnerReport(Contract):
 
 
 class Lease(Contract):
-    """The right to use a device until it expires; key `<device>` in `railbus_leases`, created once, with a TTL."""
+    """The right to use a device until it expires; a key in `railbus_leases`, created once, with a TTL.
+
+    The key is `<device>`, or `<device>.<share>` of a GPU that is shared. Who has such a GPU alone has all its shares.
+    """
 
     v: Literal[1] = 1
     device: Id
@@ -90,16 +97,35 @@ class Lease(Contract):
     """A job's id, or the name that a person gave in `railbus.req.devices.lease`."""
     lease_epoch: int = Field(default=0, ge=0)
     """Of the job; 0 for a lease that a person holds."""
+    share: int = Field(default=0, ge=0, le=64)
+    """Which share of the device, from 1; 0 for the whole of a device that is not shared."""
+    shares: int = Field(default=1, ge=1, le=64)
+    """Into how many the device was divided when the lease was granted."""
     nonce: str
     """Tells a writer whose acknowledgement was lost that the value is its own."""
     granted_at: Time
 
+    @property
+    def key(self) -> str:
+        return lease_key(self.device, self.share)
+
+
+def lease_key(device: str, share: int) -> str:
+    """The key of a lease in its bucket; `share` is 0 for the whole of a device that is not shared."""
+    return f"{device}.{share}" if share else device
+
 
 class Cordon(Contract):
-    """Keeps a device from being granted until a person lifts it; key `<device>.cordon` in `railbus_devices`."""
+    """Keeps a device from being granted, also over restarts; key `<device>.cordon` in `railbus_devices`.
+
+    A person lifts it. One that says `dirty` is lifted by the host as soon as the memory is back.
+    """
 
     v: Literal[1] = 1
     device: Id
+    cause: Literal["asked", "fault", "worn", "dirty"] = "asked"
+    """`asked`: by a person. `fault`: the device broke, and what runs on it is ended. `worn`: it wants a reset, and what
+    runs on it may finish. `dirty`: an attempt has ended and its memory was not given back."""
     reason: str = Field(max_length=1000)
     by: Id
     """A person, or the host whose service saw the fault."""

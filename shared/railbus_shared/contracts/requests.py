@@ -107,7 +107,7 @@ class LeaseDevices(Contract):
 class HeldLeases(Contract):
     """Leases with their revisions; both the answer to LeaseDevices and the argument of renew and release."""
 
-    leases: Items[HeldLease] = Field(min_length=1, max_length=64)
+    leases: Items[HeldLease] = Field(min_length=1, max_length=512)
     ttl_s: int = Field(default=60, ge=1, le=86_400)
 
 
@@ -127,6 +127,39 @@ class DrainHost(Contract):
     draining: bool = True
 
 
+class DrainedHost(Contract):
+    """Answer to DrainHost: what runs there still; a host that drains has been emptied once nothing does."""
+
+    host: Id
+    draining: bool
+    jobs: Items[Id] = ()
+    """That are placed or run there."""
+
+
+class CheckDevices(Contract):
+    """A runner asks the device_manager of its host about the GPUs of an attempt whose processes are gone."""
+
+    job: Id
+    lease_epoch: int = Field(ge=1)
+    devices: Items[Id] = Field(min_length=1, max_length=64)
+
+
+class CheckedDevice(Contract):
+    """What the driver says of one device."""
+
+    device: Id
+    fault: str = ""
+    """What broke it; empty if nothing did."""
+    clear: bool
+    """Whether the attempt's memory is back and nobody computes on it, so that it may be granted again."""
+
+
+class CheckedDevices(Contract):
+    """Answer to CheckDevices."""
+
+    devices: Items[CheckedDevice]
+
+
 class StartAttempt(Contract):
     """device_manager asks a runner to start a placed job."""
 
@@ -142,7 +175,9 @@ class StopAttempt(Contract):
     job: Id
     lease_epoch: int = Field(ge=1)
     grace_s: float = Field(default=30.0, ge=0, le=3600)
-    reason: Literal["cancelled", "preempted"] = "cancelled"
+    reason: Literal["cancelled", "preempted", "device_fault"] = "cancelled"
+    why: str = Field(default="", max_length=1000)
+    """Of a device that broke: what is wrong with it."""
 
 
 class DatasetRef(Contract):
@@ -330,6 +365,9 @@ class Flushed(Contract):
 __all__ = [
     "AttemptRef",
     "CancelJob",
+    "CheckDevices",
+    "CheckedDevice",
+    "CheckedDevices",
     "CloseStream",
     "CordonDevice",
     "DatasetList",
@@ -338,6 +376,7 @@ __all__ = [
     "DeviceList",
     "DeviceState",
     "DrainHost",
+    "DrainedHost",
     "EventLines",
     "Flushed",
     "GrantCredit",

@@ -1,0 +1,48 @@
+"""Who has a device, and whether it may be granted: one word for each device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from railbus_device_manager.sharing import free_shares
+from railbus_shared.contracts.devices import DeviceInfo, Lease, ReclaimMark
+from railbus_shared.contracts.jobs import JobRecord
+from railbus_shared.contracts.requests import DeviceState
+
+
+def device_state(
+    device: DeviceInfo,
+    *,
+    draining: bool,
+    leases: Sequence[Lease],
+    mark: ReclaimMark | None,
+    named: Sequence[JobRecord],
+) -> DeviceState:
+    """Leased, else reclaiming, else cordoned, else unhealthy, else draining, else free.
+
+    `named` are the active records that name the device. One without a live lease on it keeps it from being granted, as
+    a mark does. A device on which processes compute although nobody has it is reclaiming without a holder. One that is
+    shared is leased once no share is left.
+    """
+    free = free_shares(device, leases)
+    holders = tuple(dict.fromkeys(lease.holder for lease in leases))
+    state = DeviceState(device=device, state="free", holders=holders if device.shares > 1 else ())
+    if leases and (free == 0 or device.shares == 1):
+        return state.changed(state="leased", holder=leases[0].holder)
+    lapsed = [record.id for record in named if record.id not in holders]
+    if lapsed or mark is not None:
+        return state.changed(state="reclaiming", holder=lapsed[0] if lapsed else mark.job if mark is not None else None)
+    if (word := _out_of_service(device, draining=draining)) is not None:
+        return state.changed(state=word)
+    if device.compute_pids and not leases:
+        return state.changed(state="reclaiming")
+    return state.changed(free_shares=free if device.shares > 1 else 0)
+
+
+def _out_of_service(device: DeviceInfo, *, draining: bool) -> Literal["cordoned", "unhealthy", "draining"] | None:
+    if device.cordoned:
+        return "cordoned"
+    if not device.healthy:
+        return "unhealthy"
+    return "draining" if draining else None
