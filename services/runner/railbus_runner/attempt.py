@@ -19,6 +19,7 @@ from typing import Any, Final, TypeVar
 from railbus_runner.answers import Answers
 from railbus_runner.cgroups import AttemptGroup, GroupTree
 from railbus_runner.claim import OVER, Claim, through_outages
+from railbus_runner.clearing import Clearing, blamed, unclear
 from railbus_runner.end_cause import end_cause
 from railbus_runner.frames import Deadline, Fork, Plan, Stop
 from railbus_runner.leasing import LeaseKeeper
@@ -26,9 +27,8 @@ from railbus_runner.link import TrainerLink
 from railbus_runner.output import read_output
 from railbus_runner.reaping import AttemptLedger, attempt_name
 from railbus_runner.warm_process import WarmProcess
-from railbus_shared import clock
 from railbus_shared.bus.bucket import Bucket
-from railbus_shared.contracts.devices import AttemptRef, ReclaimMark
+from railbus_shared.contracts.devices import AttemptRef
 from railbus_shared.contracts.jobs import EndCause, ErrorBody, JobRecord
 from railbus_shared.contracts.requests import OpenedStream, StartAttempt
 from railbus_shared.errors import LeaseLost, RailbusError, TransientError
@@ -58,6 +58,7 @@ class Tools:
     warm: WarmProcess
     groups: GroupTree | None
     ledger: AttemptLedger
+    clearing: Clearing
     entrypoint_dirs: tuple[Path, ...]
     reap_s: float
 
@@ -252,6 +253,9 @@ class Attempt:
             told = {"error": error.to_map()} if error is not None else {}
             self._claim.event("attempt.fenced", told, severity="warning")
             return
+        gpus = [device.id for device in self._request.devices if device.kind == "gpu"]
+        checked = await self._tools.clearing.check(self.ref, gpus)
+        cause, error = blamed(cause, error, checked)
         ended = Ended(self.ref.lease_epoch, str(self._record.host), cause, error, self._end.exit_code)
         try:
             applied = await self._claim.apply(ended)
@@ -259,8 +263,9 @@ class Attempt:
             self._claim.event("attempt.fenced", {"error": exc.to_wire()}, severity="warning")
             return
         self._tell_end(applied)
-        if self._end.stuck_pids:
-            await through_outages(self._mark_devices)
+        stuck = [device.id for device in self._request.devices] if self._end.stuck_pids else unclear(checked, gpus)
+        if stuck:
+            await through_outages(lambda: self._tools.clearing.mark(self.ref, stuck))
         await self._keeper.release()
 
     def _verdict(self) -> tuple[EndCause, ErrorBody | None]:
@@ -275,18 +280,6 @@ class Attempt:
             failure=known.failure or self._answers.failure,
             time_limit_s=self._record.spec.time_limit_s,
         )
-
-    async def _mark_devices(self) -> None:
-        """Keep the devices from being granted while processes that cannot be killed may use them."""
-        for device in self._request.devices:
-            mark = ReclaimMark(
-                device=device.id,
-                host=device.host,
-                job=self.ref.job,
-                lease_epoch=self.ref.lease_epoch,
-                marked_at=clock.now(),
-            )
-            await self._tools.leases.put(f"{device.id}.reclaim", mark.to_map())
 
     def _tell_end(self, applied: Applied) -> None:
         ended = self._answers.ended

@@ -12,6 +12,7 @@ import signal
 from collections.abc import Mapping
 from typing import Final
 
+from railbus_runner.clearing import broken_device
 from railbus_runner.forked import EXIT_SETUP_FAILED
 from railbus_runner.frames import Ended, Stop
 from railbus_shared.contracts.jobs import EndCause, ErrorBody
@@ -108,6 +109,8 @@ def _as_asked(stop: Stop, ended: Ended | None) -> Verdict | None:
     """The end that railbus asked for; None if the trainer failed instead of making room."""
     if stop.reason == "cancelled":
         return "cancelled", None
+    if stop.reason == "device_fault":
+        return "device_fault", _body(broken_device(stop.why))
     if ended is not None and ended.outcome == "failed":
         return None
     return "preempted", None  # by a job or by the runner's own end: neither is the job's fault, so neither counts

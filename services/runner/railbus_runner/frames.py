@@ -99,7 +99,9 @@ class Stop(Contract):
     """End at the next step, with a checkpoint."""
 
     f: Literal["stop"] = "stop"
-    reason: Literal["cancelled", "preempted", "shutdown"]
+    reason: Literal["cancelled", "preempted", "shutdown", "device_fault"]
+    why: str = ""
+    """Of a device that broke: what is wrong with it."""
 
 
 class Save(Contract):

@@ -18,6 +18,7 @@ from typing import Final
 
 from railbus_runner import cgroups
 from railbus_runner.attempt import Attempt, Tools
+from railbus_runner.clearing import Clearing, unclear
 from railbus_runner.entrypoints.registry import available
 from railbus_runner.frames import Stop
 from railbus_runner.reaping import AttemptLedger
@@ -26,7 +27,7 @@ from railbus_runner.warm_process import WarmProcess
 from railbus_shared import clock, leases
 from railbus_shared.bus.bucket import Bucket
 from railbus_shared.bus.endpoints import AnyEndpoint, Endpoint
-from railbus_shared.contracts.devices import AttemptRef, HeldLease, Lease, RunnerReport
+from railbus_shared.contracts.devices import AttemptRef, HostReport, RunnerReport
 from railbus_shared.contracts.jobs import ErrorBody, JobRecord
 from railbus_shared.contracts.requests import Nothing, StartAttempt, StopAttempt
 from railbus_shared.effects import tell
@@ -62,10 +63,12 @@ class RunnerService:
         self._devices = Bucket(context.bus, subjects.devices)
         self._jobs = Bucket(context.bus, subjects.jobs)
         self._warm = WarmProcess(env=os.environ)
+        held = Bucket(context.bus, subjects.leases)
         self._tools = Tools(
             context=context,
             records=JobRecords(self._jobs),
-            leases=Bucket(context.bus, subjects.leases),
+            leases=held,
+            clearing=Clearing(context.bus, held, host=context.common.host),
             warm=self._warm,
             groups=cgroups.discover(_scope(context.common)),
             ledger=AttemptLedger(self._state / "attempts"),
@@ -145,7 +148,7 @@ class RunnerService:
         attempt = self._attempts.get(_ref(request))
         if attempt is None:
             raise JobNotFound(f"job {request.job!r} with lease epoch {request.lease_epoch} does not run here")
-        await attempt.stop(Stop(reason=request.reason), grace_s=request.grace_s)
+        await attempt.stop(Stop(reason=request.reason, why=request.why), grace_s=request.grace_s)
         return Nothing()
 
     async def _see_through(self, attempt: Attempt, record: JobRecord) -> None:
@@ -240,14 +243,21 @@ class RunnerService:
         await self._release_all(record)
 
     async def _release_all(self, record: JobRecord) -> None:
-        """Release what the job still holds, so that nobody need wait for it to expire."""
-        for device in record.devices:
-            entry = await self._tools.leases.get(device)
-            if entry is None or entry.value is None:
-                continue
-            lease = Lease.parse(entry.value)
-            if lease.holder == record.id and lease.lease_epoch == record.lease_epoch:
-                await leases.release(self._tools.leases, [HeldLease(lease=lease, revision=entry.revision)])
+        """Release what the job still holds, so that nobody need wait for it to expire; GPUs once they are clear."""
+        held = await leases.leases_of(self._tools.leases, holder=record.id, lease_epoch=record.lease_epoch)
+        ref = AttemptRef(job=record.id, lease_epoch=record.lease_epoch)
+        gpus = await self._gpus_of(record)
+        if still := unclear(await self._tools.clearing.check(ref, gpus), gpus):
+            await self._tools.clearing.mark(ref, still)
+        await leases.release(self._tools.leases, held)
+
+    async def _gpus_of(self, record: JobRecord) -> list[str]:
+        """The GPUs that the record names; all its devices, where nothing is known of them."""
+        entry = await self._devices.get(self._context.common.host)
+        if entry is None or entry.value is None:
+            return list(record.devices)
+        cpus = {device.id for device in HostReport.parse(entry.value).devices if device.kind == "cpu"}
+        return [device for device in record.devices if device not in cpus]
 
     @contextlib.contextmanager
     def _only_runner(self) -> Iterator[None]:

@@ -90,7 +90,7 @@ class Trainer:
         """False if the entrypoint returned because it was asked to stop."""
         plan = self._plan
         self._join_process()
-        devices = take_devices(plan.devices)
+        devices = take_devices(plan.devices, memory_frac=plan.spec.devices.fraction)
         self._saver.tidy()
         entrypoint = registry.resolve(plan.spec.entrypoint, [Path(folder) for folder in plan.entrypoint_dirs])
         if plan.spec.entrypoint not in registry.BUILTIN and (source := inspect.getsourcefile(entrypoint)):
@@ -144,8 +144,11 @@ def use_threads(count: int) -> None:
         os.environ[variable] = str(count)
 
 
-def take_devices(devices: Sequence[DeviceInfo]) -> tuple[torch.device, ...]:
+def take_devices(devices: Sequence[DeviceInfo], *, memory_frac: float | None = None) -> tuple[torch.device, ...]:
     """The leased devices as torch names them; hides all other GPUs. Must come before CUDA is touched.
+
+    `memory_frac` of a GPU's memory is all that PyTorch will take of it in this process: an allocation beyond it is out
+    of memory. It binds PyTorch's own allocator alone: not the driver's context, other libraries or other processes.
 
     Raises BadSetting where a GPU is leased and torch can use none.
     """
@@ -158,4 +161,8 @@ def take_devices(devices: Sequence[DeviceInfo]) -> tuple[torch.device, ...]:
             f"the job has leased {len(uuids)} GPU(s), but torch {torch.__version__} can use none on this host",
             hint="install a build of torch with CUDA that fits the driver, or take the GPUs from this host's devices",
         )
-    return tuple(torch.device("cuda", number) for number in range(torch.cuda.device_count()))
+    taken = tuple(torch.device("cuda", number) for number in range(torch.cuda.device_count()))
+    if memory_frac is not None:
+        for device in taken:
+            torch.cuda.set_per_process_memory_fraction(memory_frac, device)
+    return taken
