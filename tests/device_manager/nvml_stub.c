@@ -78,7 +78,8 @@ int nvmlDeviceGetNvLinkState(handle h, unsigned link, unsigned *active) {
 int nvmlDeviceGetNvLinkRemotePciInfo_v2(handle h, unsigned link, pci *to) { return copy(to->bus_id, 32, PLACES[h == 1 ? 1 : 0]); }
 
 typedef struct { handle device; uint64_t type, data; unsigned instance, compute; } event;
-int nvmlEventSetCreate(handle *set) { *set = 7; return OK; }
+static int is_broken; /* a set that has failed once fails for good */
+int nvmlEventSetCreate(handle *set) { *set = 7; is_broken = 0; return OK; }
 int nvmlEventSetFree(handle set) { (void)set; return OK; }
 int nvmlDeviceRegisterEvents(handle h, uint64_t types, handle set) { (void)h; return types == 8 && set == 7 ? OK : INVALID; }
 int nvmlEventSetWait_v2(handle set, event *to, unsigned timeout_ms) {
@@ -86,7 +87,7 @@ int nvmlEventSetWait_v2(handle set, event *to, unsigned timeout_ms) {
     char word[32];
     unsigned gpu, xid, instance;
     (void)set; (void)timeout_ms;
-    if (faulty("events")) return LOST;
+    if (is_broken || faulty("events")) return is_broken = 1, LOST;
     snprintf(word, sizeof word, "%s", fault());
     if (!strcmp(word, told) || sscanf(word, "xid:%u:%u:%u", &gpu, &xid, &instance) != 3) return TIMEOUT;
     strcpy(told, word);

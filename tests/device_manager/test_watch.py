@@ -115,6 +115,13 @@ def test_a_cordon_of_before_a_restart_is_kept_as_it_was_and_its_attempt_is_stopp
     assert (watched.cordons, told(found), len(found.stops)) == (before, [], 1)
 
 
+def test_what_runs_on_a_broken_gpu_that_a_restart_no_longer_finds_is_stopped_too() -> None:
+    watched = Watched(leases={ID: (lease(),)})
+    watched.cordons[ID] = Cordon(device=ID, cause="fault", reason="GPU is lost", by="a", cordoned_at=TIME)
+    del watched.gpus.memory_bytes[GPU]
+    assert [stop.job for stop in watched.look().stops] == ["j-1"]
+
+
 @pytest.mark.parametrize(("xid", "is_cordoned"), [(63, True), (92, True), (13, False), (43, False), (999, False)])
 def test_what_does_not_break_a_gpu_stops_nobody(xid: int, *, is_cordoned: bool) -> None:
     watched = Watched(leases={ID: (lease(),)})

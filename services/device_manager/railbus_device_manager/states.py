@@ -28,7 +28,7 @@ def device_state(
     free = free_shares(device, leases)
     holders = tuple(dict.fromkeys(lease.holder for lease in leases))
     state = DeviceState(device=device, state="free", holders=holders if device.shares > 1 else ())
-    if leases and (free == 0 or device.shares == 1):
+    if leases and free == 0:
         return state.changed(state="leased", holder=leases[0].holder)
     lapsed = [record.id for record in named if record.id not in holders]
     if lapsed or mark is not None:

@@ -31,7 +31,7 @@ class Use:
     """Who uses this host's devices, as the buckets say."""
 
     leases: Mapping[str, Sequence[Lease]] = field(default_factory=dict)
-    """Live ones, by device."""
+    """Live ones on devices of this host, by device."""
     marks: Mapping[str, tuple[ReclaimMark, float]] = field(default_factory=dict)
     """With the time at which this process first saw it."""
     named: frozenset[str] = frozenset()
@@ -101,7 +101,7 @@ class DeviceWatch:
         self._lift(found, use)
         self._tell_leaks(found, use)
         self._dirty = {device for device, cordon in cordoned.items() if cordon.cause == "dirty"} - {*found.lifted}
-        found.stops = list(_stops(cordoned.values(), found.devices, use))
+        found.stops = list(_stops(cordoned.values(), use))
         return found
 
     def _completed(self, device: DeviceInfo, use: Use) -> DeviceInfo:
@@ -170,12 +170,11 @@ def _words(cordon: Cordon) -> dict[str, object]:
     return {"device": cordon.device, "cause": cordon.cause, "reason": cordon.reason, "by": cordon.by}
 
 
-def _stops(cordons: Iterable[Cordon], devices: Iterable[DeviceInfo], use: Use) -> Iterator[StopAttempt]:
+def _stops(cordons: Iterable[Cordon], use: Use) -> Iterator[StopAttempt]:
     """Orders for the attempts that run on broken devices of this host; people's leases are theirs to end."""
-    own = {device.id for device in devices}
     asked: set[tuple[str, int]] = set()
     for cordon in cordons:
-        if cordon.cause != "fault" or cordon.device not in own:
+        if cordon.cause != "fault":
             continue
         for lease in use.leases.get(cordon.device, ()):
             attempt = lease.holder, lease.lease_epoch
