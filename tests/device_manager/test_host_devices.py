@@ -258,4 +258,6 @@ async def test_a_drained_host_names_the_jobs_that_run_there_still(host: Running)
         return bool(answer["jobs"] == ["j-9"])
 
     await until(is_named)
-    assert (await host.ask("drain", {"host": "testhost", "draining": False}))["draining"] is False
+    for _ in range(2):
+        assert (await host.ask("drain", {"host": "testhost", "draining": False}))["draining"] is False
+    assert len(host.told("host.drained")) == len(host.told("host.undrained")) == 1

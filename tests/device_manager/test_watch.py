@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from cluster_for_tests import GIB, TIME, mark
+from cluster_for_tests import GIB, TIME, device, mark
 from fakes import FakeGpus
 from railbus_device_manager.faults import xid_fault
 from railbus_device_manager.inventory import Reading
@@ -18,9 +18,9 @@ OTHER = "GPU-aabbccdd-1111-2222-3333-444455556666"
 ID, OTHER_ID = "a-gpu-0f1e2d3c", "a-gpu-aabbccdd"
 
 
-def lease(holder: str = "j-1", *, epoch: int = 3, share: int = 0, shares: int = 1, device: str = ID) -> Lease:
+def lease(holder: str = "j-1", *, epoch: int = 3, share: int = 0, shares: int = 1, on: str = ID) -> Lease:
     return Lease(
-        device=device,
+        device=on,
         host="a",
         holder=holder,
         lease_epoch=epoch,
@@ -45,13 +45,13 @@ class Watched:
 
     def look(self, *, after_s: float = 3.0) -> Findings:
         self.now += after_s
-        devices = tuple(device.changed(shares=self.shares) for device in self.gpus.scan())
+        devices = tuple(one.changed(shares=self.shares) for one in self.gpus.scan())
         marks = {} if self.marked_at is None else {ID: (mark(ID, "j-1"), self.marked_at)}
         use = Use(leases=self.leases, marks=marks, cordons=self.cordons)
         found = self.watch.look(Reading(devices, tuple(self.gpus.faults())), use, now=self.now, at=TIME)
         self.cordons = {**self.cordons, **{cordon.device: cordon for cordon in found.cordons}}
-        for device in found.lifted:
-            del self.cordons[device]
+        for lifted in found.lifted:
+            del self.cordons[lifted]
         return found
 
 
@@ -67,14 +67,14 @@ def gpu_of(found: Findings) -> DeviceInfo:
 
 
 def test_a_gpu_with_a_fatal_xid_is_cordoned_once_with_the_reason_and_what_runs_on_it_is_stopped_until_it_has() -> None:
-    watched = Watched(leases={ID: (lease(),), OTHER_ID: (lease("j-2", device=OTHER_ID),)})
+    watched = Watched(leases={ID: (lease(),), OTHER_ID: (lease("j-2", on=OTHER_ID),)})
     assert told(watched.look()) == []
     watched.gpus.told = [xid_fault(GPU, 79)]
     found = watched.look()
     (cordon,) = found.cordons
     assert (cordon.device, cordon.cause, cordon.by) == (ID, "fault", "a")
     assert cordon.reason == "XID 79: it has fallen off the bus"
-    assert told(found) == ["device.xid", "device.cordoned"]
+    assert [(one.what, one.job) for one in found.told] == [("device.xid", "j-1"), ("device.cordoned", "j-1")]
     (stop,) = found.stops
     assert (stop.job, stop.lease_epoch, stop.reason) == ("j-1", 3, "device_fault")
     assert stop.why == f"device {ID}: XID 79: it has fallen off the bus"
@@ -144,7 +144,9 @@ def test_a_lease_by_hand_is_its_holders_to_end_and_all_sharers_of_a_broken_gpu_a
     shared = tuple(lease(f"j-{number}", share=number, shares=4) for number in (1, 1, 2))
     watched = Watched(leases={ID: (*shared, lease("ann", epoch=0, share=4, shares=4))}, shares=4)
     watched.gpus.told = [xid_fault(GPU, 79)]
-    assert [stop.job for stop in watched.look().stops] == ["j-1", "j-2"]
+    found = watched.look()
+    assert [stop.job for stop in found.stops] == ["j-1", "j-2"]
+    assert {one.job for one in found.told} == {None}
 
 
 def test_a_fault_of_a_gpu_that_is_not_known_is_left_out() -> None:
@@ -214,6 +216,12 @@ def test_a_gpu_that_others_share_is_not_cordoned_for_their_use_of_it() -> None:
     watched.marked_at = watched.now
     watched.gpus.pids[GPU] = [12]
     assert watched.look(after_s=CLEAR_S + 1).cordons == []
+
+
+def test_a_cpu_slot_is_never_dirty() -> None:
+    slot = device("a-cpu0").changed(memory_used_bytes=8 * GIB)
+    use = Use(marks={slot.id: (mark(slot.id, "j-1"), 0.0)})
+    assert DeviceWatch("a").look(Reading((slot,)), use, now=10 * CLEAR_S, at=TIME) == Findings(devices=[slot])
 
 
 def test_a_gpu_in_use_is_described_by_at_most_eight_processes() -> None:

@@ -143,16 +143,17 @@ class DeviceRequests:
     async def _drain(self, request: DrainHost) -> DrainedHost:
         """Have a host take no new jobs, or take them again; what runs there goes on, and is named."""
         key = f"{request.host}.drain"
-        if request.draining:
-            await self._reports.devices.put(key, {"host": request.host})
-        else:
-            await self._reports.devices.remove(key)
         running = sorted(
             job.id for job in self._manager.facts.jobs.values() if job.is_active and job.host == request.host
         )
-        what = "host.drained" if request.draining else "host.undrained"
-        self._context.telemetry.event(what, host_id=request.host, jobs=running)
-        self._changed()
+        if request.draining != (await self._reports.devices.get(key) is not None):  # else only asked how far it is
+            if request.draining:
+                await self._reports.devices.put(key, {"host": request.host})
+            else:
+                await self._reports.devices.remove(key)
+            what = "host.drained" if request.draining else "host.undrained"
+            self._context.telemetry.event(what, host_id=request.host, jobs=running)
+            self._changed()
         return DrainedHost(host=request.host, draining=request.draining, jobs=tuple(running))
 
 

@@ -46,7 +46,7 @@ class HostDevices:
 
     def endpoints(self) -> list[AnyEndpoint]:
         request, own = self._context.bus.subjects.request, f"devices.{self._host}"
-        return [Endpoint("check-devices", request(own, "check"), CheckDevices, self._check)]
+        return [Endpoint("check-devices", request(own, "check"), CheckDevices, self._check, may_wait=True)]
 
     async def run(self) -> None:
         """Look and report at every heartbeat, until cancelled."""
@@ -88,7 +88,7 @@ class HostDevices:
         if found.cordons or found.lifted:
             await self._reports.refresh()
         for told in found.told:
-            self._context.telemetry.record(told.what, told.data, about=About(), severity=told.severity)
+            self._context.telemetry.record(told.what, told.data, about=About(told.job), severity=told.severity)
         for order in found.stops:
             await self._stop(order)
 
@@ -116,9 +116,7 @@ class HostDevices:
         cordon = self._manager.facts.cordons.get(name)
         fault = _fault(cordon)
         others = [lease for lease in self._manager.facts.leases_on(name) if lease.holder != request.job]
-        return CheckedDevice(
-            device=name, fault=fault, clear=device is None or device.kind != "gpu" or bool(others) or is_clear(device)
-        )
+        return CheckedDevice(device=name, fault=fault, clear=device is None or bool(others) or is_clear(device))
 
 
 def _fault(cordon: Cordon | None) -> str:

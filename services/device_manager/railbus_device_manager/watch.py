@@ -41,6 +41,11 @@ class Use:
     def is_used(self, device: str) -> bool:
         return device in self.marks or device in self.named or bool(self.leases.get(device))
 
+    def job_on(self, device: str) -> str | None:
+        """The one job that has it; None if a person has, or several jobs share it."""
+        holders = {lease.holder for lease in self.leases.get(device, ()) if lease.lease_epoch}
+        return holders.pop() if len(holders) == 1 else None
+
 
 @dataclass(frozen=True)
 class Told:
@@ -49,6 +54,8 @@ class Told:
     what: Literal["device.xid", "device.cordoned", "device.uncordoned", "device.leaked"]
     severity: Severity
     data: Mapping[str, object]
+    job: str | None = None
+    """The job that runs on the device, if one does alone."""
 
 
 @dataclass
@@ -66,7 +73,9 @@ class Findings:
 
 
 def is_clear(device: DeviceInfo) -> bool:
-    """Whether nobody computes on the device and its memory is back."""
+    """Whether nobody computes on the device and its memory is back; a CPU slot is clear with its processes."""
+    if device.kind != "gpu":
+        return True
     return not device.compute_pids and device.memory_used_bytes <= device.memory_idle_bytes + SLACK_BYTES
 
 
@@ -93,11 +102,11 @@ class DeviceWatch:
         """Judge one reading; `now` is of this process's clock, `at` the time for what is written."""
         found = Findings(devices=[self._completed(device, use) for device in reading.devices])
         cordoned = dict(use.cordons)
-        for cordon in (*self._broken(reading, found, at), *self._unclear(found.devices, use, now, at)):
+        for cordon in (*self._broken(reading, found, use, at), *self._unclear(found.devices, use, now, at)):
             if cordoned.setdefault(cordon.device, cordon) is cordon or _is_worse(cordon, cordoned[cordon.device]):
                 cordoned[cordon.device] = cordon
                 found.cordons.append(cordon)
-                found.told.append(Told("device.cordoned", "error", _words(cordon)))
+                found.told.append(Told("device.cordoned", "error", _words(cordon), use.job_on(cordon.device)))
         self._lift(found, use)
         self._tell_leaks(found, use)
         self._dirty = {device for device, cordon in cordoned.items() if cordon.cause == "dirty"} - {*found.lifted}
@@ -115,7 +124,7 @@ class DeviceWatch:
         shares = division(use.leases.get(device.id, ()), wanted=device.shares)
         return device.changed(memory_idle_bytes=least, shares=shares)
 
-    def _broken(self, reading: Reading, found: Findings, at: str) -> Iterator[Cordon]:
+    def _broken(self, reading: Reading, found: Findings, use: Use, at: str) -> Iterator[Cordon]:
         """Cordons of faults that are new, each told."""
         by_uuid = {device.uuid: device for device in reading.devices if device.uuid}
         still: dict[str, set[str]] = {}
@@ -125,7 +134,8 @@ class DeviceWatch:
                 continue
             if fault.xid is not None:
                 data = {"device": device.id, "xid": fault.xid, "words": fault.words}
-                found.told.append(Told("device.xid", "info" if fault.level == "note" else "warning", data))
+                severity: Severity = "info" if fault.level == "note" else "warning"
+                found.told.append(Told("device.xid", severity, data, use.job_on(device.id)))
             still.setdefault(device.id, set()).add(fault.words)
             if fault.level != "note" and fault.words not in self._known_faults.get(device.id, ()):
                 yield self._cordon(device, fault.level, fault.words, at)
