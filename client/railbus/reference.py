@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from pydantic_settings import BaseSettings
 
 from railbus.job_states import with_states
-from railbus_shared.contracts import artifacts, devices, events, jobs, requests, waiting
+from railbus_shared.contracts import artifacts, checks, devices, events, jobs, requests, waiting
 from railbus_shared.contracts.model import Contract
 from railbus_shared.errors import RailbusError, known_codes
 from railbus_shared.settings import CommonSettings
@@ -88,6 +88,7 @@ def messages_page() -> str:
     for title, module in (
         ("Jobs", jobs),
         ("Devices", devices),
+        ("Checks of devices", checks),
         ("Events", events),
         ("Requests", requests),
         ("Waiting", waiting),

@@ -23,8 +23,9 @@ from railbus_shared import leases
 from railbus_shared.bus.bucket import Bucket
 from railbus_shared.bus.connection import Bus
 from railbus_shared.bus.endpoints import AnyEndpoint, Endpoint, serving
+from railbus_shared.contracts.checks import CheckedDevices
 from railbus_shared.contracts.devices import Cordon, HeldLease
-from railbus_shared.contracts.requests import CheckedDevices, DeviceList, DeviceState, Nothing, StopAttempt
+from railbus_shared.contracts.requests import DeviceList, DeviceState, Nothing, StopAttempt
 from railbus_shared.errors import InvalidField, NoFreeDevice, NotFound
 from railbus_shared.metrics import Metrics
 from railbus_shared.service import Context

@@ -8,9 +8,9 @@ from railbus_runner.clearing import Clearing, blamed, unclear
 from railbus_shared.bus.bucket import Bucket
 from railbus_shared.bus.connection import Bus
 from railbus_shared.bus.endpoints import Endpoint, serving
+from railbus_shared.contracts.checks import CheckDevices, CheckedDevice, CheckedDevices
 from railbus_shared.contracts.devices import AttemptRef, ReclaimMark
 from railbus_shared.contracts.jobs import EndCause, ErrorBody
-from railbus_shared.contracts.requests import CheckDevices, CheckedDevice, CheckedDevices
 from railbus_shared.metrics import Metrics
 from railbus_shared.settings import CommonSettings
 

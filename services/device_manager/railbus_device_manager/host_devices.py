@@ -17,8 +17,9 @@ from railbus_device_manager.reports import Reports, with_cordons
 from railbus_device_manager.watch import DeviceWatch, Findings, is_clear
 from railbus_shared import clock
 from railbus_shared.bus.endpoints import AnyEndpoint, Endpoint
+from railbus_shared.contracts.checks import CheckDevices, CheckedDevice, CheckedDevices
 from railbus_shared.contracts.devices import Cordon, DeviceInfo, HostReport
-from railbus_shared.contracts.requests import CheckDevices, CheckedDevice, CheckedDevices, StopAttempt
+from railbus_shared.contracts.requests import StopAttempt
 from railbus_shared.errors import RailbusError, TransientError
 from railbus_shared.service import Context
 from railbus_shared.telemetry import About

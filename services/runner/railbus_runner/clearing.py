@@ -14,9 +14,9 @@ from typing import Final
 from railbus_shared import clock
 from railbus_shared.bus.bucket import Bucket
 from railbus_shared.bus.connection import Bus
+from railbus_shared.contracts.checks import CheckDevices, CheckedDevices
 from railbus_shared.contracts.devices import AttemptRef, ReclaimMark
 from railbus_shared.contracts.jobs import EndCause, ErrorBody
-from railbus_shared.contracts.requests import CheckDevices, CheckedDevices
 from railbus_shared.errors import DeviceBroken, RailbusError
 
 logger = logging.getLogger(__name__)

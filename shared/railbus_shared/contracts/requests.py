@@ -136,30 +136,6 @@ class DrainedHost(Contract):
     """That are placed or run there."""
 
 
-class CheckDevices(Contract):
-    """A runner asks the device_manager of its host about the GPUs of an attempt whose processes are gone."""
-
-    job: Id
-    lease_epoch: int = Field(ge=1)
-    devices: Items[Id] = Field(min_length=1, max_length=64)
-
-
-class CheckedDevice(Contract):
-    """What the driver says of one device."""
-
-    device: Id
-    fault: str = ""
-    """What broke it; empty if nothing did."""
-    clear: bool
-    """Whether the attempt's memory is back and nobody computes on it, so that it may be granted again."""
-
-
-class CheckedDevices(Contract):
-    """Answer to CheckDevices."""
-
-    devices: Items[CheckedDevice]
-
-
 class StartAttempt(Contract):
     """device_manager asks a runner to start a placed job."""
 
@@ -365,9 +341,6 @@ class Flushed(Contract):
 __all__ = [
     "AttemptRef",
     "CancelJob",
-    "CheckDevices",
-    "CheckedDevice",
-    "CheckedDevices",
     "CloseStream",
     "CordonDevice",
     "DatasetList",
