@@ -309,6 +309,10 @@ class NoFreeDevice(RejectedError):
     """The devices that were asked for are taken, unhealthy or do not exist."""
 
 
+class NeverFits(RejectedError):
+    """No host that is known has the devices that a job asks for, be they free or not; the details name the most."""
+
+
 class LeaseLost(RejectedError):
     """The lease has expired or belongs to someone else."""
 
@@ -372,9 +376,6 @@ class CheckpointCorrupt(RejectedError):
             hint="an older valid checkpoint of the job is used instead, where there is one",
             details={"path": path, "expected": expected, "actual": actual},
         )
-
-
-# --- the user's code -------------------------------------------------------------------------------------------------
 
 
 class EntrypointFailed(TaskError):

@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster_for_tests import GIB, device, job, runner
+from railbus_device_manager.lacks import size
 from railbus_device_manager.placement import Cluster, decide, place, pools_for, ready, waits_for
-from railbus_device_manager.reasons import can_ever, reason, size
+from railbus_device_manager.reasons import can_ever, reason
 from railbus_shared.contracts.devices import RunnerReport
 from railbus_shared.contracts.jobs import JobRecord
 from railbus_shared.contracts.requests import DeviceState
@@ -389,7 +390,7 @@ def test_nobody_takes_what_a_job_before_him_keeps_and_jobs_behind_change_nothing
     any_cluster: Cluster, queue: list[JobRecord]
 ) -> None:
     decision = decide(queue, any_cluster)
-    assert not decision.taken & decision.kept_for.keys()
+    assert not decision.taken.keys() & decision.kept_for.keys()
     ordered = sorted(queue, key=lambda waiting: (-waiting.spec.priority, waiting.sequence))
     for length in range(len(ordered)):
         shorter = place(ordered[:length], any_cluster)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable
 
-from railbus_device_manager.placement import fits
 from railbus_device_manager.sharing import has_room
+from railbus_device_manager.wishes import fits
 from railbus_shared.contracts.devices import DeviceInfo
 from railbus_shared.contracts.jobs import DevicePreference
 from railbus_shared.contracts.requests import DeviceState

@@ -54,14 +54,14 @@ class JobRequests:
             return record
         with contextlib.suppress(TransientError):  # then the reason is what was known a moment ago
             await self._reports.refresh()
-        return _with_reason(record, self._placer.reasons())
+        return _with_reason(record, self._placer.reasons([record.id]))
 
     async def list_jobs(self, request: ListJobs) -> JobList:
         records = [record for record in self._placer.records() if _is_asked_for(record, request)]
         records.sort(key=lambda record: (record.submitted_at, record.sequence), reverse=True)
         shown = records[: request.limit]
         if any(record.state == "queued" for record in shown):
-            reasons = self._placer.reasons()
+            reasons = self._placer.reasons([record.id for record in shown])
             shown = [_with_reason(record, reasons) for record in shown]
         return JobList(jobs=tuple(shown), total=len(records))
 

@@ -12,15 +12,26 @@ well, that the memory is back. All times are seconds on one clock of this proces
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, TypeVar
 
-from railbus_device_manager.placement import Cluster, Decision, decide, waits_for
-from railbus_device_manager.reasons import reason
+from railbus_device_manager.cluster import Cluster, Policy
+from railbus_device_manager.ledger import Ledger
+from railbus_device_manager.placement import Decision, decide_waiting, waits_for
+from railbus_device_manager.reasons import Reason, headline
 from railbus_device_manager.states import device_state
 from railbus_device_manager.watch import Use, is_clear
-from railbus_shared.contracts.devices import AttemptRef, Cordon, HostReport, Lease, ReclaimMark, RunnerReport
+from railbus_device_manager.wishes import Waiting
+from railbus_shared.contracts.devices import (
+    AttemptRef,
+    Cordon,
+    DeviceInfo,
+    HostReport,
+    Lease,
+    ReclaimMark,
+    RunnerReport,
+)
 from railbus_shared.contracts.jobs import JobRecord, JobState
 from railbus_shared.contracts.requests import DeviceState
 from railbus_shared.names import DeviceId, HostId, JobId
@@ -49,6 +60,8 @@ class ClusterFacts:
     """The newest value of every key that placement looks at; None where a key is gone."""
 
     hosts: dict[str, HostReport] = field(default_factory=dict)
+    away: dict[str, HostReport] = field(default_factory=dict)
+    """Last reports of hosts that do not report any more; they may come back."""
     runners: dict[str, RunnerReport] = field(default_factory=dict)
     leases: dict[str, Lease] = field(default_factory=dict)
     """By key, which is the device or one of its shares; a key exists as long as the lease lives."""
@@ -70,14 +83,21 @@ class ClusterFacts:
     """When a mark was first seen, by device."""
     held_until: dict[str, float] = field(default_factory=dict)
     """Until when a job is not placed after an end: its back-off, from when it was first seen queued again."""
+    ledger: Ledger = field(default_factory=Ledger)
     _by_device: dict[str, dict[str, Lease]] = field(default_factory=dict, repr=False)
     """The same leases, by device and key."""
 
     def apply_host(self, host: str, report: HostReport | None, *, heard_at: float | None = None) -> None:
         """`heard_at` is None for a value that was in the store before, or that was told already."""
+        before = self.hosts.get(host)
         _put(self.hosts, host, report)
+        _put(self.away, host, before or self.away.get(host) if report is None else None)
         if report is None or heard_at is not None:
             _put(self.host_heard_at, host, heard_at if report is not None else None)
+
+    def known_devices(self) -> list[DeviceInfo]:
+        """Devices of every host that has reported since this process began, also of those that are away now."""
+        return [device for report in (*self.hosts.values(), *self.away.values()) for device in report.devices]
 
     def apply_cordons(self, cordons: Mapping[str, Cordon]) -> None:
         self.cordons = dict(cordons)
@@ -102,6 +122,7 @@ class ClusterFacts:
     def apply_record(self, job: str, record: JobRecord | None, *, now: float) -> None:
         before = self.jobs.get(job)
         is_over = record is None or record.is_final
+        self.ledger.observe(job, before, record, now=now)
         _put(self.jobs, job, None if is_over else record)
         _put(self.ended, job, record.state if record is not None and is_over else None)
         self._wait_out(before, record, job, now)
@@ -123,8 +144,9 @@ class ClusterFacts:
     def named(self) -> dict[str, list[JobRecord]]:
         """The active records that name each device."""
         found: dict[str, list[JobRecord]] = {}
-        for record in self.jobs.values():
-            for device in record.devices if record.is_active else ():
+        active = [self.jobs[job] for job in self.ledger.running if job in self.jobs]
+        for record in active:
+            for device in record.devices:
                 found.setdefault(device, []).append(record)
         return found
 
@@ -148,6 +170,7 @@ class DeviceManager:
     """Answers about the cluster, from the facts."""
 
     facts: ClusterFacts = field(default_factory=ClusterFacts)
+    policy: Policy = field(default_factory=Policy)
 
     def device_states(self) -> list[DeviceState]:
         """Every known device and who has it, by host, in the order of its report."""
@@ -166,18 +189,55 @@ class DeviceManager:
 
     def plan(self, now: float) -> Decision:
         """Jobs that start now, and attempts that make room."""
-        return decide(self._startable(now), self._cluster())
+        return decide_waiting(self.startable(now), self.cluster(now))
 
-    def reasons(self, now: float) -> dict[JobId, str]:
-        """Why each queued job waits that the plan does not start."""
-        cluster, states = self._cluster(), self._job_states()
-        decision = decide(self._startable(now), cluster)
+    def reasons(self, now: float, *, among: Iterable[str] | None = None) -> dict[JobId, str]:
+        """Why each queued job waits that the plan does not start; of these jobs only, or of all."""
+        decision, waiting = self.plan(now), self.facts.ledger.waiting
         placed = {placement.job_id for placement in decision.placements}
+        jobs = waiting.values() if among is None else [waiting[job] for job in among if job in waiting]
         return {
-            JobId(job.id): self._own_reason(job, states, now) or reason(job, cluster, decision=decision)
-            for job in self.facts.jobs.values()
-            if job.state == "queued" and job.id not in placed
+            JobId(job.id): (self.obstacle(job.record, now) or headline(job, decision.cluster, decision)).text
+            for job in jobs
+            if job.id not in placed
         }
+
+    def cluster(self, now: float) -> Cluster:
+        """What placement goes by."""
+        facts, ledger = self.facts, self.facts.ledger
+        return Cluster(
+            devices=tuple(self.device_states()),
+            runners=facts.runners,
+            now=now,
+            policy=self.policy,
+            holders=ledger.holders(facts.jobs, now),
+            recent=ledger.recent(now),
+            cleared_for=ledger.cleared_for(now),
+            queued_since=ledger.queued_since,
+            run_times=ledger.run_times,
+        )
+
+    def startable(self, now: float) -> list[Waiting]:
+        """Queued jobs that nothing of their own holds back."""
+        held_until = self.facts.held_until
+        return [
+            job
+            for job in self.facts.ledger.waiting.values()
+            if not job.is_held
+            and (job.id not in held_until or held_until[job.id] <= now)
+            and not (job.record.spec.after and waits_for(job.record, self._states_before(job.record)))
+        ]
+
+    def obstacle(self, job: JobRecord, now: float) -> Reason | None:
+        """Why the job may not start whatever is free; None if it may."""
+        if job.cancel_requested:
+            return Reason("cancelling", "is being cancelled")
+        if job.held_by is not None:
+            return Reason("held", f"is held by {job.held_by}")
+        if before := waits_for(job, self._states_before(job)):
+            return Reason("dependency", before)
+        held_s = self.facts.held_until.get(job.id, now) - now
+        return Reason("backoff", f"is tried again in {math.ceil(held_s)} s") if held_s > 0 else None
 
     def lost(
         self, now: float, *, contact_since: float, ttl_s: float, grace_s: float, placed_grace_s: float
@@ -225,32 +285,14 @@ class DeviceManager:
             cordons=self.facts.cordons,
         )
 
-    def _cluster(self) -> Cluster:
-        return Cluster(devices=tuple(self.device_states()), runners=self.facts.runners)
-
-    def _startable(self, now: float) -> list[JobRecord]:
-        states = self._job_states()
-        return [
-            job
-            for job in self.facts.jobs.values()
-            if job.state == "queued"
-            and not job.cancel_requested
-            and job.held_by is None
-            and self.facts.held_until.get(job.id, now) <= now
-            and not waits_for(job, states)
-        ]
-
-    def _job_states(self) -> dict[str, str]:
-        return {**self.facts.ended, **{job.id: job.state for job in self.facts.jobs.values()}}
-
-    def _own_reason(self, job: JobRecord, states: Mapping[str, str], now: float) -> str:
-        """Why the job may not start whatever is free; empty if it may."""
-        if job.cancel_requested:
-            return "is being cancelled"
-        if job.held_by is not None:
-            return f"is held by {job.held_by}"
-        held_s = self.facts.held_until.get(job.id, now) - now
-        return waits_for(job, states) or (f"is tried again in {math.ceil(held_s)} s" if held_s > 0 else "")
+    def _states_before(self, job: JobRecord) -> dict[str, str]:
+        """States of the jobs that this one comes after, where they are known."""
+        jobs, ended = self.facts.jobs, self.facts.ended
+        return {
+            other: jobs[other].state if other in jobs else ended[other]
+            for other in job.spec.after
+            if other in jobs or other in ended
+        }
 
     def _lost(self, record: JobRecord, since: float) -> LostAttempt:
         host = HostId(record.host or "")

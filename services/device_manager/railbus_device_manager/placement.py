@@ -1,77 +1,59 @@
-"""Placement: which waiting jobs start now, on which devices, and why the others wait.
+"""Placement: which waiting jobs start now, on which devices, who makes room for them, and what is kept for the others.
 
-Jobs are taken by priority, oldest first within one, and get all their devices on one host or none: one trainer drives
-them all. A host takes part if its runner is ready and offers the entrypoint.
+A pure function of the queue, the cluster and the time. Jobs have their turns in the order of `turns.py` and get all
+their devices or none.
 
-Kinds of devices are a matter of what the cluster has, not of what is free: a job that prefers gpu to cpu goes to a cpu
-only where no host has enough fitting gpus in working order. It waits while those gpus are busy; otherwise most jobs
-would end on the slower kind because they came at a bad moment.
+A job that must wait keeps devices for itself: those of the host where it will have them first, by the time limits of
+the jobs that hold them or by how long jobs like them took; where nothing is known, of the host where it lacks the
+fewest. A job behind it may have a device that is kept only if it is sure to have ended before the device is needed. So
+backfilling never delays the head of the queue, and a job for several devices cannot starve behind smaller ones. Once
+the start of one waiting job is known, no further one keeps devices of that kind: its own turn will come. As long as
+none is known, several do, for the first one may wait for something that never comes.
 
-A job that must wait keeps devices for itself: the free ones of the host where it lacks the fewest. Jobs behind it may
-start on what is left, so they never delay it. Every waiting job keeps some, not only the first: else a job for several
-cpu slots could starve behind one that waits for gpus.
+Where a job would still have to wait, running ones of lower priority make room for it, if their devices are enough.
+Those devices are then the job's, whoever's turn is before its own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
 
-from railbus_shared.contracts.devices import DeviceInfo, RunnerReport
-from railbus_shared.contracts.jobs import DeviceKind, DevicePreference, JobRecord
-from railbus_shared.contracts.requests import DeviceState
+from railbus_device_manager.cluster import NEVER, Cluster, Pool, Slot, pools_for, pools_of
+from railbus_device_manager.decisions import Decision, Placement, Preemption
+from railbus_device_manager.preemption import Room, may_preempt, victims
+from railbus_device_manager.searches import Found, Search
+from railbus_device_manager.turns import in_turn
+from railbus_device_manager.wishes import Waiting, Wish, fits
+from railbus_shared.contracts.jobs import JobRecord
 from railbus_shared.names import DeviceId, HostId, JobId
 
-
-@dataclass(frozen=True)
-class Cluster:
-    """What jobs may be placed on."""
-
-    devices: tuple[DeviceState, ...]
-    runners: Mapping[str, RunnerReport]
-    """By host; a host without one has no runner now."""
-    pools: dict[Hashable, list[Pool]] = field(default_factory=dict, compare=False, repr=False)
-    """Answers of `pools_for` so far: thousands of waiting jobs often want the same."""
-
-
-@dataclass(frozen=True)
-class Placement:
-    """A job starts now."""
-
-    job_id: JobId
-    host: HostId
-    device_ids: tuple[DeviceId, ...]
+__all__ = [
+    "Cluster",
+    "Decision",
+    "Placement",
+    "Pool",
+    "Preemption",
+    "decide",
+    "decide_waiting",
+    "fits",
+    "in_order",
+    "place",
+    "pools_for",
+    "ready",
+    "waits_for",
+]
 
 
-@dataclass(frozen=True)
-class Preemption:
-    """An attempt makes room for a job of higher priority."""
-
-    job_id: JobId
-    lease_epoch: int
-    by: JobId
-    """The job that waits for its devices."""
-
-
-@dataclass
-class Decision:
-    """What one look at the queue came to; grows while the queue is gone through."""
-
-    placements: list[Placement] = field(default_factory=list)
-    preemptions: list[Preemption] = field(default_factory=list)
-    kept_for: dict[str, JobId] = field(default_factory=dict)
-    """Free devices that a waiting job keeps, by id."""
-    taken: set[str] = field(default_factory=set)
-    """Devices of the placements."""
-
-    def is_open(self, state: DeviceState) -> bool:
-        """Whether the next job may have the device."""
-        return state.state == "free" and state.device.id not in self.taken and state.device.id not in self.kept_for
-
-
-def in_order(queue: Iterable[JobRecord]) -> list[JobRecord]:
-    """Highest priority first, oldest first within one."""
-    return sorted(queue, key=lambda job: (-job.priority, job.sequence, job.id))
+def in_order(queue: Iterable[Waiting], cluster: Cluster) -> Iterable[Waiting]:
+    """The jobs of the queue in the order of their turns."""
+    shares = {owner: cluster.in_use.get(owner, 0.0) + cluster.recent.get(owner, 0.0) for owner in _owners(cluster)}
+    long_ago = cluster.now - cluster.policy.patience_s
+    return in_turn(
+        queue,
+        shares=shares,
+        weights=cluster.policy.weights,
+        has_waited_long=lambda job: cluster.queued_since.get(job.id, cluster.now) <= long_ago,
+    )
 
 
 def place(queue: Iterable[JobRecord], cluster: Cluster) -> list[Placement]:
@@ -81,117 +63,153 @@ def place(queue: Iterable[JobRecord], cluster: Cluster) -> list[Placement]:
 
 def decide(queue: Iterable[JobRecord], cluster: Cluster) -> Decision:
     """The jobs that start now, and what is kept for those that wait; all jobs of `queue` may start."""
-    decision = Decision()
-    hopeless: set[Hashable] = set()
-    for job in in_order(queue):
-        if wish(job) in hopeless:
-            continue  # what is open only becomes less
-        pools = pools_for(job, cluster)
-        if any(pool.open(decision) for pool in pools):
-            _decide_one(job, pools, decision)
+    return decide_waiting([Waiting.of(record) for record in queue], cluster)
+
+
+def decide_waiting(queue: list[Waiting], cluster: Cluster) -> Decision:
+    """`decide` for jobs whose wishes are known already."""
+    look = _Pass(cluster, queue)
+    for job in in_order(queue, cluster):
+        if look.is_over:
+            break
+        if job.wish not in look.hopeless:
+            look.consider(job)
+    return look.decision
+
+
+def _owners(cluster: Cluster) -> set[str]:
+    return cluster.in_use.keys() | cluster.recent.keys()
+
+
+class _Pass:
+    """One pass through the queue."""
+
+    def __init__(self, cluster: Cluster, queue: Iterable[Waiting]) -> None:
+        self.decision = Decision(cluster)
+        self._cluster = cluster
+        self._policy = cluster.policy
+        self.hopeless: set[Wish] = set()
+        """Wishes for which nothing is left to get or to keep; what is left only becomes less."""
+        self._searches: dict[Wish, Search] = {}
+        self._no_room: dict[Wish, float] = {}
+        self._rooms = cluster.policy.rooms
+        self._reservations = dict.fromkeys(cluster.by_kind, cluster.policy.reservations)
+        self._cleared = _cleared(cluster, queue) if cluster.cleared_for else {}
+        for job, slots in self._cleared.items():
+            for slot in slots:
+                self.decision.keep(slot, JobId(job), NEVER)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether no job behind could get or keep anything."""
+        decision = self.decision
+        return (
+            not any(self._reservations.values())
+            and not decision.num_free
+            and not decision.kept_for
+            and not self._cleared
+        )
+
+    def consider(self, job: Waiting) -> None:
+        """Let a job have its turn."""
+        if self._policy.quotas and self.decision.used.get(job.owner, 0.0) + job.units > self._policy.quota(job.owner):
+            return  # it keeps nothing: its owner's jobs must end first
+        if job.id in self._cleared:
+            self._enter(job, self._cleared.pop(job.id))
+            return
+        search = self._searches.get(job.wish)
+        if search is None:
+            search = self._searches[job.wish] = Search(pools_of(job.wish, self._cluster))
+        found = search.now(self.decision) or self._behind(job, search)
+        if found is not None:
+            self._start(job, found)
         else:
-            hopeless.add(wish(job))
-    return decision
+            self._wait(job, search)
+
+    def _enter(self, job: Waiting, cleared: list[Slot]) -> None:
+        """The turn of a job for which others have made room, or are about to."""
+        for slot in cleared:
+            self.decision.give_back(slot)
+        found = Search(pools_of(job.wish, self._cluster)).now(self.decision)
+        if found is not None:
+            self._start(job, found)
+            return
+        self._keep(job, cleared, NEVER)
+
+    def _behind(self, job: Waiting, search: Search) -> Found | None:
+        """Devices that others keep and that the job will have left when they are needed."""
+        if not self.decision.kept_for or search.is_shut:
+            return None
+        ends_at = self._cluster.latest_end(job.record.spec)
+        return search.until(ends_at, self.decision) if ends_at != NEVER else None
+
+    def _start(self, job: Waiting, found: Found) -> None:
+        decision, cluster = self.decision, self._cluster
+        slots = found.chosen()
+        shares = found.pool.need(slots[0])
+        latest = cluster.latest_end(job.record.spec)
+        for slot in slots:
+            decision.take(slot, found.pool.need(slot), JobId(job.id), ends_at=latest)
+        decision.used[job.owner] = decision.used.get(job.owner, 0.0) + job.units
+        decision.ages[job.id] = job.rank
+        decision.placements.append(_placement(job, slots, shares))
+
+    def _wait(self, job: Waiting, search: Search) -> None:
+        """Keep devices for the job, of running jobs of lower priority if need be."""
+        room = self._room(job)
+        if room is not None:
+            self.decision.clear(room.preemptions)
+            self._keep(job, room.slots, NEVER)
+        elif self._reservations[search.kind]:
+            nearest = search.nearest(self.decision)
+            if nearest is not None:
+                is_known = nearest.at != NEVER
+                self._reservations[search.kind] = 0 if is_known else self._reservations[search.kind] - 1
+                self._keep(job, nearest.slots, nearest.at)
+        elif search.is_shut and not self._cleared:
+            self.hopeless.add(job.wish)
+
+    def _keep(self, job: Waiting, slots: Iterable[Slot], until: float) -> None:
+        self.decision.ages[job.id] = job.rank
+        self.decision.expected[job.id] = until
+        for slot in slots:
+            self.decision.keep(slot, JobId(job.id), until)
+
+    def _room(self, job: Waiting) -> Room | None:
+        """What others would leave to the job; a wish that got nothing gets nothing again, except at higher priority."""
+        if not self._rooms or self._no_room.get(job.wish, -NEVER) >= job.priority:
+            return None
+        room = victims(job, pools_of(job.wish, self._cluster), self.decision)
+        if room is not None:
+            self._rooms -= 1
+        elif may_preempt(job, self._cluster):
+            self._no_room[job.wish] = job.priority
+        return room
 
 
-def _decide_one(job: JobRecord, pools: Sequence[Pool], decision: Decision) -> None:
-    chosen = min(
-        (pool for pool in pools if pool.may_start and len(pool.open(decision)) >= pool.count),
-        key=lambda pool: pool.fit(decision),
-        default=None,
-    )
-    if chosen is not None:
-        ids = tuple(DeviceId(state.device.id) for state in chosen.open(decision)[: chosen.count])
-        decision.placements.append(Placement(JobId(job.id), chosen.host, ids))
-        decision.taken.update(ids)
-    else:
-        nearest = nearest_pool(pools, decision)
-        for state in nearest.open(decision)[: nearest.count]:
-            decision.kept_for[state.device.id] = JobId(job.id)
+def _cleared(cluster: Cluster, queue: Iterable[Waiting]) -> dict[str, list[Slot]]:
+    """The devices on which each job is to start for which others make room: cleared ones, and free ones beside them."""
+    found: dict[str, list[Slot]] = {}
+    given: set[int] = set()
+    by_job: dict[str, set[str]] = {}
+    for device, by in cluster.cleared_for.items():
+        by_job.setdefault(by, set()).add(device)
+    for job in (job for job in queue if job.id in by_job):
+        ids = by_job[job.id]
+        for pool in pools_of(job.wish, cluster):
+            slots = [slot for slot in pool.slots if slot.number not in given]
+            if any(slot.id in ids for slot in slots):
+                slots.sort(key=lambda slot: (slot.id not in ids, not slot.free))
+                found[job.id] = slots[: pool.count]
+                given.update(slot.number for slot in found[job.id])
+                break
+    return found
 
 
-# --- what a job could use --------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Pool:
-    """The devices of one host that fit a job, enough of them for it once they are free."""
-
-    host: HostId
-    kind: DeviceKind
-    count: int
-    """How many the job wants."""
-    states: tuple[DeviceState, ...]
-    """Healthy, not draining, smallest memory first."""
-    may_start: bool
-    """Whether the host's runner is ready."""
-
-    def open(self, decision: Decision) -> list[DeviceState]:
-        return [state for state in self.states if decision.is_open(state)]
-
-    def fit(self, decision: Decision) -> tuple[int, int, str]:
-        """Less is better: memory that the job gets, then devices that stay free on the host; both leave room."""
-        free = self.open(decision)
-        return sum(state.device.memory_bytes for state in free[: self.count]), len(free), self.host
-
-
-def nearest_pool(pools: Sequence[Pool], decision: Decision) -> Pool:
-    """The pool where the job lacks the fewest devices, of those that may start now if there are any."""
-    return min(pools, key=lambda pool: (not pool.may_start, pool.count - len(pool.open(decision)), pool.host))
-
-
-def pools_for(job: JobRecord, cluster: Cluster) -> list[Pool]:
-    """Pools of the first kind in the job's order that has any; busy devices count, broken and draining ones do not."""
-    key = wish(job)
-    if key not in cluster.pools:
-        cluster.pools[key] = _find_pools(job, cluster)
-    return cluster.pools[key]
-
-
-def wish(job: JobRecord) -> Hashable:
-    """What of a job decides where it may run; jobs of equal wishes may run on the same devices."""
-    wanted = job.spec.devices
-    labels = frozenset(wanted.labels.items())
-    return job.spec.entrypoint, wanted.kind, wanted.count, wanted.min_memory_bytes, labels
-
-
-def _find_pools(job: JobRecord, cluster: Cluster) -> list[Pool]:
-    for kind in job.spec.devices.kind:
-        pools = [
-            Pool(host, kind, job.spec.devices.count, states, may_start)
-            for host, states in _by_host(cluster, kind, job.spec.devices).items()
-            if len(states) >= job.spec.devices.count
-            and (may_start := _may_start(job, cluster.runners.get(host))) is not None
-        ]
-        if pools:
-            return pools
-    return []
-
-
-def fits(device: DeviceInfo, wanted: DevicePreference) -> bool:
-    """Whether a device has the memory and the labels that are wanted."""
-    return device.memory_bytes >= wanted.min_memory_bytes and wanted.labels.items() <= device.labels.items()
-
-
-def _by_host(cluster: Cluster, kind: DeviceKind, wanted: DevicePreference) -> dict[HostId, tuple[DeviceState, ...]]:
-    """Fitting devices in working order, by host, in the order in which they are taken."""
-    fitting = [
-        state
-        for state in cluster.devices
-        if state.device.kind == kind
-        and state.state not in {"unhealthy", "draining", "cordoned"}
-        and fits(state.device, wanted)
-    ]
-    fitting.sort(key=lambda state: (state.device.memory_bytes, state.device.index, state.device.id))
-    hosts = sorted({HostId(state.device.host) for state in fitting})
-    return {host: tuple(state for state in fitting if state.device.host == host) for host in hosts}
-
-
-def _may_start(job: JobRecord, runner: RunnerReport | None) -> bool | None:
-    """Whether the runner can start the job now; None if it never will, because it does not offer the entrypoint."""
-    if runner is None:
-        return False
-    return runner.ready if job.spec.entrypoint in runner.entrypoints else None
+def _placement(job: Waiting, slots: tuple[Slot, ...], shares: int) -> Placement:
+    hosts = tuple(HostId(host) for host in dict.fromkeys(slot.host for slot in slots))
+    ids = tuple(DeviceId(slot.id) for slot in slots)
+    return Placement(JobId(job.id), hosts[0], ids, shares=shares, hosts=hosts if len(hosts) > 1 else ())
 
 
 # --- jobs that wait for others ---------------------------------------------------------------------------------------

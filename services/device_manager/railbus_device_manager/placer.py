@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 from railbus_device_manager.manager import DeviceManager, LostAttempt
@@ -116,9 +116,9 @@ class Placer:
         """All records, final ones too, as far as this process has heard."""
         return [held.record for held in self._known.values()]
 
-    def reasons(self) -> Mapping[JobId, str]:
-        """Why each queued job waits, as far as this process has heard."""
-        return self._manager.reasons(clock.boottime_s())
+    def reasons(self, among: Iterable[str]) -> Mapping[JobId, str]:
+        """Why each of these jobs waits that are queued, as far as this process has heard."""
+        return self._manager.reasons(clock.boottime_s(), among=among)
 
     def nudge(self) -> None:
         """There is news: look at the queue now."""
@@ -212,7 +212,12 @@ class Placer:
         epoch = self._facts.jobs[job].lease_epoch + 1
         try:
             held = await leases.grant(
-                self._reports.leases, devices, holder=job, lease_epoch=epoch, ttl_s=self._lease_ttl_s
+                self._reports.leases,
+                devices,
+                holder=job,
+                lease_epoch=epoch,
+                ttl_s=self._lease_ttl_s,
+                shares=placement.shares,
             )
         except NoFreeDevice as exc:
             logger.info("somebody was quicker", extra={"job": job, "problem": str(exc)})

@@ -12,18 +12,23 @@ import logging
 from collections.abc import Mapping
 from typing import Final
 
+from railbus_device_manager.cluster import Policy
 from railbus_device_manager.cpu import HostCpus
 from railbus_device_manager.device_requests import DeviceRequests
+from railbus_device_manager.explaining import Explaining
+from railbus_device_manager.fitting import check_fits
 from railbus_device_manager.host_devices import HostDevices
 from railbus_device_manager.inventory import GpuSource, Inventory
 from railbus_device_manager.job_requests import JobRequests
-from railbus_device_manager.manager import DeviceManager
+from railbus_device_manager.ledger import Ledger
+from railbus_device_manager.manager import ClusterFacts, DeviceManager
 from railbus_device_manager.nvml import NvmlGpus
 from railbus_device_manager.orders import Orders
 from railbus_device_manager.placer import Placer
 from railbus_device_manager.reports import Reports
 from railbus_device_manager.settings import Settings
 from railbus_device_manager.submissions import Submissions
+from railbus_shared import clock
 from railbus_shared.bus.bucket import Bucket
 from railbus_shared.bus.consume import consume
 from railbus_shared.bus.endpoints import AnyEndpoint, Endpoint
@@ -37,6 +42,25 @@ from railbus_shared.waiting import end
 logger = logging.getLogger(__name__)
 
 DESCRIPTION: Final = Description("device_manager", "Devices, leases, submissions and placement.")
+
+
+_REPORT_LIVES: Final = 5
+"""Heartbeats after which a report is forgotten that was not renewed."""
+
+
+def policy(settings: Settings) -> Policy:
+    """What the operator decided about the queue."""
+    return Policy(
+        quotas=settings.quotas,
+        weights=settings.fair_share_weights,
+        preempts=settings.preempt,
+        preempt_after_s=settings.preempt_after_s,
+    )
+
+
+def _facts(settings: Settings) -> ClusterFacts:
+    wall_offset_s = clock.now_ns() / clock.NS_PER_S - clock.boottime_s()
+    return ClusterFacts(ledger=Ledger(half_life_s=settings.fair_share_half_life_s, wall_offset_s=wall_offset_s))
 
 
 class DeviceManagerService:
@@ -54,14 +78,21 @@ class DeviceManagerService:
             labels=settings.labels,
             gpu_shares=settings.gpu_shares,
         )
-        self._manager = DeviceManager()
+        self._manager = DeviceManager(_facts(settings), policy(settings))
+        self._began_s = clock.boottime_s()
         self._reports = Reports(bus, self._manager.facts)
         self._host_devices = HostDevices(context, inventory, self._reports, self._manager)
         self._records = JobRecords(Bucket(bus, bus.subjects.jobs))
         self._placer = Placer(bus, self._manager, self._reports, context.telemetry, lease_ttl_s=common.lease_ttl_s)
         self._submissions = Submissions(
-            bus, self._records, context.telemetry, offered=self._offered, accepted=self._placer.accept
+            bus,
+            self._records,
+            context.telemetry,
+            offered=self._offered,
+            check_fits=self._check_fits,
+            accepted=self._placer.accept,
         )
+        self._explaining = Explaining(self._manager, self._records, self._reports, check=self._submissions.check)
         self._job_requests = JobRequests(
             self._records, self._placer, self._reports, self._submissions, Orders(bus, context.telemetry)
         )
@@ -74,6 +105,7 @@ class DeviceManagerService:
         return [
             Endpoint("submit", request("jobs", "submit"), JobSpec, self._submissions.submit),
             *self._job_requests.endpoints(self._context.bus.subjects),
+            *self._explaining.endpoints(self._context.bus.subjects),
             *self._devices.endpoints(),
             *self._host_devices.endpoints(),
         ]
@@ -100,3 +132,9 @@ class DeviceManagerService:
             await self._reports.refresh()
         runners = self._manager.facts.runners.values()
         return frozenset(name for runner in runners for name in runner.entrypoints) if runners else None
+
+    def _check_fits(self, spec: JobSpec) -> None:
+        """Refuse what no host has; not before every host that is there has had time to report."""
+        has_heard_all = clock.boottime_s() - self._began_s >= _REPORT_LIVES * self._context.common.heartbeat_s
+        if has_heard_all and not spec.wait_for_hosts:
+            check_fits(spec, self._manager.facts.known_devices(), self._manager.facts.runners)

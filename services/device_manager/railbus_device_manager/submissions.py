@@ -36,9 +36,8 @@ RETRY_HEADER: Final = "Railbus-Retry-Of"
 _OUTCOME_S: Final = 10.0
 OWN_ID: Final = re.compile(r"j-[0-9a-f]{6}-\d+\Z")
 
-_NOT_YET: Final = ("stall_s", "on_stall", "preemptible", "wait_for_hosts", "workdir")
+_NOT_YET: Final = ("stall_s", "on_stall", "workdir")
 """Fields of a spec that this version reads and does not act on."""
-_DEVICES_NOT_YET: Final = ("same_host", "sharing")
 
 OfferedEntrypoints = Callable[[], Awaitable[frozenset[str] | None]]
 """Entrypoints that some runner offers; None if no runner is known."""
@@ -68,8 +67,6 @@ def check_supported(spec: JobSpec) -> None:
     """Raises NotSupported for a wish that nobody would act on, rather than forget it in silence."""
     plain = {name: info.default for name, info in type(spec).model_fields.items()}
     said = [name for name in _NOT_YET if getattr(spec, name) != plain[name]]
-    wanted = {name: info.default for name, info in type(spec.devices).model_fields.items()}
-    said += [f"devices.{name}" for name in _DEVICES_NOT_YET if getattr(spec.devices, name) != wanted[name]]
     if said:
         raise NotSupported(f"field {said[0]!r} is not supported yet", hint="leave it out", details={"field": said[0]})
 
@@ -98,12 +95,14 @@ class Submissions:
         telemetry: LearningTelemetry,
         *,
         offered: OfferedEntrypoints,
+        check_fits: Callable[[JobSpec], None],
         accepted: Callable[[HeldRecord], None],
     ) -> None:
         self._bus = bus
         self._records = records
         self._telemetry = telemetry
         self._offered = offered
+        self._check_fits = check_fits
         self._accepted = accepted
 
     async def submit(self, spec: JobSpec, *, retry_of: str | None = None) -> JobRecord:
@@ -148,8 +147,7 @@ class Submissions:
             now=clock.now(),
             retry_of=_retry_of(delivery),
         )
-        check_supported(spec)
-        await self._check(spec)
+        await self.check(spec)
         held = await self._records.create(fresh)
         if held.record == fresh:
             self._telemetry.event(
@@ -162,11 +160,13 @@ class Submissions:
             )
         return held
 
-    async def _check(self, spec: JobSpec) -> None:
-        """Refuse at once what no runner and no dataloader could ever do."""
+    async def check(self, spec: JobSpec) -> None:
+        """Refuse at once what no runner, no device and no dataloader could ever do."""
+        check_supported(spec)
         offered = await self._offered()
         if offered is not None:
             check_entrypoint(spec.entrypoint, offered)
+        self._check_fits(spec)
         try:
             await self._bus.request(self._bus.subjects.request("data", "describe"), {"dataset": spec.dataset})
         except TransientError:
