@@ -43,6 +43,8 @@ def job(
     *,
     priority: int = 0,
     after: tuple[str, ...] = (),
+    owner: str | None = None,
+    time_limit_s: float | None = None,
     **devices: object,
 ) -> JobRecord:
     """A queued job called `j-<sequence>`; `wanted` and `devices` are the fields of its preference."""
@@ -53,6 +55,8 @@ def job(
             "entrypoint": "classifier",
             "priority": priority,
             "after": list(after),
+            "owner": owner,
+            "time_limit_s": time_limit_s,
             "devices": {**(wanted or {}), **devices},
         }
     )

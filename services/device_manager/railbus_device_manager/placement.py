@@ -166,7 +166,7 @@ class _Pass:
                 is_known = nearest.at != NEVER
                 self._reservations[search.kind] = 0 if is_known else self._reservations[search.kind] - 1
                 self._keep(job, nearest.slots, nearest.at)
-        elif search.is_shut and not self._cleared:
+        elif (search.is_shut or not self.decision.kept_for) and not self._cleared and not self._may_find_room(job):
             self.hopeless.add(job.wish)
 
     def _keep(self, job: Waiting, slots: Iterable[Slot], until: float) -> None:
@@ -175,9 +175,16 @@ class _Pass:
         for slot in slots:
             self.decision.keep(slot, JobId(job.id), until)
 
+    def _may_find_room(self, job: Waiting) -> bool:
+        """Whether others might make room for a job of this wish and priority that has waited for long enough."""
+        is_told = self._no_room.get(job.wish, -NEVER) >= job.priority
+        return (
+            bool(self._rooms) and self._policy.preempts and not is_told and self._cluster.lowest_priority < job.priority
+        )
+
     def _room(self, job: Waiting) -> Room | None:
         """What others would leave to the job; a wish that got nothing gets nothing again, except at higher priority."""
-        if not self._rooms or self._no_room.get(job.wish, -NEVER) >= job.priority:
+        if not self._may_find_room(job):
             return None
         room = victims(job, pools_of(job.wish, self._cluster), self.decision)
         if room is not None:

@@ -26,18 +26,19 @@ def device_state(
     shared is leased once no share is left.
     """
     free = free_shares(device, leases)
-    holders = tuple(dict.fromkeys(lease.holder for lease in leases))
-    state = DeviceState(device=device, state="free", holders=holders if device.shares > 1 else ())
+    holders = tuple(dict.fromkeys(lease.holder for lease in leases)) if leases else ()
+    shown = holders if device.shares > 1 else ()
     if leases and free == 0:
-        return state.changed(state="leased", holder=leases[0].holder)
-    lapsed = [record.id for record in named if record.id not in holders]
-    if lapsed or mark is not None:
-        return state.changed(state="reclaiming", holder=lapsed[0] if lapsed else mark.job if mark is not None else None)
+        return DeviceState(device=device, state="leased", holder=leases[0].holder, holders=shown)
+    lapsed = next((record.id for record in named if record.id not in holders), None)
+    if lapsed is not None or mark is not None:
+        holder = lapsed or (mark.job if mark is not None else None)
+        return DeviceState(device=device, state="reclaiming", holder=holder, holders=shown)
     if (word := _out_of_service(device, draining=draining)) is not None:
-        return state.changed(state=word)
+        return DeviceState(device=device, state=word, holders=shown)
     if device.compute_pids and not leases:
-        return state.changed(state="reclaiming")
-    return state.changed(free_shares=free if device.shares > 1 else 0)
+        return DeviceState(device=device, state="reclaiming", holders=shown)
+    return DeviceState(device=device, state="free", holders=shown, free_shares=free if device.shares > 1 else 0)
 
 
 def _out_of_service(device: DeviceInfo, *, draining: bool) -> Literal["cordoned", "unhealthy", "draining"] | None:
