@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -209,3 +210,12 @@ def test_how_many_jobs_keep_devices_has_a_limit() -> None:
     cluster = Cluster(states, {host: runner(host) for host in hosts}, policy=Policy(reservations=3))
     queue = [waiting(number, 2, None) for number in range(1, 11)]
     assert len(set(decide(queue, cluster).kept_for.values())) == 3
+
+
+def test_an_end_that_is_only_expected_is_not_relied_on_where_a_free_device_can_be_kept() -> None:
+    """Two of three devices are needed: one is free, two will be, and nobody guarantees that."""
+    clock = cluster_of({"a": 3}, [("a-gpu1", 10.0), ("a-gpu2", 10.0)], [waiting(1, 2, 5), waiting(2, 1, None)])
+    certain = clock.cluster()
+    guessed = {name: dataclasses.replace(holder, is_certain=False) for name, holder in certain.holders.items()}
+    assert decide(clock.queue, certain).kept_for == {}
+    assert decide(clock.queue, dataclasses.replace(certain, holders=guessed)).kept_for == {"a-gpu0": "j-1"}

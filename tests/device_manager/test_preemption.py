@@ -31,7 +31,9 @@ def cluster(
 ) -> Cluster:
     """Devices and who holds them, None for a free one; every job has waited for `waited_s`."""
     states = tuple(
-        DeviceState(device=device(name), state="leased" if holder else "free", holder=holder and holder.record.id)
+        DeviceState(
+            device=device(name), state="leased" if holder else "free", holder=holder.record.id if holder else None
+        )
         for name, holder in devices.items()
     )
     return Cluster(

@@ -98,9 +98,8 @@ def _holders(job: Waiting, cluster: Cluster, wall_offset_s: float) -> list[Devic
 def _place_of(record: JobRecord) -> str:
     if record.is_active:
         return f"is {record.state} on {record.host} with {', '.join(record.devices)}"
-    return (
-        f"has {record.state}" if record.state == "succeeded" else f"is {record.state}: {record.reason or 'no reason'}"
-    )
+    ended = "was cancelled" if record.state == "cancelled" else f"has {record.state}"
+    return f"{ended}: {record.reason}" if record.reason and record.state != "succeeded" else ended
 
 
 def _wall(at: float, offset_s: float) -> str:

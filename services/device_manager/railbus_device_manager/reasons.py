@@ -37,7 +37,8 @@ def headline(job: Waiting, cluster: Cluster, decision: Decision) -> Reason:
     used = decision.used.get(job.owner, 0.0)
     if used + job.units > quota:
         owner = job.owner or "jobs without an owner"
-        return Reason("quota", f"{owner} may use {quota:g} devices at once and {_have(job)} {used:g}")
+        devices = "device" if quota == 1 else "devices"
+        return Reason("quota", f"{owner} may use {quota:g} {devices} at once and {_have(job)} {used:g}")
     pools = pools_of(job.wish, cluster)
     if not pools:
         never = never_fits(job, cluster)
