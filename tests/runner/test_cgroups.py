@@ -94,6 +94,7 @@ def test_without_a_counter_of_its_own_the_surroundings_count(tmp_path: Path) -> 
 
 VERSIONS: dict[str, tuple[Literal[1, 2], tuple[str, ...]]] = {
     "version 2": (2, ()),
+    "version 2 with memory from where it is": (2, ("memory",)),
     "version 1": (1, ("freezer", "pids")),
     "version 1 without freezer": (1, ("pids",)),
 }
@@ -179,6 +180,19 @@ def test_groups_that_user_code_made_below_are_killed_and_removed_too(tree: Group
         assert group.kill() == set()
     group.remove()
     assert not any(path.exists() for path in group.paths)
+
+
+@pytest.mark.root
+def test_what_has_left_one_hierarchy_is_killed_by_the_other(tree: GroupTree) -> None:
+    if len(tree.folders) < 2:
+        pytest.skip("there is one hierarchy")
+    group = tree.create("j-1.1")
+    process, pids = family(group)
+    with process:
+        (tree.folders[0] / "cgroup.procs").write_text(str(pids[1]))
+        assert group.pids() == set(pids)
+        assert group.kill() == set()
+        assert process.wait(PATIENCE_S) == -signal.SIGKILL
 
 
 @pytest.mark.root

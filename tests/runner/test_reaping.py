@@ -198,6 +198,18 @@ def test_a_process_that_outlives_sigkill_is_named_and_its_attempt_is_kept(ledger
         assert ledger.states() == []
 
 
+def test_what_an_attempt_leaves_behind_is_named_but_not_helpers_that_end_by_themselves(ledger: AttemptLedger) -> None:
+    helper = [sys.executable, "-I", "-S", "-c", "import time; time.sleep(60)", "multiprocessing.spawn"]
+    with family() as trainer, subprocess.Popen(helper, start_new_session=True) as away:
+        ledger.add(REF, pid=trainer.pids[0], group=None)
+        report = ledger.reap(REF, deadline_s=PATIENCE_S)
+        assert {one.pid for one in report.leaked} == set(trainer.pids[1:])
+        assert all("time.sleep(60)" in one.command for one in report.leaked)
+        assert all(len(one.command) <= 300 for one in report.leaked)
+        away.kill()
+    assert ledger.reap(REF, deadline_s=0).leaked == ()
+
+
 def test_an_attempt_that_is_not_recorded_has_nothing_to_reap(ledger: AttemptLedger) -> None:
     assert ledger.reap(REF, deadline_s=0).is_gone
 

@@ -1,8 +1,9 @@
 """One control group per attempt, where the system lets us make one: what is in it can be killed without a miss.
 
-Used in this order: version 2 (also the hierarchy without controllers of a hybrid set-up), the controllers `freezer`,
-`pids` and `memory` of version 1, nothing. A group is `railbus/<scope>/<attempt>` below the group of this process, or
-below the root of the hierarchy where that cannot be written. `discover` believes nothing that it has not tried.
+Used in this order: version 2, the controllers `freezer`, `pids` and `memory` of version 1, nothing. In a hybrid set-up
+version 2 has no controllers; then it kills, and `memory` of version 1 limits and counts. A group is
+`railbus/<scope>/<attempt>` below the group of this process, or below the root of the hierarchy where that cannot be
+written. `discover` believes nothing that it has not tried.
 
 The functions block, for milliseconds as a rule: call them in a thread.
 """
@@ -22,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
-from railbus_runner import hierarchies, oom
+from railbus_runner import hierarchies, memory_limit, oom
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +39,8 @@ class AttemptGroup:
 
     paths: tuple[Path, ...]
     oom_baseline: oom.Baseline | None = None
+    memory_bytes: int | None = None
+    """What its processes are held to together, where that is so."""
     _oom_kills: int = 0
 
     @property
@@ -74,6 +77,11 @@ class AttemptGroup:
         for path in self.paths:
             while not _removed(path, is_last=time.monotonic() > until):
                 time.sleep(_POLL_MAX_S)
+
+    def limit_memory(self, num_bytes: int) -> None:
+        """Hold it to so many bytes, where the system lets us."""
+        if memory_limit.limit_memory(self.paths, num_bytes):
+            self.memory_bytes = num_bytes
 
     def oom_kills(self) -> int:
         """Processes that the kernel killed for want of memory: in the group, or near it where it cannot count.
@@ -115,15 +123,28 @@ def discover(
             swept after a crash. Made of host and root, for instance.
     """
     for version in versions:
-        found = _version_2(scope) if version == 2 else _version_1(scope, controllers)
+        found = _version_2(scope, controllers) if version == 2 else _version_1(scope, controllers)
         if found is not None:
             return found
     logger.warning("no control group can be used: a trainer's stray processes are found by session and environment")
     return None
 
 
-def _version_2(scope: str) -> GroupTree | None:
-    return _first_usable(hierarchies.own_places(""), scope)
+def _version_2(scope: str, controllers: Iterable[str]) -> GroupTree | None:
+    """With the memory controller of version 1 beside it where it has none itself."""
+    found = _first_usable(hierarchies.own_places(""), scope)
+    if found is None or "memory" not in controllers or _counts_memory(found):
+        return found
+    memory = _version_1(scope, ("memory",))
+    return GroupTree((*found.folders, *memory.folders)) if memory is not None else found
+
+
+def _counts_memory(tree: GroupTree) -> bool:
+    """Whether the groups below can be limited."""
+    try:
+        return all("memory" in (folder / "cgroup.subtree_control").read_text().split() for folder in tree.folders)
+    except OSError:
+        return False
 
 
 def _version_1(scope: str, controllers: Iterable[str]) -> GroupTree | None:
@@ -183,6 +204,7 @@ def _kill_once(group: AttemptGroup) -> None:
     if killers:
         for killer in killers:
             _write_if_there(killer, "1")
+        _kill_each(group)  # what has left that hierarchy and is still in another
         return
     _freeze(group, is_frozen=True)
     try:

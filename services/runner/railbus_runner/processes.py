@@ -99,8 +99,46 @@ def environment_value(pid: int, name: str) -> str | None:
     return next((os.fsdecode(entry[len(prefix) :]) for entry in entries if entry.startswith(prefix)), None)
 
 
+def command_line(pid: int) -> str:
+    """How the process was started, its arguments joined by blanks; empty where it is gone or may not be read."""
+    try:
+        return (_PROC / str(pid) / "cmdline").read_bytes().rstrip(b"\0").replace(b"\0", b" ").decode("utf-8", "replace")
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
+        return ""
+
+
+def handles(pid: int, number: int) -> bool:
+    """Whether the process has a handler of its own for the signal; False if it is gone."""
+    try:
+        lines = (_PROC / str(pid) / "status").read_text(encoding="ascii", errors="replace").splitlines()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    caught = next((line.partition(":")[2] for line in lines if line.startswith("SigCgt:")), "0")
+    return bool(int(caught, 16) >> (number - 1) & 1)
+
+
+def thread_states(pid: int) -> list[str]:
+    """What the kernel says of each thread: its number, name, state and, where it may be told, where it waits."""
+    found: list[str] = []
+    for task in sorted((_PROC / str(pid) / "task").glob("*"), key=lambda path: int(path.name)):
+        try:
+            stat = (task / "stat").read_bytes()
+            waits = (task / "wchan").read_text(encoding="ascii", errors="replace")
+        except OSError:  # it has ended meanwhile, or may not be looked at
+            continue
+        name = stat[stat.index(b"(") + 1 : stat.rindex(b")")].decode("utf-8", "replace")
+        state = stat[stat.rindex(b")") + 2 :].split()[0].decode()
+        found.append(f"thread {task.name} ({name}): {state}{f' in {waits}' if waits not in ('', '0') else ''}")
+    return found
+
+
 def kill_exactly(process: ProcessId) -> bool:
-    """SIGKILL to this process and no later holder of its pid; False if it is gone.
+    """SIGKILL to this process and no later holder of its pid; False if it is gone."""
+    return signal_exactly(process, signal.SIGKILL)
+
+
+def signal_exactly(process: ProcessId, number: int) -> bool:
+    """A signal to this process and no later holder of its pid; False if it is gone.
 
     The descriptor is opened before the start time is read, so that both speak of one process.
     """
@@ -112,7 +150,7 @@ def kill_exactly(process: ProcessId) -> bool:
         info = process_info(process.pid)
         if info is None or info.id != process:
             return False
-        signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+        signal.pidfd_send_signal(descriptor, number)
     except ProcessLookupError:
         return False
     finally:

@@ -34,6 +34,9 @@ logger = logging.getLogger(__name__)
 
 _POLL_MIN_S: Final = 0.002
 _POLL_MAX_S: Final = 0.05
+_MAX_COMMAND: Final = 300
+_HELPERS: Final = ("railbus_runner.warm", "multiprocessing.")
+"""In the command lines of forks of a trainer, and of processes of Python's `multiprocessing`."""
 
 
 class AttemptState(Contract):
@@ -62,11 +65,22 @@ class AttemptState(Contract):
 
 
 @dataclass(frozen=True)
+class Leaked:
+    """A process that an attempt left behind."""
+
+    pid: int
+    command: str
+    """Its arguments, cut."""
+
+
+@dataclass(frozen=True)
 class ReapReport:
     """What became of an attempt's processes."""
 
     stuck: tuple[int, ...]
     """Pids that outlive SIGKILL; their devices must stay out of use."""
+    leaked: tuple[Leaked, ...] = ()
+    """What there was beside the trainer and helpers that would have ended by themselves."""
 
     @property
     def is_gone(self) -> bool:
@@ -130,8 +144,9 @@ def reap(
     leader = ProcessId(state.pid, state.start_ticks)
     others = ProcessGroup(leader, is_ours=_is_ours(state, is_orphaned=is_orphaned))
     until, pause_s = time.monotonic() + deadline_s, _POLL_MIN_S
-    others.members()  # before the first kill, while every parent is there to show its children
     group = group or state.group
+    # Before the first kill, while every parent is there to show its children.
+    leaked = _leaked(leader, {process.pid for process in others.members()} | group.pids())
     stuck = group.kill(deadline_s=deadline_s)
     while left := others.members():
         others.kill()
@@ -142,7 +157,18 @@ def reap(
         pause_s = min(2 * pause_s, _POLL_MAX_S)
     if not stuck:
         group.remove()
-    return ReapReport(tuple(sorted(stuck)))
+    return ReapReport(tuple(sorted(stuck)), leaked)
+
+
+def _leaked(leader: ProcessId, pids: set[int]) -> tuple[Leaked, ...]:
+    """Who they are, but for the leader and for helpers of its own: forks in its session, such as a loader's workers."""
+    found: list[Leaked] = []
+    for pid in sorted(pids - {leader.pid}):
+        info, command = processes.process_info(pid), processes.command_line(pid)
+        if info is None or (info.session == leader.pid and any(word in command for word in _HELPERS)):
+            continue
+        found.append(Leaked(pid, command if len(command) <= _MAX_COMMAND else f"{command[: _MAX_COMMAND - 1]}…"))
+    return tuple(found)
 
 
 def _is_ours(state: AttemptState, *, is_orphaned: bool) -> Callable[[str], bool]:
@@ -183,6 +209,7 @@ class AttemptLedger:
     def reap(self, ref: AttemptRef, *, deadline_s: float, is_orphaned: bool = False) -> ReapReport:
         """`reap` of an attempt of this runner, which is forgotten if all of it is gone; one unknown is gone."""
         states = list(_read(self._path(ref))) if self._path(ref).exists() else []
+        report = ReapReport(())
         for state in states:
             report = reap(
                 state, group=self._groups.get(attempt_name(ref)), deadline_s=deadline_s, is_orphaned=is_orphaned
@@ -190,7 +217,7 @@ class AttemptLedger:
             if not report.is_gone:
                 return report
             self.remove(ref)
-        return ReapReport(())
+        return report
 
     def remove(self, ref: AttemptRef) -> None:
         """Forget an attempt; to be called once nothing of it is left."""

@@ -1,0 +1,73 @@
+"""Where a trainer works: in a fresh folder, or in one that the settings allow."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from railbus_runner.workdirs import Left, Workdirs
+from railbus_shared.errors import InvalidField
+
+
+@pytest.fixture
+def allowed(tmp_path: Path) -> Path:
+    folder = tmp_path / "allowed"
+    (folder / "project").mkdir(parents=True)
+    return folder
+
+
+@pytest.fixture
+def workdirs(tmp_path: Path, allowed: Path) -> Workdirs:
+    return Workdirs(tmp_path / "state" / "work", allowed=[allowed])
+
+
+def test_a_fresh_folder_is_empty_private_and_gone_afterwards(workdirs: Workdirs, tmp_path: Path) -> None:
+    folder = workdirs.make("j-1.1", wanted=None)
+    assert folder == tmp_path / "state" / "work" / "j-1.1"
+    assert folder.stat().st_mode & 0o777 == 0o700
+    (folder / "sub").mkdir()
+    (folder / "sub" / "a.txt").write_text("a")
+    (folder / "link").symlink_to("/etc/passwd")
+    assert list(workdirs.make("j-1.1", wanted=None).iterdir()) == []
+    (folder / "b.txt").write_text("b")
+    assert workdirs.remove("j-1.1") == Left(1, ("b.txt",))
+    assert not folder.exists()
+    assert workdirs.remove("j-1.1") == Left(0, ())
+
+
+def test_what_was_left_is_named_but_not_all_of_it(workdirs: Workdirs) -> None:
+    folder = workdirs.make("j-1.1", wanted=None)
+    for number in range(50):
+        (folder / f"{number:02}").write_text("")
+    left = workdirs.remove("j-1.1")
+    assert (left.num_files, left.names) == (50, tuple(f"{n:02}" for n in range(10)))
+
+
+def test_a_folder_within_an_allowed_one_is_taken_as_it_is_and_stays(workdirs: Workdirs, allowed: Path) -> None:
+    (allowed / "project" / "kept").write_text("kept")
+    for wanted in (allowed, allowed / "project", allowed / "project" / ".." / "project"):
+        assert workdirs.make("j-1.1", wanted=str(wanted)) == wanted.resolve()
+    assert workdirs.remove("j-1.1") == Left(0, ())
+    assert (allowed / "project" / "kept").exists()
+
+
+def test_any_other_folder_is_refused_links_and_dots_notwithstanding(
+    workdirs: Workdirs, allowed: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "allowed-not").mkdir()
+    (allowed / "out").symlink_to(tmp_path / "allowed-not")
+    for wanted in ("/", "/tmp", f"{allowed}-not", f"{allowed}/..", f"{allowed}/out"):
+        with pytest.raises(InvalidField, match="workdir") as refused:
+            workdirs.make("j-1.1", wanted=wanted)
+        assert "RAILBUS_RUNNER_WORKDIRS" in refused.value.hint
+    with pytest.raises(InvalidField, match="no such folder"):
+        workdirs.make("j-1.1", wanted=f"{allowed}/missing")
+
+
+def test_what_a_former_runner_left_is_removed_but_not_what_is_in_use(workdirs: Workdirs) -> None:
+    old, stuck = workdirs.make("j-1.1", wanted=None), workdirs.make("j-2.1", wanted=None)
+    workdirs.sweep(["j-2.1"])
+    assert (old.exists(), stuck.exists()) == (False, True)
+    workdirs.sweep()
+    assert not stuck.exists()
