@@ -83,6 +83,9 @@ def deep(ctx):
 def leaves(ctx):
     sys.exit(0)
 
+def leaves_with_a_code(ctx):
+    sys.exit(42)
+
 def exhausts(ctx):
     torch.empty(1 << 60, dtype=torch.uint8)
 
@@ -438,6 +441,7 @@ def test_past_its_deadline_a_trainer_takes_no_step_until_there_is_a_later_one(ro
         ("broken", "ENTRYPOINT_FAILED", "RuntimeError: it broke"),
         ("deep", "ENTRYPOINT_FAILED", "ValueError: xxx"),
         ("leaves", "ENTRYPOINT_FAILED", "the entrypoint called sys.exit(0)"),
+        ("leaves_with_a_code", "ENTRYPOINT_FAILED", "the entrypoint called sys.exit(42)"),
         ("exhausts", "OUT_OF_MEMORY", "the host ran out of memory"),
         ("untidy", "ENTRYPOINT_FAILED", "ValueError: track(late) after resume()"),
         ("nobody", "UNKNOWN_ENTRYPOINT", "field 'entrypoint' has value 'rb_loop:nobody'"),
@@ -445,7 +449,7 @@ def test_past_its_deadline_a_trainer_takes_no_step_until_there_is_a_later_one(ro
 )
 def test_a_failure_says_what_and_where(root: Path, function: str, code: str, message: str) -> None:
     end = run(root, function)
-    assert (end.exit_code, end.ended.outcome) == (1, "failed")
+    assert (end.exit_code, end.ended.outcome) == (42 if function == "leaves_with_a_code" else 1, "failed")
     error = end.ended.error
     assert error is not None
     assert error.code == code

@@ -49,12 +49,13 @@ def main(sock: socket.socket) -> int:
     try:
         plan = channel.plan()
         recorder = Recorder.of_plan(plan, channel.send)
-        ended = Trainer(plan, channel=channel, recorder=recorder, began_s=began_s).run()
+        trainer = Trainer(plan, channel=channel, recorder=recorder, began_s=began_s)
+        ended = trainer.run()
         recorder.flush()
         channel.send(ended)
     except RunnerGone:
         return EXIT_RUNNER_GONE
-    return EXIT_FAILED if ended.outcome == "failed" else EXIT_OK
+    return trainer.failed_code if ended.outcome == "failed" else EXIT_OK
 
 
 class Trainer:
@@ -64,6 +65,8 @@ class Trainer:
         self._plan = plan
         self._channel = channel
         self._recorder = recorder
+        self.failed_code = EXIT_FAILED
+        """The exit code of a failure: the entrypoint's own, where it left by `sys.exit`."""
         self._tracked = Tracked()
         self._saver = Saver(
             plan, layout=Layout(Path(plan.root)), tracked=self._tracked, channel=channel, recorder=recorder
@@ -123,6 +126,8 @@ class Trainer:
 
     def _failed(self, exc: BaseException) -> Ended:
         """What waits is told as well: it may show why."""
+        if isinstance(exc, SystemExit) and isinstance(exc.code, int):
+            self.failed_code = exc.code & 0xFF or EXIT_FAILED
         try:
             self._progress.curves.flush()
         except TypeError:  # the metric that is no number, which is what `exc` says already
