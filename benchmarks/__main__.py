@@ -12,6 +12,7 @@ from typing import Final
 NAMES: Final = (
     "up_time",
     "submit_latency",
+    "many_jobs",
     "train_throughput",
     "log_series",
     "data",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
+import json
 import os
 import subprocess
 import sys
@@ -19,6 +21,7 @@ from railbus_shared.settings import CommonSettings, running_bus
 
 JOBS: Final = Path(__file__).parent / "jobs"
 """Entrypoints of the benchmarks' jobs."""
+SERVICES: Final = ("device_manager", "dataloader", "runner", "telemetry")
 _READY_S: Final = 90.0
 _STOP_S: Final = 40.0
 _WARM: Final = "railbus_runner.warm"
@@ -49,6 +52,40 @@ class Running:
         all_of_it = [up, *up.children(recursive=True)]
         times = {process.pid: process.cpu_times() for process in all_of_it if _WARM not in process.cmdline()}
         return sum(used.user + used.system for used in times.values())
+
+    def cpu_by_service(self) -> dict[str, float]:
+        """CPU seconds used so far, by service; trainers and what forks them left out."""
+        found: dict[str, float] = collections.defaultdict(float)
+        for name, process in self._processes():
+            times = process.cpu_times()
+            found[name] += times.user + times.system
+        return dict(found)
+
+    def pss_by_service(self) -> dict[str, int]:
+        """Bytes of memory: a process's own, and its share of what it shares; trainers and what forks them left out."""
+        found: dict[str, int] = collections.defaultdict(int)
+        for name, process in self._processes():
+            found[name] += process.memory_full_info().pss
+        return dict(found)
+
+    def pid_of(self, service: str) -> int:
+        """The process of a service."""
+        return int(json.loads((Layout(self.root).state / "run" / f"{service}.json").read_bytes())["pid"])
+
+    def _processes(self) -> Iterator[tuple[str, psutil.Process]]:
+        """The supervisor (`up`), `nats-server` and the services."""
+        services = {self.pid_of(name): name for name in SERVICES}
+        up = psutil.Process(self.pid)
+        for process in [up, *up.children(recursive=True)]:
+            words = process.cmdline()
+            if _WARM in words or (process.ppid() != self.pid and process.pid != self.pid):
+                continue
+            if process.pid == self.pid:
+                yield "up", process
+            elif process.pid in services:
+                yield services[process.pid], process
+            else:
+                yield Path(words[0] if words else process.name()).name, process
 
     def log(self, service: str) -> str:
         return (Layout(self.root).state / "run" / f"{service}.log").read_text()

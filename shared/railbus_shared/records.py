@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
 from railbus_shared import clock
 from railbus_shared.bus.bucket import Bucket, Write
 from railbus_shared.contracts.jobs import JobRecord
-from railbus_shared.errors import Conflict, JobNotFound, RequestTimeout, RevisionConflict
+from railbus_shared.errors import Conflict, JobNotFound, RailbusError, RequestTimeout, RevisionConflict
 from railbus_shared.happenings import Happening
 from railbus_shared.lifecycle import Decision, decide
 
@@ -72,6 +74,21 @@ class JobRecords:
                 ) from None
             return HeldRecord(there, entry.revision)
         return HeldRecord(record, revision)
+
+    async def create_all(self, records: Sequence[JobRecord]) -> list[HeldRecord | RailbusError]:
+        """Create records as `create` would one after the other; the error of each that was not, in its place."""
+        if len(records) > 1 and len({record.id for record in records}) == len(records):
+            writes = [Write(record.id, record.to_map(), 0) for record in records]
+            with contextlib.suppress(RevisionConflict, RequestTimeout):  # some are there already; then one by one
+                revisions = await self._bucket.write_all(writes)
+                return [HeldRecord(*made) for made in zip(records, revisions, strict=True)]
+        return [await self._created(record) for record in records]
+
+    async def _created(self, record: JobRecord) -> HeldRecord | RailbusError:
+        try:
+            return await self.create(record)
+        except RailbusError as exc:
+            return exc
 
     async def apply(self, job: str, happening: Happening, *, unknown: list[Decision] | None = None) -> Applied:
         """Change a record as the happening has it, deciding again for as long as others are quicker.

@@ -89,7 +89,7 @@ def topology(subjects: Subjects) -> Topology:
                 duplicate_window_s=600,
                 allow_atomic=True,
             ),
-            _bucket(subjects.jobs, "Job records.", history=5, max_bytes=512 * _MIB),
+            _bucket(subjects.jobs, "Job records.", history=5, max_bytes=512 * _MIB, allow_atomic=True),
             _bucket(subjects.devices, "What device_managers and runners report of their hosts.", allow_ttl=True),
             _bucket(subjects.leases, "Leases on devices.", allow_ttl=True, allow_atomic=True),
             _bucket(subjects.datasets, "What dataloaders know of datasets."),

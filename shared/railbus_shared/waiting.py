@@ -7,6 +7,7 @@ result (python/cpython#86296), and a task that cannot be cancelled never drains.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 from typing import Any, Final
 
 _AGAIN_S: Final = 0.5
@@ -20,6 +21,17 @@ async def is_set_within(event: asyncio.Event, timeout_s: float) -> bool:
     except TimeoutError:
         return event.is_set()
     return True
+
+
+async def is_any_set_within(events: Iterable[asyncio.Event], timeout_s: float) -> bool:
+    """Wait until one of the events is set, or so many seconds; tells whether one is set."""
+    events = tuple(events)
+    if not any(event.is_set() for event in events):
+        async with asyncio.TaskGroup() as tasks:
+            waiting = [tasks.create_task(event.wait()) for event in events]
+            await asyncio.wait(waiting, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+            await end(*waiting)
+    return any(event.is_set() for event in events)
 
 
 async def end(*tasks: asyncio.Task[Any]) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from railbus_shared.bus import topology
 from railbus_shared.bus.connection import Bus, Outgoing
-from railbus_shared.bus.consume import Delivery, consume, consume_batches
+from railbus_shared.bus.consume import Delivery, Handle, consume, consume_batches
 from railbus_shared.errors import (
     BadMessage,
     BadParams,
@@ -26,7 +26,7 @@ from railbus_shared.topology import Consumer, event_consumer, job_consumer
 from servers import Server
 from until import PATIENCE_S, until
 
-Handle = Callable[[Delivery], Awaitable[None]]
+HandleOne = Callable[[Delivery], Awaitable[None]]
 
 PROMPT_S = 15  # well under the 30 s after which what is not acknowledged comes again
 
@@ -43,11 +43,27 @@ async def _left(bus: Bus) -> tuple[int, int]:
     return int(state.messages), int(info.num_ack_pending or 0)
 
 
+def _each(handle: HandleOne) -> Handle:
+    """Handles one message after the other; an error of ours is that message's, a bug the whole batch's."""
+
+    async def handle_all(deliveries: list[Delivery]) -> list[Exception | None]:
+        found: list[Exception | None] = []
+        for delivery in deliveries:
+            try:
+                await handle(delivery)
+                found.append(None)
+            except RailbusError as exc:
+                found.append(exc)
+        return found
+
+    return handle_all
+
+
 @contextlib.asynccontextmanager
-async def _consuming(bus: Bus, handle: Handle) -> AsyncIterator[None]:
+async def _consuming(bus: Bus, handle: HandleOne, *, batch: int = 4) -> AsyncIterator[None]:
     stopping = asyncio.Event()
     async with asyncio.TaskGroup() as tasks:
-        tasks.create_task(consume(bus, job_consumer(bus.subjects), handle, stopping=stopping))
+        tasks.create_task(consume(bus, job_consumer(bus.subjects), _each(handle), stopping=stopping, batch=batch))
         try:
             yield
         finally:
@@ -120,7 +136,7 @@ async def test_after_a_restart_of_the_server_what_was_not_acknowledged_comes_aga
         return await bus.acknowledged(consumer) == 6
 
     async with asyncio.TaskGroup() as tasks, asyncio.timeout(PATIENCE_S):
-        tasks.create_task(consume(bus, consumer, handle, stopping=stopping))
+        tasks.create_task(consume(bus, consumer, _each(handle), stopping=stopping))
         await until(lambda: set(handled) == {b"0", b"1", b"2", b"3", b"4"})
         await bus.publish(Outgoing("railbus.evt.a.b.c", b"5", "id-5"))
         await until(acknowledged)
@@ -172,7 +188,7 @@ async def test_a_batch_does_not_acknowledge_older_messages_whose_delivery_was_lo
     assert await bus.acknowledged(consumer) == 10
 
 
-async def test_a_stop_is_prompt_and_hands_back_what_was_fetched(bus: Bus) -> None:
+async def test_a_stop_is_prompt_and_leaves_the_rest_to_others(bus: Bus) -> None:
     stopping, handled = asyncio.Event(), list[bytes]()
 
     async def handle(delivery: Delivery) -> None:
@@ -181,16 +197,64 @@ async def test_a_stop_is_prompt_and_hands_back_what_was_fetched(bus: Bus) -> Non
 
     await _publish(bus, *(str(number).encode() for number in range(10)))
     async with asyncio.timeout(PROMPT_S):
-        await consume(bus, job_consumer(bus.subjects), handle, stopping=stopping)
-    assert handled == [b"0"]
+        await consume(bus, job_consumer(bus.subjects), _each(handle), stopping=stopping, batch=3)
+    assert handled == [b"0", b"1", b"2"]
     again: list[int] = []
 
     async def take(delivery: Delivery) -> None:
         again.append(delivery.sequence)
 
     async with _consuming(bus, take):
-        await until(lambda: len(again) == 9, seconds=PROMPT_S)
-    assert sorted(again) == list(range(2, 11))
+        await until(lambda: len(again) == 7, seconds=PROMPT_S)
+    assert sorted(again) == list(range(4, 11))
+
+
+async def test_what_arrives_while_a_consumer_stops_comes_to_another_at_once(bus: Bus) -> None:
+    """Not after the half minute in which an acknowledgement may come."""
+    taken: list[int] = []
+
+    async def take(delivery: Delivery) -> None:
+        taken.append(delivery.sequence)
+
+    for number in range(1, 21):
+        async with _consuming(bus, take):
+            await asyncio.gather(_publish(bus, b"x"), asyncio.sleep(0.002 * (number % 4)))
+    async with _consuming(bus, take):
+        await until(lambda: set(taken) == set(range(1, 21)), seconds=PROMPT_S)
+
+
+async def test_a_lone_message_waits_for_no_company_and_many_come_together(bus: Bus) -> None:
+    batches: list[int] = []
+    stopping, go_on = asyncio.Event(), asyncio.Event()
+
+    async def handle(deliveries: list[Delivery]) -> list[Exception | None]:
+        batches.append(len(deliveries))
+        await go_on.wait()
+        return [None] * len(deliveries)
+
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(consume(bus, job_consumer(bus.subjects), handle, stopping=stopping, batch=64))
+        await _publish(bus, b"alone")
+        await until(lambda: batches == [1], seconds=PROMPT_S)
+        await _publish(bus, *[b"together"] * 70)
+        go_on.set()
+        await until(lambda: sum(batches) == 71, seconds=PROMPT_S)
+        stopping.set()
+    assert batches == [1, 64, 6]
+
+
+async def test_a_bug_over_one_message_of_a_batch_costs_the_others_nothing(bus: Bus) -> None:
+    seen: list[bytes] = []
+
+    async def handle(delivery: Delivery) -> None:
+        seen.append(delivery.data)
+        if delivery.data == b"bad":
+            raise ZeroDivisionError("bug")
+
+    await _publish(bus, b"1", b"bad", b"2", b"3")
+    async with _consuming(bus, handle, batch=8):
+        await until(lambda: b"3" in seen)
+    assert await _left(bus) == (1, 1)
 
 
 async def test_a_stop_while_nothing_arrives_or_nothing_is_connected_is_prompt(bus: Bus, server: Server) -> None:

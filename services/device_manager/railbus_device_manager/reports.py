@@ -9,6 +9,7 @@ watch would not tell that; so both buckets are read whole.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping
 from typing import TypeVar
 
@@ -36,10 +37,15 @@ class Reports:
         self._heard: dict[str, int] = {}
         self._heard_hosts: dict[str, int] = {}
         self._has_read = False
+        self._read_at_s = -math.inf
 
-    async def refresh(self) -> None:
-        """Read everything as it is now; two requests."""
+    async def refresh(self, *, older_than_s: float = 0.0) -> None:
+        """Read everything as it is now; two requests, and none if the last reading is not older."""
+        if older_than_s > 0 and clock.boottime_s() - self._read_at_s < older_than_s:
+            return
+        began_s = clock.boottime_s()
         self.apply(await self.leases.snapshot(), await self.devices.snapshot(), now=clock.boottime_s())
+        self._read_at_s = began_s
 
     def apply(self, leases: Mapping[str, Entry], devices: Mapping[str, Entry], *, now: float) -> None:
         """Tell the facts what the buckets hold: leases first, so that no report passes for newer than their end."""

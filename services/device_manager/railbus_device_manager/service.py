@@ -12,6 +12,7 @@ import logging
 from collections.abc import Mapping
 from typing import Final
 
+from railbus_device_manager.checks import Checks
 from railbus_device_manager.cluster import Policy
 from railbus_device_manager.cpu import HostCpus
 from railbus_device_manager.device_requests import DeviceRequests
@@ -42,8 +43,7 @@ from railbus_shared.waiting import end
 logger = logging.getLogger(__name__)
 
 DESCRIPTION: Final = Description("device_manager", "Devices, leases, submissions and placement.")
-
-
+_SUBMISSIONS_AT_ONCE: Final = 128
 _REPORT_LIVES: Final = 5
 """Heartbeats after which a report is forgotten that was not renewed."""
 
@@ -84,15 +84,11 @@ class DeviceManagerService:
         self._host_devices = HostDevices(context, inventory, self._reports, self._manager)
         self._records = JobRecords(Bucket(bus, bus.subjects.jobs))
         self._placer = Placer(bus, self._manager, self._reports, context.telemetry, lease_ttl_s=common.lease_ttl_s)
+        checks = Checks(bus, offered=self._offered, check_fits=self._check_fits)
         self._submissions = Submissions(
-            bus,
-            self._records,
-            context.telemetry,
-            offered=self._offered,
-            check_fits=self._check_fits,
-            accepted=self._placer.accept,
+            bus, self._records, context.telemetry, refusals=checks.refusals, accepted=self._placer.accept
         )
-        self._explaining = Explaining(self._manager, self._records, self._reports, check=self._submissions.check)
+        self._explaining = Explaining(self._manager, self._records, self._reports, check=checks.check)
         self._job_requests = JobRequests(
             self._records, self._placer, self._reports, self._submissions, Orders(bus, context.telemetry)
         )
@@ -120,16 +116,22 @@ class DeviceManagerService:
                 tasks.create_task(self._placer.watch_records()),
                 tasks.create_task(self._placer.run(period_s=self._settings.place_s)),
             ]
-            await consume(bus, job_consumer(bus.subjects), self._submissions.take, stopping=self._context.stopping)
+            await consume(
+                bus,
+                job_consumer(bus.subjects),
+                self._submissions.take,
+                stopping=self._context.stopping,
+                batch=_SUBMISSIONS_AT_ONCE,
+            )
             await end(*background)
 
     async def checks(self) -> Mapping[str, str]:
         return {"devices": self._host_devices.problem}
 
-    async def _offered(self) -> frozenset[str] | None:
-        """Entrypoints that some runner offers, looked at anew."""
+    async def _offered(self, believed_s: float) -> frozenset[str] | None:
+        """Entrypoints that some runner offers, looked at anew unless that was done so many seconds ago."""
         with contextlib.suppress(TransientError):
-            await self._reports.refresh()
+            await self._reports.refresh(older_than_s=believed_s)
         runners = self._manager.facts.runners.values()
         return frozenset(name for runner in runners for name in runner.entrypoints) if runners else None
 

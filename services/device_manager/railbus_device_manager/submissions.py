@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import re
 import secrets
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Final
 
 from railbus_shared import clock, names, wire
@@ -22,7 +22,6 @@ from railbus_shared.errors import (
     NotSupported,
     RailbusError,
     RejectedError,
-    TransientError,
     UnknownEntrypoint,
     WireError,
     error_from_wire,
@@ -39,8 +38,8 @@ OWN_ID: Final = re.compile(r"j-[0-9a-f]{6}-\d+\Z")
 _NOT_YET: Final = ("stall_s", "on_stall", "workdir")
 """Fields of a spec that this version reads and does not act on."""
 
-OfferedEntrypoints = Callable[[], Awaitable[frozenset[str] | None]]
-"""Entrypoints that some runner offers; None if no runner is known."""
+Refusals = Callable[[Sequence[JobSpec]], Awaitable[list[RailbusError | None]]]
+"""What each job is to be refused for, if for anything."""
 
 
 def own_id(incarnation: str, sequence: int) -> str:
@@ -94,15 +93,13 @@ class Submissions:
         records: JobRecords,
         telemetry: LearningTelemetry,
         *,
-        offered: OfferedEntrypoints,
-        check_fits: Callable[[JobSpec], None],
+        refusals: Refusals,
         accepted: Callable[[HeldRecord], None],
     ) -> None:
         self._bus = bus
         self._records = records
         self._telemetry = telemetry
-        self._offered = offered
-        self._check_fits = check_fits
+        self._refusals = refusals
         self._accepted = accepted
 
     async def submit(self, spec: JobSpec, *, retry_of: str | None = None) -> JobRecord:
@@ -121,56 +118,60 @@ class Submissions:
             raise error_from_wire(outcome)
         return JobRecord.parse(outcome)
 
-    async def take(self, delivery: Delivery) -> None:
-        """Handle one event of the stream; idempotent, for it may come again."""
-        try:
-            held = await self._accept(delivery)
-        except (WireError, RejectedError) as exc:
-            self._reject(delivery, exc)
-            await self._tell(delivery, exc.to_wire())
-            raise
-        self._accepted(held)
-        await self._tell(delivery, held.record.to_map())
+    async def take(self, deliveries: list[Delivery]) -> list[Exception | None]:
+        """Handle events of the stream, in their order; idempotent, for they may come again.
 
-    async def _accept(self, delivery: Delivery) -> HeldRecord:
-        if delivery.is_malformed:
-            raise BadMessage("the headers of the job event cannot be read", hint="send none, or valid ones")
-        spec = JobSpec.parse(wire.decode(delivery.data))
-        if spec.id is not None and OWN_ID.match(spec.id):
-            raise InvalidField(
-                field="id", value=spec.id, problem="ids of this form are given by railbus", hint="choose another id"
-            )
-        fresh = new_record(
+        What a flood costs is shared: one question about each dataset, and one atomic batch of records.
+        """
+        read = [self._read(delivery) for delivery in deliveries]
+        refused = iter(await self._refusals([one.spec for one in read if isinstance(one, JobRecord)]))
+        checked = [(next(refused) or one) if isinstance(one, JobRecord) else one for one in read]
+        created = iter(await self._records.create_all([one for one in checked if isinstance(one, JobRecord)]))
+        outcomes = [next(created) if isinstance(one, JobRecord) else one for one in checked]
+        for delivery, fresh, outcome in zip(deliveries, read, outcomes, strict=True):
+            await self._conclude(delivery, fresh, outcome)
+        return [outcome if isinstance(outcome, RailbusError) else None for outcome in outcomes]
+
+    def _read(self, delivery: Delivery) -> JobRecord | RailbusError:
+        """The record that an event asks for."""
+        try:
+            if delivery.is_malformed:
+                raise BadMessage("the headers of the job event cannot be read", hint="send none, or valid ones")
+            spec = JobSpec.parse(wire.decode(delivery.data))
+            if spec.id is not None and OWN_ID.match(spec.id):
+                raise InvalidField(
+                    field="id", value=spec.id, problem="ids of this form are given by railbus", hint="choose another id"
+                )
+        except WireError as exc:
+            return exc
+        return new_record(
             spec,
             sequence=delivery.sequence,
             incarnation=self._bus.incarnation,
             now=clock.now(),
             retry_of=_retry_of(delivery),
         )
-        await self.check(spec)
-        held = await self._records.create(fresh)
-        if held.record == fresh:
-            self._telemetry.event(
-                "job.queued",
-                job=fresh.id,
-                model=spec.model,
-                dataset=spec.dataset,
-                entrypoint=spec.entrypoint,
-                revision=held.revision,
-            )
-        return held
 
-    async def check(self, spec: JobSpec) -> None:
-        """Refuse at once what no runner, no device and no dataloader could ever do."""
-        check_supported(spec)
-        offered = await self._offered()
-        if offered is not None:
-            check_entrypoint(spec.entrypoint, offered)
-        self._check_fits(spec)
-        try:
-            await self._bus.request(self._bus.subjects.request("data", "describe"), {"dataset": spec.dataset})
-        except TransientError:
-            return  # no dataloader answers now; the job waits, and its runner will look again
+    async def _conclude(
+        self, delivery: Delivery, fresh: JobRecord | RailbusError, outcome: HeldRecord | RailbusError
+    ) -> None:
+        """Tell everyone what became of an event; nothing yet of one that is to be tried again."""
+        if isinstance(outcome, HeldRecord):
+            record, spec = outcome.record, outcome.record.spec
+            if record == fresh:
+                self._telemetry.event(
+                    "job.queued",
+                    job=record.id,
+                    model=spec.model,
+                    dataset=spec.dataset,
+                    entrypoint=spec.entrypoint,
+                    revision=outcome.revision,
+                )
+            self._accepted(outcome)
+            await self._tell(delivery, record.to_map)
+        elif isinstance(outcome, WireError | RejectedError):
+            self._reject(delivery, outcome)
+            await self._tell(delivery, outcome.to_wire)
 
     def _reject(self, delivery: Delivery, error: RailbusError) -> None:
         self._telemetry.event(
@@ -181,10 +182,10 @@ class Submissions:
             bytes=len(delivery.data),
         )
 
-    async def _tell(self, delivery: Delivery, outcome: dict[str, object]) -> None:
+    async def _tell(self, delivery: Delivery, outcome: Callable[[], dict[str, object]]) -> None:
         inbox = delivery.headers.get(OUTCOME_HEADER, "")
         if is_inbox(inbox):
-            await self._bus.send(inbox, wire.encode(outcome))
+            await self._bus.send(inbox, wire.encode(outcome()))
 
 
 def _retry_of(delivery: Delivery) -> str | None:

@@ -32,6 +32,7 @@ logger = logging.getLogger(__name__)
 
 DESCRIPTION: Final = Description("telemetry", "Every event on disk once: the logs tree, and questions about it.")
 _TICK_S: Final = 1.0
+_GAP_S: Final = 0.2  # between two batches, each of which is flushed to disk
 _FLUSH_S: Final = 40.0  # longer than a lost delivery takes to come again
 _POLL_S: Final = 0.05
 
@@ -73,6 +74,7 @@ class TelemetryService:
                     self._write,
                     stopping=self._context.stopping,
                     batch=self._settings.batch,
+                    gap_s=_GAP_S,
                 )
                 await end(rotating)
             await self._close()

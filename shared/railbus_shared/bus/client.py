@@ -25,6 +25,7 @@ from railbus_shared.errors import (
     RequestTimeout,
     RevisionConflict,
     StorageFull,
+    TransientError,
 )
 from railbus_shared.subjects import is_inbox
 
@@ -37,6 +38,11 @@ _WRONG_LAST_SEQUENCE: Final = {10071, 10164}
 _STATUS: Final = "Status"
 _STORAGE_FULL: Final = {10023, 10047}
 _QUEUE_FULL: Final = {10077}
+_DUPLICATE: Final = {10201}
+
+
+class DuplicateBatch(TransientError):
+    """A message of an atomic batch has been stored before, so that none of it was stored now."""
 
 
 class RailbusClient(Client):
@@ -161,6 +167,8 @@ def _api_error(exc: nats.js.errors.APIError, subject: str) -> RailbusError:
         return StorageFull(text, hint="free space, or raise the server's max_file_store")
     if code in _QUEUE_FULL:
         return QueueFull(text, hint="wait until messages are consumed, or raise the limit")
+    if code in _DUPLICATE:
+        return DuplicateBatch(text)
     if exc.code == 404:
         return NotFound(text)
     return BusUnavailable(text)

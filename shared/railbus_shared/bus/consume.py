@@ -11,27 +11,25 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 import nats.errors
 from nats.aio.msg import Msg
-from nats.js import JetStreamContext
 
 from railbus_shared.bus.client import MALFORMED
 from railbus_shared.bus.connection import Bus
+from railbus_shared.bus.pull import pulled
 from railbus_shared.errors import RailbusError, RejectedError, TaskError, WireError
 from railbus_shared.logs import log_context
 from railbus_shared.topology import Consumer
+from railbus_shared.waiting import is_set_within
 
 logger = logging.getLogger(__name__)
 
-_FETCH_S: Final = 1.0  # a fetch that is cancelled loses what it had received until ack_wait, so it is kept short
 _RETRY_S: Final = 1.0
 _BUG_RETRY_S: Final = 10.0
-
-Subscription = JetStreamContext.PullSubscription
 
 
 @dataclass(frozen=True)
@@ -52,22 +50,21 @@ class Delivery:
         return MALFORMED in self.headers
 
 
-async def consume(
-    bus: Bus, consumer: Consumer, handle: Callable[[Delivery], Awaitable[None]], *, stopping: asyncio.Event
-) -> None:
-    """Hand messages over one at a time, in order, until `stopping` is set.
+Handle = Callable[[list[Delivery]], Awaitable[Sequence[Exception | None]]]
+"""Handles messages, in order, and returns for each what it was refused for or failed with; must be idempotent."""
 
-    Fetched one at a time, too: where nats-py fetches several and only one comes, it may wait out the whole fetch for
-    the others (every fifth submission was 0.1 to 0.6 s late); and what one process holds, no other can handle.
+
+async def consume(bus: Bus, consumer: Consumer, handle: Handle, *, stopping: asyncio.Event, batch: int = 1) -> None:
+    """Hand over what is there, in order and at most `batch` messages at once, until `stopping` is set.
+
+    What one process holds, no other can handle; so not more than is handled soon.
     """
-    async with contextlib.aclosing(_fetches(bus, consumer, stopping=stopping, batch=1)) as fetches:
-        async for messages in fetches:
-            for message in messages:
-                if stopping.is_set():
-                    await _settle(bus, message, 0.0)  # for whoever else consumes, at once
-                    continue
-                with log_context(msg=str(message.metadata.sequence.stream)):
-                    await _settle(bus, message, await _outcome(handle, _delivery(message)))
+    async with contextlib.aclosing(pulled(bus, consumer, stopping=stopping, limit=batch)) as pulls:
+        async for messages in pulls:
+            deliveries = [_delivery(message) for message in messages]
+            errors = await _handled(handle, deliveries)
+            outcomes = [_outcome(error, delivery) for error, delivery in zip(errors, deliveries, strict=True)]
+            await _settle_all(bus, messages, outcomes)
 
 
 async def consume_batches(
@@ -77,83 +74,72 @@ async def consume_batches(
     *,
     stopping: asyncio.Event,
     batch: int = 256,
+    gap_s: float = 0.0,
 ) -> None:
     """Hand messages over in batches and acknowledge each message of a batch, and no other.
 
     `handle` returns whether the batch is done with. If it is not, nothing is acknowledged, and the same messages come
     again when the consumer's `ack_wait` has passed; `handle` must therefore know what it has done already. A message
-    whose delivery was lost with a connection comes again in the same way, after younger ones.
+    whose delivery was lost with a connection comes again in the same way, after younger ones. Batches that are not full
+    begin at least `gap_s` after one another, so that few messages make few batches.
     """
-    async with contextlib.aclosing(_fetches(bus, consumer, stopping=stopping, batch=batch)) as fetches:
-        async for messages in fetches:
+    loop = asyncio.get_running_loop()
+    async with contextlib.aclosing(pulled(bus, consumer, stopping=stopping, limit=batch)) as pulls:
+        async for messages in pulls:
+            began_s = loop.time()
             if await handle([_delivery(message) for message in messages]):
                 await _ack(bus, messages)
+            if len(messages) < batch:
+                await is_set_within(stopping, began_s + gap_s - loop.time())
 
 
-async def _fetches(
-    bus: Bus, consumer: Consumer, *, stopping: asyncio.Event, batch: int
-) -> AsyncGenerator[list[Msg], None]:
-    """Non-empty lists of messages; survives restarts of the server."""
-    while not stopping.is_set():
-        if not bus.is_connected:
-            await asyncio.sleep(_RETRY_S / 4)
-            continue
-        try:
-            generation = bus.generation
-            async with _subscribed(bus, consumer) as subscription:
-                while generation == bus.generation and not stopping.is_set():
-                    messages: list[Msg] = []
-                    with contextlib.suppress(TimeoutError):  # nothing to fetch
-                        messages = await subscription.fetch(batch, timeout=_FETCH_S)
-                    if messages:  # nats-py may also give an empty list
-                        yield messages
-        except (nats.errors.Error, OSError) as exc:
-            logger.warning("cannot fetch", extra={"consumer": consumer.name, "problem": repr(exc)})
-            await asyncio.sleep(_RETRY_S)
-
-
-@contextlib.asynccontextmanager
-async def _subscribed(bus: Bus, consumer: Consumer) -> AsyncGenerator[Subscription, None]:
-    subscription = await bus.client.jetstream().pull_subscribe_bind(
-        durable=consumer.name, stream=consumer.stream, pending_msgs_limit=4096
-    )
+async def _handled(handle: Handle, deliveries: list[Delivery]) -> Sequence[Exception | None]:
+    """What became of each message; after an error that is of none of them, they are handled one by one."""
+    first, more = deliveries[0].sequence, len(deliveries) - 1
     try:
-        yield subscription
-    finally:
-        with contextlib.suppress(nats.errors.Error):
-            await subscription.unsubscribe()
+        with log_context(msg=f"{first}+{more}" if more else str(first)):
+            return await handle(deliveries)
+    except Exception as exc:  # noqa: BLE001 - `_outcome` tells errors and bugs apart
+        if len(deliveries) == 1:
+            return [exc]
+        return [error for one in deliveries for error in await _handled(handle, [one])]
 
 
-async def _outcome(handle: Callable[[Delivery], Awaitable[None]], delivery: Delivery) -> float | None:
+def _outcome(error: Exception | None, delivery: Delivery) -> float | None:
     """None: done with. A number: to come again after so many seconds. Negative: never again."""
-    try:
-        await handle(delivery)
-    except WireError as exc:
-        logger.warning("message refused", extra={"subject": delivery.subject, "code": exc.code, "problem": str(exc)})
-        return -1.0
-    except (RejectedError, TaskError) as exc:
-        logger.info("message answered with a refusal", extra={"code": exc.code, "problem": str(exc)})
-        return None
-    except RailbusError as exc:
-        logger.warning("message to be tried again", extra={"code": exc.code, "problem": str(exc)})
-        return _RETRY_S
-    except Exception:  # a bug must not end the consumer, and the message must not be lost
-        logger.exception("bug while handling a message", extra={"subject": delivery.subject})
-        return _BUG_RETRY_S
-    return None
+    told = {"subject": delivery.subject, "sequence": delivery.sequence, "problem": str(error)}
+    match error:
+        case None:
+            return None
+        case WireError():
+            logger.warning("message refused", extra={**told, "code": error.code})
+            return -1.0
+        case RejectedError() | TaskError():
+            logger.info("message answered with a refusal", extra={**told, "code": error.code})
+            return None
+        case RailbusError():
+            logger.warning("message to be tried again", extra={**told, "code": error.code})
+            return _RETRY_S
+        case _:  # a bug must not end the consumer, and the message must not be lost
+            logger.error("bug while handling a message", extra=told, exc_info=error)
+            return _BUG_RETRY_S
 
 
-async def _settle(bus: Bus, message: Msg, outcome: float | None) -> None:
+async def _settle_all(bus: Bus, messages: list[Msg], outcomes: list[float | None]) -> None:
+    done = [message for message, outcome in zip(messages, outcomes, strict=True) if outcome is None]
     try:
-        match outcome:
-            case None:
-                await message.ack_sync(timeout=2)
-            case delay if delay < 0:
-                await message.term()
-            case delay:
-                await message.nak(delay=delay)
-    except (nats.errors.Error, TimeoutError) as exc:
-        logger.info("not acknowledged, so it will come again", extra={"problem": repr(exc), "bus": bus.problem})
+        for message, outcome in zip(messages, outcomes, strict=True):
+            match outcome:
+                case None:
+                    continue
+                case delay if delay < 0:
+                    await message.term()
+                case delay:
+                    await message.nak(delay=delay)
+    except nats.errors.Error as exc:
+        logger.info("not settled, so it will come again", extra={"problem": repr(exc), "bus": bus.problem})
+    if done:
+        await _ack(bus, done)
 
 
 async def _ack(bus: Bus, messages: list[Msg]) -> None:

@@ -11,14 +11,18 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from railbus_shared import wire
+from railbus_shared.bus.client import DuplicateBatch
 from railbus_shared.bus.connection import Bus, Outgoing
 from railbus_shared.contracts.events import BATCHED_TYPES
 from railbus_shared.contracts.model import JsonMap
-from railbus_shared.errors import InvalidName, MessageTooLarge, WireError
+from railbus_shared.errors import BusUnavailable, InvalidName, MessageTooLarge, WireError
 from railbus_shared.names import checked_name, key_token
 from railbus_shared.subjects import Subjects
 
-_TOGETHER: Final = 64
+_AT_ONCE: Final = 64
+_TOGETHER: Final = 256
+_TOGETHER_BYTES: Final = 4 << 20
+_WORTH_A_BATCH: Final = 5
 _MAX_EVENTS: Final = 1000
 _SINGLE: Final = frozenset({"id", "time", "number", "step", "data"})
 """Fields that each event of a batch keeps; what else is equal in all of them is said once."""
@@ -38,13 +42,38 @@ class BusSink:
             self._waiting = list(messages(events, subjects=self._bus.subjects))
             self._events = events
         while self._waiting:
-            some = self._waiting[:_TOGETHER]
-            results = await asyncio.gather(*(self._bus.publish(message) for message in some), return_exceptions=True)
-            failed = [(m, r) for m, r in zip(some, results, strict=True) if isinstance(r, BaseException)]
-            self._waiting[: len(some)] = [message for message, _ in failed]
-            if failed:
-                raise failed[0][1]
+            some = _portion(self._waiting)
+            if len(some) < _WORTH_A_BATCH or not await self._stored_together(some):
+                await self._store_each(some[:_AT_ONCE])
+            else:
+                del self._waiting[: len(some)]
         self._events = ()
+
+    async def _stored_together(self, some: list[Outgoing]) -> bool:
+        """Whether one atomic batch took them: four flushes of the store instead of one for each message."""
+        try:
+            await self._bus.publish_together(some)
+        except (DuplicateBatch, BusUnavailable):
+            return False  # one of them was stored before, or is refused: that must not keep the others back
+        return True
+
+    async def _store_each(self, some: list[Outgoing]) -> None:
+        results = await asyncio.gather(*(self._bus.publish(message) for message in some), return_exceptions=True)
+        failed = [(m, r) for m, r in zip(some, results, strict=True) if isinstance(r, BaseException)]
+        self._waiting[: len(some)] = [message for message, _ in failed]
+        if failed:
+            raise failed[0][1]
+
+
+def _portion(waiting: Sequence[Outgoing]) -> list[Outgoing]:
+    """The first messages, as many as go out at once."""
+    some, size = list(waiting[:1]), len(waiting[0].data)
+    for message in waiting[1:_TOGETHER]:
+        size += len(message.data)
+        if size > _TOGETHER_BYTES:
+            break
+        some.append(message)
+    return some
 
 
 def messages(events: Sequence[JsonMap], *, subjects: Subjects) -> Iterator[Outgoing]:
