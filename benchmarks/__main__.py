@@ -13,6 +13,7 @@ NAMES: Final = (
     "up_time",
     "submit_latency",
     "many_jobs",
+    "recovery",
     "train_throughput",
     "log_series",
     "data",

@@ -24,7 +24,7 @@ JOBS: Final = Path(__file__).parent / "jobs"
 SERVICES: Final = ("device_manager", "dataloader", "runner", "telemetry")
 _READY_S: Final = 90.0
 _STOP_S: Final = 40.0
-_WARM: Final = "railbus_runner.warm"
+WARM: Final = "railbus_runner.warm"
 _FIRST_SCREEN: Final = "submit a job with any NATS client"
 
 
@@ -50,7 +50,7 @@ class Running:
         """CPU seconds that the supervisor, NATS and the services have used; trainers and what forks them left out."""
         up = psutil.Process(self.pid)
         all_of_it = [up, *up.children(recursive=True)]
-        times = {process.pid: process.cpu_times() for process in all_of_it if _WARM not in process.cmdline()}
+        times = {process.pid: process.cpu_times() for process in all_of_it if WARM not in process.cmdline()}
         return sum(used.user + used.system for used in times.values())
 
     def cpu_by_service(self) -> dict[str, float]:
@@ -78,7 +78,7 @@ class Running:
         up = psutil.Process(self.pid)
         for process in [up, *up.children(recursive=True)]:
             words = process.cmdline()
-            if _WARM in words or (process.ppid() != self.pid and process.pid != self.pid):
+            if WARM in words or (process.ppid() != self.pid and process.pid != self.pid):
                 continue
             if process.pid == self.pid:
                 yield "up", process
