@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Mapping
-from typing import Final
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Final, Protocol
 
 from railbus_device_manager.orders import Orders
 from railbus_device_manager.placer import Placer
 from railbus_device_manager.reports import Reports
 from railbus_device_manager.submissions import Submissions
+from railbus_shared import wire
 from railbus_shared.bus.endpoints import AnyEndpoint, Endpoint
-from railbus_shared.contracts.jobs import JobRecord, JobSpec
+from railbus_shared.contracts.jobs import FINAL_STATES, JobRecord, JobSpec
 from railbus_shared.contracts.requests import CancelJob, HoldJob, JobList, JobRef, ListJobs, RetryJob, SetPriority
 from railbus_shared.errors import Conflict, TransientError
 from railbus_shared.happenings import CancelAsked, Happening, Held, PrioritySet, Released
@@ -22,7 +23,14 @@ from railbus_shared.records import JobRecords
 from railbus_shared.subjects import Subjects
 
 _MAX_ID: Final = 64
+_MAX_LIST_BYTES: Final = wire.MAX_BYTES - 4096
 _RETRY_ID: Final = re.compile(r"(.*)-r([1-9][0-9]*)\Z")
+
+
+class Known(Protocol):
+    """Ids that are taken."""
+
+    def __contains__(self, job: str) -> bool: ...
 
 
 class JobRequests:
@@ -57,13 +65,11 @@ class JobRequests:
         return _with_reason(record, self._placer.reasons([record.id]))
 
     async def list_jobs(self, request: ListJobs) -> JobList:
-        records = [record for record in self._placer.records() if _is_asked_for(record, request)]
-        records.sort(key=lambda record: (record.submitted_at, record.sequence), reverse=True)
-        shown = records[: request.limit]
+        shown, total = self._placer.known.newest(request)
         if any(record.state == "queued" for record in shown):
             reasons = self._placer.reasons([record.id for record in shown])
             shown = [_with_reason(record, reasons) for record in shown]
-        return JobList(jobs=tuple(shown), total=len(records))
+        return JobList(jobs=tuple(fitting(shown)), total=total)
 
     async def cancel(self, request: CancelJob) -> JobRecord:
         """End a waiting job at once; ask the runner of an active one to end it. A job that has ended stays as it is."""
@@ -89,11 +95,11 @@ class JobRequests:
                 hint="wait for its end, or cancel it before",
                 details={"state": record.state},
             )
-        known = {one.id: one for one in self._placer.records()}
-        for other in known.values():
-            if other.retry_of == record.id and not other.is_final:
-                return other
-        spec = retried_spec(record, number=next_number(record.id, known), from_scratch=request.from_scratch)
+        for other in self._placer.known:
+            if other.retry_of == record.id and other.state not in FINAL_STATES:
+                return other.record()
+        number = next_number(record.id, self._placer.known)
+        spec = retried_spec(record, number=number, from_scratch=request.from_scratch)
         return await self._submissions.submit(spec, retry_of=record.id)
 
     async def _apply(self, job: str, happening: Happening) -> JobRecord:
@@ -103,7 +109,7 @@ class JobRequests:
         return applied.record
 
 
-def next_number(job: str, known: Mapping[str, object]) -> int:
+def next_number(job: str, known: Known) -> int:
     """Number of the next retry of a job, or of the job that it is a retry of."""
     number = 1
     while retry_id(job, number) in known:
@@ -128,12 +134,15 @@ def retried_spec(record: JobRecord, *, number: int, from_scratch: bool) -> JobSp
     return record.spec.changed(id=retry_id(record.id, number), resume_from=resume_from, priority=record.priority)
 
 
-def _is_asked_for(record: JobRecord, request: ListJobs) -> bool:
-    return (
-        (not request.states or record.state in request.states)
-        and request.owner in {None, record.spec.owner}
-        and request.group in {None, record.spec.group}
-    )
+def fitting(records: Iterable[JobRecord]) -> Iterator[JobRecord]:
+    """The first records, as many as one message takes in either encoding."""
+    left = _MAX_LIST_BYTES
+    for record in records:
+        message = record.to_map()
+        left -= max(len(wire.encode(message, encoding=encoding)) for encoding in wire.Encoding)
+        if left < 0:
+            return
+        yield record
 
 
 def _with_reason(record: JobRecord, reasons: Mapping[JobId, str]) -> JobRecord:

@@ -16,6 +16,7 @@ import logging
 from collections.abc import Iterable, Mapping
 from typing import Final
 
+from railbus_device_manager.known import KnownJobs
 from railbus_device_manager.manager import DeviceManager, LostAttempt
 from railbus_device_manager.orders import Orders
 from railbus_device_manager.placement import Placement, Preemption
@@ -50,6 +51,9 @@ _LEADER_KEY: Final = "placer"
 _LEADER_TTL_S: Final = 5
 _START_S: Final = 5.0
 _LOST_GRACE_S: Final = 2.0
+_BELIEVED_S: Final = 0.5
+"""For so long a whole reading of reports and leases holds, with what is heard since; what expires is not heard."""
+_MAX_BREATH_S: Final = 0.25
 
 
 class Leadership:
@@ -110,11 +114,8 @@ class Placer:
         self._news = asyncio.Event()
         self._has_records = asyncio.Event()
         self._contact_since_s = clock.boottime_s()
-        self._known: dict[str, HeldRecord] = {}
-
-    def records(self) -> list[JobRecord]:
-        """All records, final ones too, as far as this process has heard."""
-        return [held.record for held in self._known.values()]
+        self.known = KnownJobs()
+        """All jobs, final ones too, as far as this process has heard."""
 
     def reasons(self, among: Iterable[str]) -> Mapping[JobId, str]:
         """Why each of these jobs waits that are queued, as far as this process has heard."""
@@ -129,16 +130,10 @@ class Placer:
         self._contact_since_s = clock.boottime_s()
 
     def accept(self, held: HeldRecord) -> None:
-        """A record as this process has just written or read it; the watch tells it too, later.
-
-        What is newer is told by the revision: the clocks of those who write records differ, and jump.
-        """
-        before = self._known.get(held.record.id)
-        if before is not None and before.revision >= held.revision:
-            return
-        self._known[held.record.id] = held
-        self._facts.apply_record(held.record.id, held.record, now=clock.boottime_s())
-        self.nudge()
+        """A record as this process has just written or read it; the watch tells it too, later."""
+        if self.known.accept(held):
+            self._facts.apply_record(held.record.id, held.record, now=clock.boottime_s())
+            self.nudge()
 
     async def watch_records(self) -> None:
         """Keep the view of the job records up to date, until cancelled."""
@@ -147,7 +142,7 @@ class Placer:
                 if isinstance(entry, SnapshotEnd):
                     self._has_records.set()
                     self.nudge()
-                elif entry.value is not None:
+                elif entry.value is not None and entry.revision > self.known.revision(entry.key):
                     self._accept_value(entry.key, entry.value, entry.revision)
 
     def _accept_value(self, job: str, value: dict[str, object], revision: int) -> None:
@@ -157,18 +152,23 @@ class Placer:
             logger.warning("a job record cannot be read", extra={"job": job, "problem": str(exc)})
 
     async def run(self, *, period_s: float) -> None:
-        """Place until cancelled: when there is news, and every so often without."""
+        """Place until cancelled: when there is news, and every so often without.
+
+        After each look others have their turn for as long as it took, so that a flood of news keeps nobody waiting.
+        """
         await self._has_records.wait()
         try:
             async with asyncio.TaskGroup() as tasks:
                 while True:
                     await is_set_within(self._news, period_s)
                     self._news.clear()
+                    began_s = clock.boottime_s()
                     try:
                         if await self._leadership.held():
                             await self._look(tasks)
                     except TransientError as exc:
                         logger.info("not placed now", extra={"problem": str(exc)})
+                    await asyncio.sleep(min(clock.boottime_s() - began_s, _MAX_BREATH_S))
         finally:
             await self._leadership.resign()
 
@@ -176,7 +176,7 @@ class Placer:
         """One look at everything: what was lost, what can be granted again, what can be placed, who must make room."""
         if not self._facts.jobs and not self._facts.marks:
             return
-        await self._reports.refresh()
+        await self._reports.refresh(older_than_s=_BELIEVED_S)
         lost = self._manager.lost(
             clock.boottime_s(),
             contact_since=self._contact_since_s,

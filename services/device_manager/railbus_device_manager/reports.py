@@ -8,14 +8,15 @@ watch would not tell that; so both buckets are read whole.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 from railbus_device_manager.manager import ClusterFacts
 from railbus_shared import clock
-from railbus_shared.bus.bucket import Bucket, Entry
+from railbus_shared.bus.bucket import Bucket, Entry, SnapshotEnd
 from railbus_shared.bus.connection import Bus
 from railbus_shared.contracts.devices import Cordon, HostReport, Lease, ReclaimMark, RunnerReport
 from railbus_shared.contracts.model import Contract
@@ -36,23 +37,81 @@ class Reports:
         self.leases = Bucket(bus, bus.subjects.leases)
         self._heard: dict[str, int] = {}
         self._heard_hosts: dict[str, int] = {}
+        self._lease_revisions: dict[str, int] = {}
+        """Newest that the watch has told, by key; and when that was."""
+        self._lease_heard_s: dict[str, float] = {}
         self._has_read = False
         self._read_at_s = -math.inf
 
     async def refresh(self, *, older_than_s: float = 0.0) -> None:
         """Read everything as it is now; two requests, and none if the last reading is not older."""
-        if older_than_s > 0 and clock.boottime_s() - self._read_at_s < older_than_s:
+        asked_s = clock.boottime_s()
+        if older_than_s > 0 and asked_s - self._read_at_s < older_than_s:
             return
-        began_s = clock.boottime_s()
-        self.apply(await self.leases.snapshot(), await self.devices.snapshot(), now=clock.boottime_s())
-        self._read_at_s = began_s
+        leases, devices = await self.leases.snapshot(), await self.devices.snapshot()
+        self.apply(leases, devices, now=clock.boottime_s(), asked_at=asked_s)
+        self._read_at_s = asked_s
 
-    def apply(self, leases: Mapping[str, Entry], devices: Mapping[str, Entry], *, now: float) -> None:
+    async def watch_leases(self, changed: Callable[[], None]) -> None:
+        """Hear of leases that are granted or ended, until cancelled; `changed` is called at an end."""
+        async with contextlib.aclosing(self.leases.watch()) as entries:
+            async for entry in entries:
+                if not isinstance(entry, SnapshotEnd) and self.hear_lease(entry, now=clock.boottime_s()):
+                    changed()
+
+    async def watch_devices(self, changed: Callable[[], None]) -> None:
+        """Hear of what takes devices out of service or brings them back, until cancelled."""
+        async with contextlib.aclosing(self.devices.watch()) as entries:
+            async for entry in entries:
+                if not isinstance(entry, SnapshotEnd) and self._concerns_placing(entry):
+                    self._read_at_s = -math.inf
+                    changed()
+
+    def hear_lease(self, entry: Entry, *, now: float) -> bool:
+        """Take over what the watch tells of a lease; returns whether one has ended.
+
+        The end of a lease whose attempt is not known to be over calls for a whole reading: what its runner reported
+        before must not pass for newer.
+        """
+        if not is_lease_key(entry.key) or entry.revision <= self._lease_revisions.get(entry.key, 0):
+            return False
+        self._lease_revisions[entry.key], self._lease_heard_s[entry.key] = entry.revision, now
+        if entry.value is not None:
+            for key, lease in _parsed({entry.key: entry}, None, Lease).items():
+                self._facts.apply_lease(key, lease, now=now)
+            return False
+        ended = self._facts.leases.get(entry.key)
+        record = self._facts.jobs.get(ended.holder) if ended is not None else None
+        if ended is not None and record is not None and record.is_active and record.lease_epoch == ended.lease_epoch:
+            self._read_at_s = -math.inf
+        else:
+            self._facts.apply_lease(entry.key, None, now=now)
+        return True
+
+    def _concerns_placing(self, entry: Entry) -> bool:
+        """Not the report that comes at every heartbeat, but one of a runner that is ready, or is not any more."""
+        host, _, kind = entry.key.partition(".")
+        if kind != "runner":
+            return kind in {"drain", "cordon"} or host not in self._facts.hosts
+        known = self._facts.runners.get(host)
+        is_ready = entry.value is not None and entry.value.get("ready") is True
+        return is_ready != (known is not None and known.ready) or bool(self._facts.marks)
+
+    def _is_heard_since(self, key: str, read: Entry | None, asked_s: float) -> bool:
+        """Whether the watch has told something newer of a lease than the reading that was asked for then."""
+        if read is not None:
+            return read.revision < self._lease_revisions.get(key, 0)
+        return self._lease_heard_s.get(key, -math.inf) >= asked_s
+
+    def apply(
+        self, leases: Mapping[str, Entry], devices: Mapping[str, Entry], *, now: float, asked_at: float = math.inf
+    ) -> None:
         """Tell the facts what the buckets hold: leases first, so that no report passes for newer than their end."""
         facts = self._facts
         held = _parsed({key: entry for key, entry in leases.items() if is_lease_key(key)}, None, Lease)
         for key in facts.leases.keys() | held.keys():
-            facts.apply_lease(key, held.get(key), now=now)
+            if not self._is_heard_since(key, leases.get(key), asked_at):
+                facts.apply_lease(key, held.get(key), now=now)
         marks = _parsed(leases, "reclaim", ReclaimMark)
         for device in facts.marks.keys() | marks.keys():
             facts.apply_mark(device, marks.get(device), now=now)

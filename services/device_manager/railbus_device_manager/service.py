@@ -114,6 +114,8 @@ class DeviceManagerService:
             background = [
                 tasks.create_task(self._host_devices.run()),
                 tasks.create_task(self._placer.watch_records()),
+                tasks.create_task(self._reports.watch_leases(self._placer.nudge)),
+                tasks.create_task(self._reports.watch_devices(self._placer.nudge)),
                 tasks.create_task(self._placer.run(period_s=self._settings.place_s)),
             ]
             await consume(

@@ -73,7 +73,7 @@ async def _while_connected(bus: Bus, consumer: Consumer, mailbox: _Mailbox) -> A
                 await is_any_set_within((mailbox.stopping,), _PAUSE_S)  # in case the server keeps on saying no
         if bus.is_connected:
             async with asyncio.timeout(_DRAIN_S):
-                await subscription.drain()
+                await subscription.drain()  # type: ignore[no-untyped-call]
             for message in mailbox.take():
                 await message.nak()
     finally:

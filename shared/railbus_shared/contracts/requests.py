@@ -66,14 +66,16 @@ class ListJobs(Contract):
     owner: Id | None = None
     group: Id | None = None
     limit: int = Field(default=100, ge=1, le=500)
+    before: Id | None = None
+    """Only jobs that are older than this one: the last of the answer before, to read on."""
 
 
 class JobList(Contract):
-    """Answer to ListJobs."""
+    """Answer to ListJobs: as many as were asked for, or as one message takes."""
 
     jobs: Items[JobRecord]
     total: Count
-    """Records that met the request, also those beyond the limit."""
+    """Records that met the request, also those beyond the limit and those before `before`."""
 
 
 class DeviceState(Contract):
