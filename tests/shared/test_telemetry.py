@@ -298,6 +298,16 @@ async def test_every_event_is_stored_exactly_once_through_restarts_of_the_server
     assert sorted(found, key=str) == sorted(((telemetry.producer, number) for number in range(1, 601)), key=str)
 
 
+async def test_events_of_which_one_was_stored_before_are_all_stored_once(bus: Bus) -> None:
+    """An atomic batch with it is refused whole; and one that cannot be stored keeps no other back."""
+    facts = [_event(number, "job.placed") for number in range(1, 21)]
+    await bus.publish(next(iter(messages(facts[4:5], subjects=bus.subjects))))
+    sink = BusSink(bus)
+    await sink.send(facts)
+    await sink.send(facts[:])
+    assert sorted(number for _, number in await _stored(bus)) == list(range(1, 21))  # type: ignore[type-var]
+
+
 _SCRIPT = """
 import logging
 from railbus_shared.telemetry import LearningTelemetry
