@@ -51,7 +51,7 @@ async def asking(common: CommonSettings, bus: Bus) -> AsyncIterator[Bus]:
 
 
 async def _is_reported(bus: Bus) -> bool:
-    return len((await bus.request("railbus.req.devices.list", {}))["devices"]) == len(GPUS)
+    return len(await _devices(bus)) == len(GPUS)
 
 
 async def ask(bus: Bus, verb: str, body: dict[str, object]) -> dict[str, Any]:
@@ -84,8 +84,8 @@ async def test_why_and_a_dry_run_are_answered_from_the_queue_as_it_is(asking: Bu
 
 
 async def _devices(bus: Bus) -> list[dict[str, Any]]:
-    listed: list[dict[str, Any]] = (await bus.request("railbus.req.devices.list", {}))["devices"]
-    return listed
+    answer: dict[str, Any] = await bus.request("railbus.req.devices.list", {})
+    return list(answer["devices"])
 
 
 async def test_what_cannot_be_is_refused_with_the_most_that_can_by_a_submission_and_a_dry_run_alike(
