@@ -16,12 +16,14 @@ from typing import Any
 import psutil
 import pytest
 import torch
+from torch.utils.data import DataLoader, TensorDataset
 
 import small_datasets
 from railbus_runner.stream import ShardStream
 from railbus_shared.data.index import DatasetIndex
 from railbus_shared.errors import EntrypointFailed, InvalidField, ShardCorrupt
 from railbus_shared.layout import Layout
+from until import until
 
 pytestmark = pytest.mark.timeout(120)  # each worker imports torch, which takes seconds on a busy machine
 
@@ -39,6 +41,8 @@ def doubled(batch):
             case "raise":
                 raise ZeroDivisionError("at twelve")
             case "die":
+                while ORDER.read_text() != "now":
+                    time.sleep(0.01)
                 os.kill(os.getpid(), 9)
     return {"x": batch["x"] * 2, "id": batch["id"], "pid": os.getpid()}
 """
@@ -189,11 +193,18 @@ def test_a_transform_that_fails_in_a_worker_tells_where(worked: Worked) -> None:
     assert worked.stream.state_dict()["batches_done"] == 3
 
 
-def test_a_worker_that_is_killed_is_an_error_and_no_hang(worked: Worked) -> None:
+async def test_a_worker_that_is_killed_is_an_error_and_no_hang(worked: Worked) -> None:
+    """Nor does it strike where user code is, though a loader of torch's has left its handler of signals behind."""
+    numbers = TensorDataset(torch.arange(2))
+    assert len(list(DataLoader(numbers, num_workers=1, multiprocessing_context="fork"))) == 2
     worked.go_to(epoch=0, batches_done=0)
     worked.transforms.order("die")
+    batches = iter(worked.stream)
+    next(batches)
+    worked.transforms.order("now")
+    await until(lambda: psutil.STATUS_ZOMBIE in {child.status() for child in psutil.Process().children()})
     with pytest.raises(EntrypointFailed, match="died") as caught:
-        list(worked.stream)
+        list(batches)
     assert caught.value.hint
     assert worked.stream.state_dict()["batches_done"] <= 3
 

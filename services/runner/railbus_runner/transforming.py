@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple, Protocol
 
 import torch.utils.data
+from torch.utils.data._utils import signal_handling
 
 from railbus_runner.gathering import Batch, Gatherer
 from railbus_runner.places import Part
@@ -129,8 +130,9 @@ class Workers:
     def _results(self) -> Iterator[Any]:
         """What the workers will make of the feed.
 
-        Torch has a handler of SIGCHLD raise wherever the main thread happens to be, in the midst of user code; without
-        it a dead worker is found where its batch is waited for, within five seconds.
+        Torch has a handler of SIGCHLD raise wherever the main thread happens to be, in the midst of user code. So none
+        is left behind, and one that user code has brought with a loader of its own is not to look at our workers: a
+        dead one is found where its batch is waited for, within five seconds.
         """
         if self._loader is None:
             self._loader = self._started()
@@ -138,6 +140,9 @@ class Workers:
         results = iter(self._loader)
         if handler is not None and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGCHLD, handler)
+        if results._worker_pids_set:  # type: ignore[attr-defined] # noqa: SLF001 - torch has no other switch
+            signal_handling._remove_worker_pids(id(results))  # type: ignore[attr-defined] # noqa: SLF001
+            results._worker_pids_set = False  # type: ignore[attr-defined] # noqa: SLF001
         return results
 
     def _until_error(self, wanted: Iterable[Wanted]) -> Iterator[Wanted]:
