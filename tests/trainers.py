@@ -120,7 +120,7 @@ class WarmHost:
         ours, theirs = socket.socketpair()
         self._forks += 1
         attempt = f"test.{self._forks}"
-        socket.send_fds(self._sock, [pack(Fork(attempt=attempt))], [theirs.fileno(), 2, 2])
+        socket.send_fds(self._sock, [pack(Fork(attempt=attempt))], [theirs.fileno(), 2, 2, 2])
         theirs.close()
         return self._wait_for(Forked).pid, attempt, ours
 

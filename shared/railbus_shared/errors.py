@@ -391,7 +391,7 @@ class OutOfMemory(TaskError):
 
 
 class TimeLimitExceeded(TaskError):
-    """The job ran longer than its `time_limit_s`."""
+    """The job ran longer than its `time_limit_s`, or made no progress for its `stall_s`."""
 
 
 def shorten(value: object, *, limit: int = 80) -> str:

@@ -17,7 +17,7 @@ from railbus_shared.bus.connection import Bus
 from railbus_shared.bus.endpoints import serving
 from railbus_shared.contracts.devices import Lease
 from railbus_shared.contracts.waiting import Why
-from railbus_shared.errors import InvalidField, JobNotFound, NeverFits, NotSupported, UnknownEntrypoint
+from railbus_shared.errors import InvalidField, JobNotFound, NeverFits, UnknownEntrypoint
 from railbus_shared.metrics import Metrics
 from railbus_shared.service import Context
 from railbus_shared.settings import CommonSettings
@@ -110,8 +110,6 @@ async def test_what_cannot_be_is_refused_with_the_most_that_can_by_a_submission_
             await ask(asking, verb, {**JOB, "entrypoint": "clasifier"})
         with pytest.raises(InvalidField):
             await ask(asking, verb, {**JOB, "devices": {"count": 0}})
-    with pytest.raises(NotSupported):
-        await ask(asking, "submit", {**JOB, "workdir": "/tmp"})
     with pytest.raises(JobNotFound):
         await ask(asking, "why", {"id": "nobody"})
     waits = {**JOB, "id": "patient", "wait_for_hosts": True, "devices": {"kind": "gpu", "count": 3}}

@@ -79,7 +79,7 @@ async def test_a_question_whose_answer_was_lost_is_asked_again(
     ):
         await own.client.flush()
         with contextlib.closing(TrainerLink()) as link:
-            asked = Answers(link, claim, context, refused=lambda: None)
+            asked = Answers(link, claim, context, refused=lambda: None, moved=lambda: None)
             await asked.open_stream()
             link.theirs.setblocking(False)
             async with asyncio.timeout(PATIENCE_S), asyncio.TaskGroup() as tasks:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import signal
+from typing import Any
 
 import pytest
 
-from railbus_runner.end_cause import end_cause, signal_name
+from railbus_runner.end_cause import Limits, end_cause, no_progress, signal_name
 from railbus_runner.forked import EXIT_SETUP_FAILED
 from railbus_runner.frames import Ended, Stop
 from railbus_shared.contracts.jobs import EndCause, ErrorBody
@@ -53,10 +54,12 @@ def failed(code: str, message: str = "it broke", **details: str) -> Ended:
         (1, failed("UNKNOWN_ENTRYPOINT"), None, "bad_input", "UNKNOWN_ENTRYPOINT"),
         (1, failed("INVALID_FIELD"), None, "bad_input", "INVALID_FIELD"),
         (1, failed("STORAGE_FULL"), None, "storage_full", "STORAGE_FULL"),
+        (1, failed("BAD_SETTING"), None, "setup_failed", "BAD_SETTING"),
+        (1, failed("TRAINER_LOST"), None, "setup_failed", "TRAINER_LOST"),
         (1, failed("STALE_LEASE_EPOCH"), None, "lease_lost", "STALE_LEASE_EPOCH"),
         (1, failed("OUT_OF_MEMORY", memory="device"), None, "device_oom", "OUT_OF_MEMORY"),
         (1, failed("OUT_OF_MEMORY", memory="host"), None, "host_oom", "OUT_OF_MEMORY"),
-        (EXIT_SETUP_FAILED, None, None, "start_refused", "TRAINER_LOST"),
+        (EXIT_SETUP_FAILED, None, None, "setup_failed", "TRAINER_LOST"),
         (None, None, None, "runner_lost", "TRAINER_LOST"),
         (0, None, None, "user_error", "ENTRYPOINT_FAILED"),
         (0, STOPPED, None, "user_error", "ENTRYPOINT_FAILED"),  # nobody asked it to stop
@@ -79,7 +82,7 @@ def test_the_word_follows_from_what_is_known(
 @pytest.mark.parametrize("stop", [None, Stop(reason="cancelled"), Stop(reason="shutdown")])
 def test_a_time_limit_is_the_cause_however_the_trainer_ends(ended: Ended | None, stop: Stop | None) -> None:
     cause, error = end_cause(
-        -9, ended=ended, stop=stop, timed_out=True, lost_lease=False, oom_kills=0, time_limit_s=90.0
+        -9, ended=ended, stop=stop, timed_out=True, lost_lease=False, oom_kills=0, limits=Limits(time_s=90.0)
     )
     assert cause == "time_limit"
     assert error is not None
@@ -166,6 +169,33 @@ def test_a_signal_is_named_and_has_a_remedy(number: int, says: str, by_shell: bo
     assert signal_name(number) in error.message
     assert error.details == {"signal": signal_name(number), "exit_code": exit_code}
     assert says in error.hint
+
+
+def test_an_attempt_that_was_held_to_the_memory_of_its_devices_is_told_how_much_that_was() -> None:
+    _, error = end_cause(
+        -9,
+        ended=None,
+        stop=None,
+        timed_out=False,
+        lost_lease=False,
+        oom_kills=1,
+        limits=Limits(memory_bytes=3 << 30),
+    )
+    assert error is not None
+    assert "3 GiB of its devices" in error.message
+    assert error.details["limit_bytes"] == 3 << 30
+
+
+def test_a_hang_has_the_stacks_in_its_details_and_a_cancel_comes_before_it() -> None:
+    failure = no_progress(5.0, "x" * 10_000 + " in train")
+    known: dict[str, Any] = {"timed_out": False, "lost_lease": False, "oom_kills": 0, "failure": failure}
+    cause, error = end_cause(-9, ended=None, stop=None, **known)
+    assert cause == "hang"
+    assert error is not None
+    assert str(error.details["stacks"]).endswith(" in train")
+    assert "5" in error.message
+    assert end_cause(-9, ended=None, stop=Stop(reason="cancelled"), **known)[0] == "cancelled"
+    assert end_cause(0, ended=SUCCEEDED, stop=None, **known)[0] == "ok"
 
 
 def test_a_signal_without_a_name_is_called_by_its_number() -> None:

@@ -92,7 +92,7 @@ async def forked(warm: WarmProcess, attempt: str, folder: Path, **fields: object
         child.started_s = time.monotonic()
         fork = Fork.model_validate({"attempt": attempt, **fields})
         try:
-            child.pid = await warm.fork(fork, sock=theirs, stdout_fd=out.fileno(), stderr_fd=out.fileno())
+            child.pid = await warm.fork(fork, sock=theirs, stdout_fd=out.fileno(), stderr_fd=out.fileno(), stacks_fd=2)
         except BaseException:
             child.close()
             raise
@@ -122,7 +122,7 @@ async def test_a_trainer_begins_as_a_fresh_process_would(warm: WarmProcess, tmp_
     core = min(os.sched_getaffinity(0))
     with (tmp_path / "held").open("w"):  # a descriptor of the runner's that a trainer must not have
         env = {"GIVEN": "given", "BOTH": "given", **SECRETS}
-        child = await forked(warm, "j.1", tmp_path, cores=[core], env=env)
+        child = await forked(warm, "j.1", tmp_path, cores=[core], env=env, workdir=str(tmp_path))
         await child.line()
         child.order(do="describe")
         seen = json.loads(await child.line())
@@ -138,7 +138,8 @@ async def test_a_trainer_begins_as_a_fresh_process_would(warm: WarmProcess, tmp_
         "TRAINER_COOKIE": f"{warm.cookie}/j.1",
     }
     del seen["cgroup"]
-    assert seen.pop("fds") == ["0", "1", "2", "3"]
+    assert seen.pop("cwd") == str(tmp_path)
+    assert seen.pop("fds") == ["0", "1", "2", "3", "4"]
     assert seen == {
         "affinity": [core],
         "threads": 1,
@@ -334,7 +335,7 @@ from railbus_runner.warm_process import WarmProcess
 async def fork(warm, attempt):
     ours, theirs = socket.socketpair()
     with theirs:
-        return ours, await warm.fork(Fork(attempt=attempt), sock=theirs, stdout_fd=2, stderr_fd=2)
+        return ours, await warm.fork(Fork(attempt=attempt), sock=theirs, stdout_fd=2, stderr_fd=2, stacks_fd=2)
 
 async def main():
     warm = WarmProcess(env=dict(os.environ), target="trainer_for_tests:main")

@@ -57,6 +57,7 @@ def describe() -> dict[str, object]:
         "blocked": len(signal.pthread_sigmask(signal.SIG_BLOCK, ())),
         "arguments": sys.argv[1:],
         "log_handlers": len(logging.getLogger().handlers),
+        "cwd": str(Path.cwd()),
         "umask": os.umask(0o022),
         "warm_imports": all(name in sys.modules for name in ("torch", "torch._dynamo", "torch.optim", "numpy")),
         "cgroup": Path("/proc/self/cgroup").read_text(),

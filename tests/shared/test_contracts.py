@@ -61,7 +61,7 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "DeviceHolder": {"device": "h-cpu0", "holder": "j-2", "owner": "ann", "state": "running", "expected_end": TIME},
     "HoldJob": {"id": "j-1", "held": False, "by": "ann"},
     "HostReason": {"host": "h", "word": "resources", "text": "h has 1 leased by j-2", "fitting": 1, "free": 0},
-    "LogRule": {"pattern": "NCCL .*", "cause": "host_lost", "hint": "look at the network"},
+    "LogRule": {"pattern": "NCCL .*", "cause": "signal", "hint": "look at the network"},
     "RetryJob": {"id": "j-1"},
     "RetryPolicy": {"backoff_s": 2.0, "also_on": ["user_error"], "log_rules": [{"pattern": "x", "cause": "hang"}]},
     "SetPriority": {"id": "j-1", "priority": 5},

@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Final
 
-from railbus_device_manager.submissions import check_entrypoint, check_supported
+from railbus_device_manager.submissions import check_entrypoint
 from railbus_shared import clock
 from railbus_shared.bus.connection import Bus
 from railbus_shared.contracts.jobs import JobSpec
@@ -54,7 +54,6 @@ class Checks:
 
     def _judge(self, spec: JobSpec, offered: frozenset[str] | None) -> RailbusError | None:
         try:
-            check_supported(spec)
             if offered is not None:
                 check_entrypoint(spec.entrypoint, offered)
             self._check_fits(spec)

@@ -19,7 +19,6 @@ from railbus_shared.contracts.jobs import JobRecord, JobSpec
 from railbus_shared.errors import (
     BadMessage,
     InvalidField,
-    NotSupported,
     RailbusError,
     RejectedError,
     UnknownEntrypoint,
@@ -34,9 +33,6 @@ OUTCOME_HEADER: Final = "Railbus-Outcome"
 RETRY_HEADER: Final = "Railbus-Retry-Of"
 _OUTCOME_S: Final = 10.0
 OWN_ID: Final = re.compile(r"j-[0-9a-f]{6}-\d+\Z")
-
-_NOT_YET: Final = ("stall_s", "on_stall", "workdir")
-"""Fields of a spec that this version reads and does not act on."""
 
 Refusals = Callable[[Sequence[JobSpec]], Awaitable[list[RailbusError | None]]]
 """What each job is to be refused for, if for anything."""
@@ -60,14 +56,6 @@ def new_record(spec: JobSpec, *, sequence: int, incarnation: str, now: str, retr
         submitted_at=now,
         changed_at=now,
     )
-
-
-def check_supported(spec: JobSpec) -> None:
-    """Raises NotSupported for a wish that nobody would act on, rather than forget it in silence."""
-    plain = {name: info.default for name, info in type(spec).model_fields.items()}
-    said = [name for name in _NOT_YET if getattr(spec, name) != plain[name]]
-    if said:
-        raise NotSupported(f"field {said[0]!r} is not supported yet", hint="leave it out", details={"field": said[0]})
 
 
 def check_entrypoint(name: str, offered: Iterable[str]) -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Final
 
 from railbus_runner.claim import OVER, Claim, through_outages
-from railbus_runner.frames import Ahead, Commit, Committed, Ended, Events, Refused, Verified, Verify
+from railbus_runner.frames import Ahead, Commit, Committed, Ended, Events, Moved, Refused, Verified, Verify
 from railbus_runner.link import TrainerLink
 from railbus_runner.telling import StreamTeller
 from railbus_shared.contracts.jobs import CheckpointRef, ErrorBody
@@ -31,12 +31,27 @@ goes on, whoever asks, so nothing is lost by it."""
 class Answers:
     """Serves one trainer."""
 
-    def __init__(self, link: TrainerLink, claim: Claim, context: Context, *, refused: Callable[[], None]) -> None:
-        """`refused` is called when a commit was refused: the attempt is over, and the trainer has been told."""
+    def __init__(
+        self,
+        link: TrainerLink,
+        claim: Claim,
+        context: Context,
+        *,
+        refused: Callable[[], None],
+        moved: Callable[[], None],
+    ) -> None:
+        """Two callbacks.
+
+        Args:
+            refused: a commit was refused: the attempt is over, and the trainer has been told.
+            moved: the trainer has made progress.
+        """
         self._link = link
         self._claim = claim
         self._context = context
         self._refused = refused
+        self._moved = moved
+        self._num_owed = 0
         self._opened: OpenedStream | None = None
         self.ended: Ended | None = None
         """The trainer's last frame, once it has come."""
@@ -52,6 +67,8 @@ class Answers:
                 match frame:
                     case Events():
                         self._context.telemetry.forward(frame.events)
+                    case Moved():
+                        self._moved()
                     case Ahead():
                         teller.heed(frame)
                     case Verify():
@@ -82,6 +99,19 @@ class Answers:
             logger.info("stream left to expire", extra={"stream": self._opened.stream, "problem": str(exc)})
 
     @property
+    def is_owing(self) -> bool:
+        """Whether the trainer waits for an answer."""
+        return self._num_owed > 0
+
+    @contextlib.contextmanager
+    def _owing(self) -> Iterator[None]:
+        self._num_owed += 1
+        try:
+            yield
+        finally:
+            self._num_owed -= 1
+
+    @property
     def _stream(self) -> OpenedStream:
         if self._opened is None:
             raise RuntimeError("a trainer is served once its stream is open")
@@ -91,8 +121,9 @@ class Answers:
         stream = self._stream
         request = VerifyShards(dataset=stream.dataset, shards=asked.shards, stream=stream.stream)
         try:
-            await teller.releases_told()
-            await through_outages(lambda: self._ask("verify", request, timeout_s=_VERIFY_S))
+            with self._owing():
+                await teller.releases_told()
+                await through_outages(lambda: self._ask("verify", request, timeout_s=_VERIFY_S))
         except RailbusError as exc:
             self.failure = exc
             await self._link.send(Verified(shards=asked.shards, error=_body(exc)))
@@ -104,8 +135,10 @@ class Answers:
         """Name the checkpoint in the job record, unless the attempt is no longer the job's."""
         meta, host = asked.meta, str(self._claim.record.host)
         ref = CheckpointRef(number=meta.number, step=meta.step, sha256=meta.files[0].sha256)
+        self._moved()
         try:
-            applied = await self._claim.apply(Saved(self._claim.ref.lease_epoch, host, ref))
+            with self._owing():
+                applied = await self._claim.apply(Saved(self._claim.ref.lease_epoch, host, ref))
         except OVER as exc:
             await self._link.send(Refused(number=meta.number, error=_body(exc)))
             self._refused()

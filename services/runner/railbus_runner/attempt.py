@@ -10,28 +10,35 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
-from collections.abc import AsyncGenerator, Coroutine, Iterator
+import signal
+from collections.abc import AsyncGenerator, Coroutine
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
+from railbus_runner import processes
 from railbus_runner.answers import Answers
-from railbus_runner.cgroups import AttemptGroup, GroupTree
+from railbus_runner.cgroups import GroupTree
 from railbus_runner.claim import OVER, Claim, through_outages
 from railbus_runner.clearing import Clearing, blamed, unclear
-from railbus_runner.end_cause import end_cause
+from railbus_runner.end_cause import no_progress
+from railbus_runner.evidence import Evidence
 from railbus_runner.frames import Deadline, Fork, Plan, Stop
 from railbus_runner.leasing import LeaseKeeper
 from railbus_runner.link import TrainerLink
-from railbus_runner.output import read_output
+from railbus_runner.output_telling import OutputPipes, OutputTelling
+from railbus_runner.premises import Premises, make_premises
+from railbus_runner.processes import ProcessId
 from railbus_runner.reaping import AttemptLedger, attempt_name
+from railbus_runner.stall_watch import StallWatch
 from railbus_runner.warm_process import WarmProcess
+from railbus_runner.workdirs import Workdirs
+from railbus_shared import clock
 from railbus_shared.bus.bucket import Bucket
 from railbus_shared.contracts.devices import AttemptRef
-from railbus_shared.contracts.jobs import EndCause, ErrorBody, JobRecord
+from railbus_shared.contracts.jobs import JobRecord, LogRule
 from railbus_shared.contracts.requests import OpenedStream, StartAttempt
-from railbus_shared.errors import LeaseLost, RailbusError, TransientError
+from railbus_shared.errors import LeaseLost, RailbusError, RunnerLost, TrainerLost, TransientError
 from railbus_shared.happenings import Ended, Stopping
 from railbus_shared.logs import log_context
 from railbus_shared.records import Applied, JobRecords
@@ -42,6 +49,10 @@ from railbus_shared.waiting import end
 logger = logging.getLogger(__name__)
 
 _REFUSED_GRACE_S: Final = 5.0
+_KILLED_S: Final = 2.0
+_UNREAD_BYTES: Final = 64 << 10
+_UNREAD_S: Final = 0.25
+_MAX_LEAKED: Final = 20
 _LAST_FRAMES_S: Final = 10.0  # what a trainer had said when it ended
 _LAST_OUTPUT_S: Final = 0.5
 
@@ -59,21 +70,10 @@ class Tools:
     groups: GroupTree | None
     ledger: AttemptLedger
     clearing: Clearing
+    workdirs: Workdirs
     entrypoint_dirs: tuple[Path, ...]
+    log_rules: tuple[LogRule, ...]
     reap_s: float
-
-
-@dataclass
-class _End:
-    """What is known of how the attempt ended, apart from what its trainer said."""
-
-    exit_code: int | None = None
-    stop: Stop | None = None
-    is_timed_out: bool = False
-    is_fenced: bool = False
-    oom_kills: int = 0
-    failure: RailbusError | None = None
-    stuck_pids: tuple[int, ...] = ()
 
 
 class Attempt:
@@ -85,10 +85,14 @@ class Attempt:
         self._request = request
         self._record = record
         self._link = TrainerLink()
-        self._end = _End()
+        self._trainer: ProcessId | None = None
+        self._end = Evidence(record.spec)
         self._kill = asyncio.Event()
+        self._renewed = asyncio.Event()
         self._claim = Claim(self.ref, record, records=tools.records, telemetry=tools.context.telemetry)
-        self._answers = Answers(self._link, self._claim, tools.context, refused=self._fenced)
+        self._output = OutputTelling(self._claim.event)
+        self._stalls = StallWatch(self._claim, is_waiting=self._is_waiting, ended=self._hung)
+        self._answers = Answers(self._link, self._claim, tools.context, refused=self._fenced, moved=self._stalls.moved)
         self._keeper = LeaseKeeper(
             tools.leases,
             request.leases,
@@ -104,20 +108,31 @@ class Attempt:
                 await self._train()
             finally:
                 self._link.close()
+                self._stalls.close()
             await self._conclude()
             await self._answers.close_stream()
 
     async def stop(self, stop: Stop, *, grace_s: float) -> None:
-        """Ask the trainer to end with a checkpoint; it is killed after the grace. Again means sooner, not later."""
-        asyncio.get_running_loop().call_later(grace_s, self._kill.set)
+        """Ask the trainer to end with a checkpoint; it is killed after the grace, with all that it has started.
+
+        One that takes no steps hears of it at half the grace by SIGTERM, if it handles that; if not, SIGTERM would
+        only be its death before its time. To stop again means sooner, not later.
+        """
+        loop = asyncio.get_running_loop()
+        loop.call_later(grace_s, self._kill.set)
         before = self._end.stop
         if before is None or (before.reason, stop.reason) == ("preempted", "cancelled"):
             self._end.stop = stop
         if before is not None:
             return
+        loop.call_later(grace_s / 2, self._remind)
         await self._link.send(stop)
         if stop.reason == "preempted":
             await self._tell_stopping()
+
+    def _remind(self) -> None:
+        if self._trainer is not None and processes.handles(self._trainer.pid, signal.SIGTERM):
+            processes.signal_exactly(self._trainer, signal.SIGTERM)
 
     async def _tell_stopping(self) -> None:
         """The record says so where it can; nothing rests on it."""
@@ -132,11 +147,12 @@ class Attempt:
     async def _train(self) -> None:
         """Start the trainer, serve it, and return once all its processes are gone."""
         try:
-            async with self._forked() as outputs, asyncio.TaskGroup() as tasks:
+            async with self._forked() as (outputs, trainer), asyncio.TaskGroup() as tasks:
                 heeding = tasks.create_task(self._heed_record())
                 opened = await self._unless_killed(self._prepare())
-                if opened is not None and await self._link.send(self._plan(opened)):
-                    await self._serve(outputs)
+                if opened is not None:
+                    await self._link.send(self._plan(opened))  # one that is gone already is to be heard out, too
+                    await self._serve(outputs, trainer)
                 await end(heeding)
         except* LeaseLost:
             self._end.is_fenced = True
@@ -144,26 +160,43 @@ class Attempt:
             self._end.failure = _first(group)
 
     @contextlib.asynccontextmanager
-    async def _forked(self) -> AsyncGenerator[_Outputs, None]:
+    async def _forked(self) -> AsyncGenerator[tuple[OutputPipes, ProcessId], None]:
         """A trainer, written into the ledger; at the end it and all that it started are gone, whatever happened."""
         tools, name = self._tools, attempt_name(self.ref)
-        group = await asyncio.to_thread(tools.groups.create, name) if tools.groups is not None else None
-        with contextlib.closing(_Outputs()) as outputs:
+        with contextlib.closing(OutputPipes()) as outputs:
+            spec, devices = self._record.spec, self._request.devices
+            place = await asyncio.to_thread(
+                make_premises,
+                name,
+                workdirs=tools.workdirs,
+                wanted=spec.workdir,
+                groups=tools.groups,
+                devices=devices,
+            )
             fork = Fork(
                 attempt=name,
-                cgroup_procs=group.procs_files if group is not None else (),
-                cores=tuple(core for device in self._request.devices for core in device.cores),
-                env=self._record.spec.env,
+                cgroup_procs=place.procs_files,
+                cores=tuple(core for device in devices for core in device.cores),
+                env=spec.env,
+                workdir=str(place.workdir),
             )
-            stdout_fd, stderr_fd = outputs.writes
-            pid = await tools.warm.fork(fork, sock=self._link.theirs, stdout_fd=stdout_fd, stderr_fd=stderr_fd)
-            outputs.give_away()
-            self._link.give_away()
             try:
-                await asyncio.to_thread(tools.ledger.add, self.ref, pid=pid, group=group)
-                yield outputs
+                pid = await self._fork(fork, outputs)
+                state = await asyncio.to_thread(tools.ledger.add, self.ref, pid=pid, group=place.group)
+                self._trainer = ProcessId(pid, state.start_ticks)
+                yield outputs, self._trainer
             finally:
-                await self._reap(group)
+                await self._reap(place)
+                await self._tidy(name)
+
+    async def _fork(self, fork: Fork, outputs: OutputPipes) -> int:
+        stdout_fd, stderr_fd = outputs.writes
+        pid = await self._tools.warm.fork(
+            fork, sock=self._link.theirs, stdout_fd=stdout_fd, stderr_fd=stderr_fd, stacks_fd=self._stalls.file.fd
+        )
+        outputs.give_away()
+        self._link.give_away()
+        return pid
 
     async def _prepare(self) -> OpenedStream:
         """Side by side: the shards of the dataset, and a fresh deadline for the leases."""
@@ -180,27 +213,55 @@ class Attempt:
             await end(working, killed)
         return None if working.cancelled() else working.result()
 
-    async def _serve(self, outputs: _Outputs) -> None:
+    async def _serve(self, outputs: OutputPipes, trainer: ProcessId) -> None:
         """Answer the trainer until it has exited, or must be killed."""
+        helpers = (
+            self._keeper.run(),
+            self._tell_deadlines(),
+            self._limit_time(),
+            self._stalls.run(trainer),
+        )
         async with asyncio.TaskGroup() as tasks:
             answering = tasks.create_task(self._answers.serve())
-            keeping = tasks.create_task(self._keeper.run())
-            limiting = tasks.create_task(self._limit_time())
-            reading = [tasks.create_task(self._forward_output(fd, name)) for fd, name in outputs.take_reads()]
+            helping = [tasks.create_task(work) for work in helpers]
+            reading = [tasks.create_task(self._output.forward(fd, name)) for fd, name in outputs.take_reads()]
             self._end.exit_code = await self._unless_killed(self._tools.warm.wait_exit(attempt_name(self.ref)))
             if self._end.exit_code is not None:
                 await asyncio.wait({answering}, timeout=_LAST_FRAMES_S)
                 await asyncio.wait(reading, timeout=_LAST_OUTPUT_S)
-            await end(answering, keeping, limiting, *reading)
+            await end(answering, *helping, *reading)
 
-    async def _reap(self, group: AttemptGroup | None) -> None:
+    async def _reap(self, place: Premises) -> None:
         """Kill whatever the attempt has left, and wait until it is gone."""
-        if group is not None:
-            self._end.oom_kills = await asyncio.to_thread(group.oom_kills)
+        self._end.memory_bytes = place.memory_bytes
+        self._end.oom_kills = await asyncio.to_thread(place.oom_kills)
+        if self._trainer is None:
+            await asyncio.to_thread(place.clear, deadline_s=self._tools.reap_s)
         report = await asyncio.to_thread(self._tools.ledger.reap, self.ref, deadline_s=self._tools.reap_s)
         if not report.is_gone:
             self._end.stuck_pids = report.stuck
             self._claim.event("attempt.stuck", {"pids": list(report.stuck)}, severity="error")
+        if report.leaked and self._end.exit_code is not None:
+            named = [{"pid": one.pid, "command": one.command} for one in report.leaked[:_MAX_LEAKED]]
+            told = {"count": len(report.leaked), "processes": named}
+            self._claim.event("attempt.leaked", told, severity="warning")
+        elif self._kill.is_set() and report.is_gone:
+            self._end.exit_code = await self._exit_of_killed()
+
+    async def _tidy(self, name: str) -> None:
+        """Remove the fresh working directory, and say what was in it."""
+        left = await asyncio.to_thread(self._tools.workdirs.remove, name)
+        if left.num_files:
+            told = {"files": left.num_files, "names": list(left.names)}
+            self._claim.event("attempt.workdir_removed", told, severity="warning")
+
+    async def _exit_of_killed(self) -> int | None:
+        """How a trainer ended that was not waited for; None if that is not known."""
+        try:
+            async with asyncio.timeout(_KILLED_S):
+                return await self._tools.warm.wait_exit(attempt_name(self.ref))
+        except (TimeoutError, TrainerLost, RunnerLost):
+            return None
 
     async def _heed_record(self) -> None:
         """Find in the record, as often as leases are renewed, what nobody could tell: that the attempt is to end."""
@@ -225,19 +286,31 @@ class Attempt:
             return
         await asyncio.sleep(limit_s)
         self._end.is_timed_out = True
-        await self.stop(Stop(reason="shutdown"), grace_s=_REFUSED_GRACE_S)
+        await self.stop(Stop(reason="shutdown"), grace_s=self._record.spec.stop_grace_s)
 
-    async def _forward_output(self, fd: int, stream: str) -> None:
-        """What the trainer prints, as events."""
+    def _is_waiting(self) -> bool:
+        """Whether the trainer waits for railbus: for an answer, or for leases that could not be renewed."""
+        return self._answers.is_owing or clock.boottime_s() >= self._keeper.deadline_s
 
-        def lines_read(name: str, lines: list[str]) -> None:
-            for line in lines:
-                self._claim.event("job.output", {"stream": name, "line": line})
+    def _hung(self, stacks: str) -> None:
+        self._end.failure = no_progress(self._record.spec.stall_s, stacks)
+        self._kill.set()
 
-        await read_output(fd, stream, lines_read)
+    async def _tell_deadlines(self) -> None:
+        """Apart from the renewals: those must never wait for a trainer that does not read.
 
-    async def _tell_deadline(self, deadline_s: float) -> None:
-        await self._link.send(Deadline(boottime_s=deadline_s))
+        A trainer that has not read for long is told the latest deadline alone, once it reads again, so that there is
+        always room for an order.
+        """
+        while True:
+            await self._renewed.wait()
+            while self._link.unread_bytes > _UNREAD_BYTES:  # noqa: ASYNC110 - the kernel tells nobody when it is read
+                await asyncio.sleep(_UNREAD_S)
+            self._renewed.clear()
+            await self._link.send(Deadline(boottime_s=self._keeper.deadline_s))
+
+    async def _tell_deadline(self, _deadline_s: float) -> None:
+        self._renewed.set()
 
     def _fenced(self) -> None:
         """The record no longer names this attempt; the trainer knows, and has a moment to end."""
@@ -248,7 +321,12 @@ class Attempt:
 
     async def _conclude(self) -> None:
         """Write the end into the record and give the leases back; a fenced attempt writes nothing."""
-        cause, error = self._verdict()
+        cause, error = await self._end.verdict(
+            self._answers.ended,
+            failure=self._answers.failure,
+            output=self._output.tail,
+            rules=self._tools.log_rules,
+        )
         if cause == "lease_lost":
             told = {"error": error.to_map()} if error is not None else {}
             self._claim.event("attempt.fenced", told, severity="warning")
@@ -267,19 +345,6 @@ class Attempt:
         if stuck:
             await through_outages(lambda: self._tools.clearing.mark(self.ref, stuck))
         await self._keeper.release()
-
-    def _verdict(self) -> tuple[EndCause, ErrorBody | None]:
-        known = self._end
-        return end_cause(
-            known.exit_code,
-            ended=self._answers.ended,
-            stop=known.stop,
-            timed_out=known.is_timed_out,
-            lost_lease=known.is_fenced,
-            oom_kills=known.oom_kills,
-            failure=known.failure or self._answers.failure,
-            time_limit_s=self._record.spec.time_limit_s,
-        )
 
     def _tell_end(self, applied: Applied) -> None:
         ended = self._answers.ended
@@ -301,32 +366,6 @@ class Attempt:
             checkpoint=self._record.checkpoint,
             deadline_boottime_s=self._keeper.deadline_s,
         )
-
-
-class _Outputs:
-    """Two pipes for what the trainer prints."""
-
-    def __init__(self) -> None:
-        pipes = os.pipe(), os.pipe()
-        self._reads = [read for read, _ in pipes]
-        self.writes = [write for _, write in pipes]
-        """For stdout and stderr."""
-
-    def give_away(self) -> None:
-        """Close this process's copies of the trainer's ends."""
-        while self.writes:
-            os.close(self.writes.pop())
-
-    def take_reads(self) -> Iterator[tuple[int, str]]:
-        """The ends to read, with their names; whoever takes one closes it."""
-        for name in ("stdout", "stderr"):
-            yield self._reads.pop(0), name
-
-    def close(self) -> None:
-        """Close what nobody has taken."""
-        self.give_away()
-        while self._reads:
-            os.close(self._reads.pop())
 
 
 def _first(group: BaseExceptionGroup[RailbusError]) -> RailbusError:

@@ -236,8 +236,7 @@ class TrainContext:
 
     def log(self, **metrics: object) -> None:
         """Tell metrics that belong to no single step, for instance those of an evaluation."""
-        self._progress.curves.log(self.global_step, metrics)
-        self._recorder.flush_if_due()
+        self._progress.log(metrics)
 
     def log_text(self, name: str, text: str) -> None:
         """Tell a text, for instance a sample of what the model writes; cut to 32,768 characters."""

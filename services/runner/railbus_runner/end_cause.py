@@ -1,8 +1,8 @@
 """Why an attempt ended: one word, and for people what happened and what to do about it. Pure.
 
 The strongest evidence wins, in this order: a lost lease (nothing that the attempt says counts any more), the trainer's
-own word that it succeeded, what railbus asked for (time limit, cancel, preemption), what the runner met, what the
-trainer says, what the kernel says.
+own word that it succeeded, what railbus asked for (time limit, cancel, preemption, a broken GPU, a hang), what the
+runner met, what the trainer says, what the kernel says, and last what lines of the output say (`log_rules`).
 """
 
 from __future__ import annotations
@@ -10,15 +10,19 @@ from __future__ import annotations
 import re
 import signal
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Final
 
 from railbus_runner.clearing import broken_device
 from railbus_runner.forked import EXIT_SETUP_FAILED
 from railbus_runner.frames import Ended, Stop
+from railbus_runner.log_rules import Match
+from railbus_runner.stacks import cut_stacks
 from railbus_shared.contracts.jobs import EndCause, ErrorBody
 from railbus_shared.errors import (
     ConfigError,
     Detail,
+    DeviceBroken,
     EntrypointFailed,
     LeaseLost,
     OutOfMemory,
@@ -35,13 +39,45 @@ from railbus_shared.errors import (
 _OUTPUT: Final = "see the end of the attempt's output"
 _LOG: Final = "see the runner's log; the job is placed again"
 
+_MAX_LINE_CHARS: Final = 500
+_MAX_STACKS_CHARS: Final = 8192
+
 Verdict = tuple[EndCause, ErrorBody | None]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What an attempt was held to."""
+
+    time_s: float | None = None
+    memory_bytes: int | None = None
+    """Of all its processes together, where a control group holds them to it."""
+
+
+NO_LIMITS: Final = Limits()
+
+
+@dataclass(frozen=True)
+class _MemoryKills:
+    count: int
+    limit_bytes: int | None
+
 
 _BY_CODE: Final[Mapping[str, EndCause]] = {
     "STORAGE_FULL": "storage_full",
     "LEASE_LOST": "lease_lost",
     "STALE_LEASE_EPOCH": "lease_lost",
     "BAD_PARAMS": "bad_input",
+    "BAD_SETTING": "setup_failed",
+    "TRAINER_LOST": "setup_failed",
+    "TIME_LIMIT_EXCEEDED": "hang",
+}
+_BY_CAUSE: Final[Mapping[EndCause, type[RailbusError]]] = {
+    "device_oom": OutOfMemory,
+    "host_oom": OutOfMemory,
+    "device_fault": DeviceBroken,
+    "setup_failed": TrainerLost,
+    "hang": TimeLimitExceeded,
 }
 _BAD_INPUT: Final = (ConfigError, WireError, RejectedError)
 """What is wrong with the job or its data, not with the entrypoint's code."""
@@ -78,7 +114,7 @@ def end_cause(
     lost_lease: bool,
     oom_kills: int,
     failure: RailbusError | None = None,
-    time_limit_s: float | None = None,
+    limits: Limits = NO_LIMITS,
 ) -> Verdict:
     """The cause, and an error unless the attempt ended as it should.
 
@@ -89,20 +125,36 @@ def end_cause(
         timed_out: whether it ran into the job's time limit.
         lost_lease: whether the attempt is no longer the job's.
         oom_kills: see `AttemptGroup.oom_kills`.
-        failure: what the runner itself met while it started or served the trainer.
+        failure: what the runner itself met while it started or served the trainer, `no_progress` among it.
+        limits: what the attempt was held to, for the messages.
     """
     if lost_lease:
         return "lease_lost", _body(LeaseLost("the attempt lost its leases", hint="the job goes on elsewhere"))
     if ended is not None and ended.outcome == "succeeded":
         return "ok", None
     if timed_out:
-        return "time_limit", _body(_time_limit(time_limit_s))
+        return "time_limit", _body(_time_limit(limits.time_s))
     if stop is not None and (asked := _as_asked(stop, ended)) is not None:
         return asked
     if failure is not None:
         return _refused(failure)
     error = ended.error if ended is not None and ended.outcome == "failed" else None
-    return _failed(error, oom_kills=oom_kills) if error is not None else _died(exit_code, oom_kills=oom_kills)
+    memory = _MemoryKills(oom_kills, limits.memory_bytes)
+    return _failed(error, memory=memory) if error is not None else _died(exit_code, memory=memory)
+
+
+def by_rule(verdict: Verdict, match: Match) -> Verdict:
+    """The verdict as a line of the output corrects it; the error keeps its words, and says which line it was."""
+    error, cause = verdict[1], match.rule.cause
+    details: dict[str, Detail] = {**(error.details if error is not None else {}), "line": match.line[:_MAX_LINE_CHARS]}
+    kind = _BY_CAUSE.get(cause)
+    code = kind.code if kind is not None else error.code if error is not None else EntrypointFailed.code
+    if kind is OutOfMemory:
+        details["memory"] = "device" if cause == "device_oom" else "host"
+    hint = match.rule.hint or (error.hint if error is not None else "")
+    line, said = match.line.strip()[:_MAX_LINE_CHARS], error.message if error is not None else ""
+    message = said if line in said else f"{line} ({said})" if said else line
+    return cause, ErrorBody(code=code, message=message, hint=hint, details=details)
 
 
 def _as_asked(stop: Stop, ended: Ended | None) -> Verdict | None:
@@ -126,10 +178,10 @@ def _refused(failure: RailbusError) -> Verdict:
     return _cause_of(body), body
 
 
-def _failed(error: ErrorBody, *, oom_kills: int) -> Verdict:
+def _failed(error: ErrorBody, *, memory: _MemoryKills) -> Verdict:
     """What the trainer said of its failure; where the kernel killed a helper of it, that is the cause behind it."""
-    if oom_kills and _LOST_HELPER.search(error.message):
-        return "host_oom", _body(_host_oom(oom_kills, then=error.message))
+    if memory.count and _LOST_HELPER.search(error.message):
+        return "host_oom", _body(_host_oom(memory, then=error.message))
     return _cause_of(error), error
 
 
@@ -142,18 +194,18 @@ def _cause_of(error: ErrorBody) -> EndCause:
     return "bad_input" if kind is not None and issubclass(kind, _BAD_INPUT) else "user_error"
 
 
-def _died(exit_code: int | None, *, oom_kills: int) -> Verdict:
+def _died(exit_code: int | None, *, memory: _MemoryKills) -> Verdict:
     """Of a trainer that ended without a word."""
     if exit_code is None:
         return "runner_lost", _body(TrainerLost("the trainer was lost with the process that forked it", hint=_LOG))
     if exit_code == EXIT_SETUP_FAILED:
         what = f"the trainer could not be set up (exit code {exit_code})"
-        return "start_refused", _body(
-            TrainerLost(what, hint=f"{_OUTPUT}: a control group or a CPU that it may not use")
+        return "setup_failed", _body(
+            TrainerLost(what, hint=f"{_OUTPUT}: a control group, a CPU or a working directory that it may not use")
         )
     number = _signal_number(exit_code)
-    if oom_kills and number == signal.SIGKILL:
-        return "host_oom", _body(_host_oom(oom_kills))
+    if memory.count and number == signal.SIGKILL:
+        return "host_oom", _body(_host_oom(memory))
     if number is not None:
         return "signal", _body(_killed(number, exit_code))
     what = f"the trainer left with exit code {exit_code} without saying that it had finished"
@@ -182,12 +234,25 @@ def signal_name(number: int) -> str:
         return f"signal {number}"
 
 
-def _host_oom(count: int, *, then: str = "") -> OutOfMemory:
-    processes = "a process" if count == 1 else f"{count} processes"
+def _host_oom(memory: _MemoryKills, *, then: str = "") -> OutOfMemory:
+    processes = "a process" if memory.count == 1 else f"{memory.count} processes"
+    who = "the host ran out of memory"
+    if memory.limit_bytes is not None:
+        who = f"the attempt needed more memory than the {memory.limit_bytes / (1 << 30):.3g} GiB of its devices"
     return OutOfMemory(
-        f"the host ran out of memory and the kernel killed {processes} of the attempt" + (f": {then}" if then else ""),
+        f"{who} and the kernel killed {processes} of the attempt" + (f": {then}" if then else ""),
         hint="ask for a device with more memory (devices.min_memory_bytes), or use a smaller batch or fewer workers",
-        details={"memory": "host", "oom_kills": count},
+        details={"memory": "host", "oom_kills": memory.count, "limit_bytes": memory.limit_bytes},
+    )
+
+
+def no_progress(stall_s: float | None, stacks: str) -> TimeLimitExceeded:
+    """What is met in a trainer that hangs; `stacks` are those of its threads."""
+    limit = "its stall_s" if stall_s is None else f"its stall_s of {stall_s:g}"
+    return TimeLimitExceeded(
+        f"the attempt made no progress for {limit} seconds",
+        hint="the stacks in the details say where its threads were; raise stall_s if that takes so long by right",
+        details={"stacks": cut_stacks(stacks, limit=_MAX_STACKS_CHARS)},
     )
 
 

@@ -8,7 +8,7 @@ from typing import Final
 import torch
 
 from railbus_shared.contracts.jobs import ErrorBody
-from railbus_shared.errors import EntrypointFailed, OutOfMemory, RailbusError
+from railbus_shared.errors import Detail, EntrypointFailed, OutOfMemory, RailbusError
 
 MAX_TRACEBACK_CHARS: Final = 8192
 _MAX_MESSAGE_CHARS: Final = 1000
@@ -39,6 +39,11 @@ def _out_of_memory(exc: BaseException, *, memory: str) -> OutOfMemory:
         hint="use a smaller batch or model, or ask for a device with more memory (devices.min_memory_bytes)",
         details={"memory": memory, "traceback": _traceback(exc)},
     )
+
+
+def told(exc: BaseException) -> dict[str, Detail]:
+    """Where an exception came from, for an error that stands for it."""
+    return {"traceback": _traceback(exc)}
 
 
 def _failed(exc: BaseException, message: str, *, hint: str = "") -> EntrypointFailed:

@@ -6,6 +6,8 @@ descriptors, environment, signal handlers. It never returns into the code that f
 
 from __future__ import annotations
 
+import faulthandler
+import fcntl
 import io
 import logging
 import os
@@ -26,7 +28,11 @@ SECRET_PREFIXES: Final = ("RAILBUS_", "NATS_")
 """Variables of the services, with their credentials; no trainer sees one."""
 COOKIE: Final = "TRAINER_COOKIE"
 """Variable that names the pre-warmed process, and in a trainer the attempt too; by it a sweep knows its own."""
+STACKS_SIGNAL: Final = signal.SIGRTMIN + 5
+"""At which a trainer writes the Python stacks of its threads into its file of stacks, wherever it is: also in native
+code, and also while that holds the interpreter. One of the real-time signals, which nobody else is known to use."""
 _SOCKET_FD: Final = 3
+_STACKS_FD: Final = 4
 
 
 @dataclass(frozen=True)
@@ -37,6 +43,7 @@ class ForkOrder:
     sock: int
     stdout: int
     stderr: int
+    stacks: int
     base_env: Mapping[str, str]
 
 
@@ -84,17 +91,22 @@ def _become_trainer(order: ForkOrder, *, parent: int) -> socket.socket:
     _forget_logging()
     _reset_signals()
     _use_cores()
+    faulthandler.enable(sys.stderr, all_threads=True)  # a crash in native code says where it was
+    faulthandler.register(STACKS_SIGNAL, file=_STACKS_FD, all_threads=True)
+    if order.fork.workdir:
+        os.chdir(order.fork.workdir)
     return sock
 
 
 def _take_descriptors(order: ForkOrder) -> socket.socket:
-    """Standard streams at 0 to 2, the socket at 3, nothing else open."""
+    """Standard streams at 0 to 2, the socket at 3, the file of stacks at 4, nothing else open."""
     null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
     for source, target in ((null, 0), (order.stdout, 1), (order.stderr, 2)):
         os.dup2(source, target)
-    if order.sock != _SOCKET_FD:
-        os.dup2(order.sock, _SOCKET_FD, inheritable=False)
-    os.closerange(_SOCKET_FD + 1, 1 + max(int(name) for name in os.listdir("/proc/self/fd")))  # noqa: PTH208 - bare names
+    high = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _STACKS_FD + 1) for fd in (order.sock, order.stacks)]
+    for source, target in zip(high, (_SOCKET_FD, _STACKS_FD), strict=True):  # by way of others: each may be the other's
+        os.dup2(source, target, inheritable=False)
+    os.closerange(_STACKS_FD + 1, 1 + max(int(name) for name in os.listdir("/proc/self/fd")))  # noqa: PTH208 - bare names
     # New ones: those that were inherited remember what kind of file they wrote to, which may have been seekable.
     sys.stdout, sys.stderr = (
         io.TextIOWrapper(io.FileIO(fd, "wb", closefd=False), "utf-8", "backslashreplace", line_buffering=True)

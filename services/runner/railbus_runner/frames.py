@@ -3,10 +3,10 @@
 A frame is a big-endian length of four bytes and a msgpack map whose key `f` names its kind. The two ends are always of
 one version, so there is no version field. The sockets are Unix socket pairs: nobody else can reach them.
 
-    runner  -> warm     fork                            (with three descriptors: the trainer's socket, stdout, stderr)
+    runner  -> warm     fork                            (with four descriptors: socket, stdout, stderr, file of stacks)
     warm    -> runner   ready, forked, exited
     runner  -> trainer  plan, deadline, stop, save, verified, committed, refused
-    trainer -> runner   events, verify, ahead, commit, ended
+    trainer -> runner   events, moved, verify, ahead, commit, ended
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _LENGTH: Final = struct.Struct(">I")
 
 
 class Fork(Contract):
-    """Start a trainer; the descriptors of its socket, stdout and stderr come with the frame."""
+    """Start a trainer; the descriptors of its socket, stdout, stderr and file of stacks come with the frame."""
 
     f: Literal["fork"] = "fork"
     attempt: str
@@ -39,6 +39,8 @@ class Fork(Contract):
     cores: Items[int] = ()
     """CPUs that the child may run on; all if empty."""
     env: dict[str, str] = Field(default_factory=dict)
+    workdir: str = ""
+    """Where the child is to work; where its parent does if empty."""
 
 
 class Ready(Contract):
@@ -156,6 +158,12 @@ class Refused(Contract):
     error: ErrorBody
 
 
+class Moved(Contract):
+    """The trainer makes progress; sent now and then, and only where the job has a `stall_s`."""
+
+    f: Literal["moved"] = "moved"
+
+
 class Events(Contract):
     """Events of the trainer, complete but for nothing; see `contracts.events.Event`."""
 
@@ -175,7 +183,7 @@ class Ended(Contract):
 Frame = (
     Fork | Ready | Forked | Exited
     | Plan | Deadline | Stop | Save | Verified | Committed | Refused
-    | Events | Verify | Ahead | Commit | Ended
+    | Events | Moved | Verify | Ahead | Commit | Ended
 )  # fmt: skip
 
 _FRAME: Final[TypeAdapter[Frame]] = TypeAdapter(Annotated[Frame, Field(discriminator="f")])

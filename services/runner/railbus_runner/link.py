@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import array
 import asyncio
 import contextlib
+import fcntl
 import socket
+import termios
 from collections.abc import AsyncGenerator
 from typing import Final
 
@@ -25,6 +28,8 @@ class TrainerLink:
 
     async def send(self, frame: Frame) -> bool:
         """Send a frame; False if the trainer is gone, which its exit will explain."""
+        if self._ours.fileno() < 0:
+            return False
         try:
             async with self._sending:
                 await asyncio.get_running_loop().sock_sendall(self._ours, pack(frame))
@@ -39,6 +44,13 @@ class TrainerLink:
             while data := await loop.sock_recv(self._ours, _READ_BYTES):
                 for frame in buffer.feed(data):
                     yield frame
+
+    @property
+    def unread_bytes(self) -> int:
+        """What the trainer has not taken yet, with what the kernel needs to keep it."""
+        count = array.array("i", [0])
+        fcntl.ioctl(self._ours, termios.TIOCOUTQ, count)
+        return count[0]
 
     def give_away(self) -> None:
         """Close this process's copy of the trainer's end, once the trainer has it."""

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from railbus_runner.channel import TrainerChannel
 from railbus_runner.curves import Curves
 from railbus_runner.endings import Stopped
+from railbus_runner.moving import Pulse
 from railbus_runner.recorder import Recorder
 from railbus_runner.saver import Reason, Saver
 from railbus_runner.tracked import Tracked
@@ -27,7 +28,14 @@ class Progress:
     """
 
     def __init__(
-        self, *, channel: TrainerChannel, recorder: Recorder, saver: Saver, tracked: Tracked, began_s: float
+        self,
+        *,
+        channel: TrainerChannel,
+        recorder: Recorder,
+        saver: Saver,
+        tracked: Tracked,
+        pulse: Pulse,
+        began_s: float,
     ) -> None:
         self.global_step = 0
         self.is_resumed = False
@@ -36,6 +44,7 @@ class Progress:
         self._recorder = recorder
         self._saver = saver
         self._tracked = tracked
+        self._pulse = pulse
         self._began_s = began_s
         self._has_stepped = False
         self._stop_seen = False
@@ -47,10 +56,18 @@ class Progress:
             self._has_stepped = True
             self._tell_first_step()
         self.curves.log(self.global_step, metrics)
+        self._pulse.beat()
         self._obey()
+
+    def log(self, metrics: Mapping[str, object]) -> None:
+        """Metrics that belong to no single step."""
+        self.curves.log(self.global_step, metrics)
+        self._pulse.beat()
+        self._recorder.flush_if_due()
 
     def heed(self) -> None:
         """Between batches of any stream, also where no step is taken: notice orders and a dead runner."""
+        self._pulse.beat()
         self._channel.poll()
         self._recorder.flush_if_due()
 

@@ -21,9 +21,10 @@ from railbus_runner.attempt import Attempt, Tools
 from railbus_runner.clearing import Clearing, unclear
 from railbus_runner.entrypoints.registry import available
 from railbus_runner.frames import Stop
-from railbus_runner.reaping import AttemptLedger
+from railbus_runner.reaping import AttemptLedger, attempt_name
 from railbus_runner.settings import Settings
 from railbus_runner.warm_process import WarmProcess
+from railbus_runner.workdirs import Workdirs
 from railbus_shared import clock, leases
 from railbus_shared.bus.bucket import Bucket
 from railbus_shared.bus.endpoints import AnyEndpoint, Endpoint
@@ -72,7 +73,9 @@ class RunnerService:
             warm=self._warm,
             groups=cgroups.discover(_scope(context.common)),
             ledger=AttemptLedger(self._state / "attempts"),
+            workdirs=Workdirs(self._state / "work", allowed=settings.workdirs),
             entrypoint_dirs=tuple(path.resolve() for path in settings.entrypoint_dirs),
+            log_rules=settings.log_rules,
             reap_s=settings.reap_s,
         )
         self._attempts: dict[AttemptRef, Attempt] = {}
@@ -208,6 +211,8 @@ class RunnerService:
         )
         if swept:
             logger.warning("swept what a former runner left", extra={"attempts": [ref.job for ref in swept]})
+        left = [attempt_name(state.ref) for state in await asyncio.to_thread(self._tools.ledger.states)]
+        await asyncio.to_thread(self._tools.workdirs.sweep, left)
 
     async def _give_back_jobs(self) -> None:
         """Queue again what a former runner had, however long NATS takes to answer."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
+from railbus_shared.contracts.jobs import LogRule
 from railbus_shared.settings import HttpSettings
 
 
@@ -21,5 +22,9 @@ class Settings(HttpSettings):
     """Time for trainers to write a checkpoint after SIGTERM, before they are killed."""
     entrypoint_dirs: tuple[Path, ...] = ()
     """Folders whose `package.module:function` jobs may name, as a JSON list; none by default."""
+    workdirs: tuple[Path, ...] = ()
+    """Folders in which a job's `workdir` may lie, as a JSON list; none by default: trainers work in fresh ones."""
+    log_rules: tuple[LogRule, ...] = ()
+    """What lines of a failed attempt's output tell, before the runner's own rules: a JSON list of `LogRule`."""
     reap_s: float = Field(default=10.0, gt=0)
     """Longest wait for the processes of an attempt to be gone after they were killed."""

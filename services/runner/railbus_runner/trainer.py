@@ -2,7 +2,7 @@
 
 It reads its plan, makes the process what the plan says (seeds, threads, devices, logging), runs the entrypoint with one
 `TrainContext`, and says how that ended. It touches no bus; if the runner's end of the socket closes, it ends at once.
-In: plan, deadline, stop, save, verified, committed, refused. Out: events, verify, commit, ended.
+In: plan, deadline, stop, save, verified, committed, refused. Out: events, moved, verify, commit, ended.
 """
 
 from __future__ import annotations
@@ -22,16 +22,18 @@ from railbus_runner.channel import TrainerChannel
 from railbus_runner.context import TrainContext
 from railbus_runner.endings import CommitRefused, RunnerGone, Stopped
 from railbus_runner.entrypoints import registry
-from railbus_runner.failures import error_body
+from railbus_runner.failures import error_body, told
 from railbus_runner.frames import Ended, Plan
+from railbus_runner.moving import Pulse
 from railbus_runner.progress import Progress
 from railbus_runner.provenance import git_commit
 from railbus_runner.recorder import Recorder, RecordingHandler
 from railbus_runner.rng import seed_everything
 from railbus_runner.saver import Saver
+from railbus_runner.stalling import moving_every_s
 from railbus_runner.tracked import Tracked
 from railbus_shared.contracts.devices import DeviceInfo
-from railbus_shared.errors import BadSetting
+from railbus_shared.errors import BadSetting, RailbusError, TrainerLost
 from railbus_shared.layout import Layout
 
 EXIT_OK: Final = 0
@@ -72,7 +74,12 @@ class Trainer:
             plan, layout=Layout(Path(plan.root)), tracked=self._tracked, channel=channel, recorder=recorder
         )
         self._progress = Progress(
-            channel=channel, recorder=recorder, saver=self._saver, tracked=self._tracked, began_s=began_s
+            channel=channel,
+            recorder=recorder,
+            saver=self._saver,
+            tracked=self._tracked,
+            pulse=Pulse(channel.send, every_s=moving_every_s(plan.spec.stall_s)),
+            began_s=began_s,
         )
 
     def run(self) -> Ended:
@@ -92,22 +99,31 @@ class Trainer:
     def _train(self) -> bool:
         """False if the entrypoint returned because it was asked to stop."""
         plan = self._plan
-        self._join_process()
-        devices = take_devices(plan.devices, memory_frac=plan.spec.devices.fraction)
-        self._saver.tidy()
+        try:
+            context = self._prepared()
+        except (RailbusError, MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception as exc:
+            raise TrainerLost(f"the trainer could not be made ready: {exc!r}", details=told(exc)) from exc
         entrypoint = registry.resolve(plan.spec.entrypoint, [Path(folder) for folder in plan.entrypoint_dirs])
         if plan.spec.entrypoint not in registry.BUILTIN and (source := inspect.getsourcefile(entrypoint)):
             self._saver.git_commit = git_commit(Path(source))
-        context = TrainContext(
-            plan,
+        entrypoint(context)
+        return self._progress.finish()
+
+    def _prepared(self) -> TrainContext:
+        """Everything before the first line of user code."""
+        self._join_process()
+        devices = take_devices(self._plan.devices, memory_frac=self._plan.spec.devices.fraction)
+        self._saver.tidy()
+        return TrainContext(
+            self._plan,
             devices=devices,
             channel=self._channel,
             recorder=self._recorder,
             progress=self._progress,
             tracked=self._tracked,
         )
-        entrypoint(context)
-        return self._progress.finish()
 
     def _join_process(self) -> None:
         """Seeds, threads and logging; and no word of a process that user code forks passes for this one's."""

@@ -7,7 +7,7 @@ trainer's `main`) is called in each fork with the trainer's own socket; what it 
 
 Invariants: one thread, so that a fork copies no lock in an unknown state; CUDA is never touched, so that a child may;
 it dies with its runner and its trainers die with it; it adopts the orphans of its trainers, so nothing below it escapes
-the kill at its end. In: fork, with three descriptors. Out: ready, forked, exited (`frames`).
+the kill at its end. In: fork, with four descriptors. Out: ready, forked, exited (`frames`).
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _ONE_THREAD: Final = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_
 _PASSIVE: Final = {"OMP_WAIT_POLICY": "PASSIVE"}
 """Threads that wait for each other sleep instead of spinning: where another process shares the cores, and NATS and the
 services do, spinning was measured to make steps up to ten times slower. Read by OpenMP as torch is imported."""
-_FDS_PER_FORK: Final = 3
+_FDS_PER_FORK: Final = 4
 _LAST_KILL_S: Final = 2.0
 
 TrainerMain = Callable[[socket.socket], int]
@@ -147,8 +147,8 @@ class WarmServer:
 
     def _fork(self, fork: Fork, descriptors: list[int]) -> None:
         """One child; where the system refuses, `exited` with pid 0 takes the place of `forked`."""
-        sock, stdout, stderr = descriptors
-        order = ForkOrder(fork=fork, sock=sock, stdout=stdout, stderr=stderr, base_env=self._base_env)
+        sock, stdout, stderr, stacks = descriptors
+        order = ForkOrder(fork=fork, sock=sock, stdout=stdout, stderr=stderr, stacks=stacks, base_env=self._base_env)
         parent = os.getpid()
         sys.stdout.flush()
         sys.stderr.flush()

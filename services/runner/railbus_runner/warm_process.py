@@ -109,8 +109,10 @@ class WarmProcess:
         except TimeoutError as exc:
             raise _not_ready(f"after {timeout_s:g} s") from exc
 
-    async def fork(self, fork: Fork, *, sock: socket.socket, stdout_fd: int, stderr_fd: int) -> int:
-        """Start a trainer with the far ends of its socket and pipes; gives its pid. The caller closes its copies.
+    async def fork(self, fork: Fork, *, sock: socket.socket, stdout_fd: int, stderr_fd: int, stacks_fd: int) -> int:
+        """Start a trainer with the far ends of its socket and pipes, and a file; the caller closes its copies.
+
+        Gives its pid.
 
         Raises TrainerLost if no trainer was started, or none is known to have been: then the caller must close its
         own end of the trainer's socket, by which a trainer that did start ends. Raises ValueError for an attempt
@@ -126,7 +128,7 @@ class WarmProcess:
         self._exits[fork.attempt] = loop.create_future()
         try:
             async with asyncio.timeout(self._fork_timeout_s):
-                await self._send(fork, (sock.fileno(), stdout_fd, stderr_fd))
+                await self._send(fork, (sock.fileno(), stdout_fd, stderr_fd, stacks_fd))
                 return await forked
         except BaseException as exc:
             self._exits.pop(fork.attempt, None)
@@ -188,7 +190,7 @@ class WarmProcess:
             case _:
                 logger.warning("nobody waits for a frame", extra={"frame": frame.f})
 
-    async def _send(self, fork: Fork, descriptors: tuple[int, int, int]) -> None:
+    async def _send(self, fork: Fork, descriptors: tuple[int, ...]) -> None:
         """The frame with its descriptors; a frame that is cut short would spoil the stream, so it ends the process."""
         data, sent, loop = memoryview(pack(fork)), 0, asyncio.get_running_loop()
         async with self._sending:
@@ -235,7 +237,7 @@ class WarmProcess:
                 await self._stop.wait()
 
 
-async def _send_descriptors(sock: socket.socket, data: memoryview, descriptors: tuple[int, int, int]) -> int:
+async def _send_descriptors(sock: socket.socket, data: memoryview, descriptors: tuple[int, ...]) -> int:
     """How much of the data went out with them; 0 if the socket was full, after waiting until it takes more."""
     try:
         return socket.send_fds(sock, [data], descriptors)

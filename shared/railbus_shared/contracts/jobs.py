@@ -88,12 +88,26 @@ class CheckpointPolicy(Contract):
     """How many more are kept for their metric; not supported yet."""
 
 
+RuleCause = Literal[
+    "user_error",
+    "bad_input",
+    "signal",
+    "host_oom",
+    "device_oom",
+    "storage_full",
+    "setup_failed",
+    "device_fault",
+    "hang",
+]
+"""Causes that a line of output may be evidence of; the others railbus knows by itself."""
+
+
 class LogRule(Contract):
     """What a line of a failed attempt's output tells about the cause of its end."""
 
     pattern: str = Field(min_length=1, max_length=500)
-    """A regular expression, searched for in each line."""
-    cause: EndCause
+    """A regular expression as Python has them, searched for in each line."""
+    cause: RuleCause
     """The cause of the end where the line stands; retries go by it."""
     hint: str = Field(default="", max_length=500)
     """What to do about it, for people."""

@@ -1,0 +1,121 @@
+"""Trainers that misbehave under `railbus up`: each ends in time, in one state, for one reason, and leaves nothing."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from railbus.client import Client
+from railbus_runner import processes
+from railbus_shared.contracts.jobs import JobRecord
+from running_up import RunningUp, finished, until_event
+from until import until
+
+pytestmark = pytest.mark.timeout(120)  # starts services that import torch
+
+FAULTY = Path(__file__).parents[1] / "entrypoints" / "faulty.py"
+JOB: dict[str, Any] = {"model": "m", "dataset": "digits", "devices": {"kind": "cpu"}, "max_attempts": 1}
+
+
+@pytest.fixture(scope="module")
+def up(up: RunningUp) -> RunningUp:
+    """With the trainers that misbehave."""
+    shutil.copy(FAULTY, up.root.parent / "entrypoints" / "faulty.py")
+    return up
+
+
+async def _submit(client: Client, what: str, **fields: object) -> str:
+    """Submit a job, once the runner has offered its entrypoint."""
+    entrypoint = f"faulty:{what}"
+
+    async def is_offered() -> bool:
+        return any(entrypoint in runner.entrypoints for runner in (await client.devices()).runners)
+
+    await until(is_offered)
+    return (await client.submit({**JOB, "entrypoint": entrypoint, **fields})).id
+
+
+def _of_type(events: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
+    return [event["data"] for event in events if event["type"] == kind]
+
+
+async def _end_of(client: Client, job: str) -> tuple[JobRecord, list[dict[str, Any]]]:
+    events: list[dict[str, Any]] = await finished(client, job)
+    return await client.job(job), events
+
+
+async def test_a_trainer_that_ignores_sigterm_and_leaves_daemons_is_gone_when_its_grace_is_over(up: RunningUp) -> None:
+    async with up.client() as client:
+        job = await _submit(client, "stubborn", stop_grace_s=1.0)
+        settled: dict[str, Any] = await until_event(client, job, "app.settled")
+        pids, cwd = settled["data"]["pids"], Path(settled["data"]["cwd"])
+        assert all(processes.process_info(pid) is not None for pid in pids)
+        assert cwd.is_relative_to(up.layout.state.resolve())
+        await client.cancel(job)
+        record, events = await _end_of(client, job)
+    assert (record.state, record.end_cause) == ("cancelled", "cancelled")
+    assert [pid for pid in pids if processes.process_info(pid) is not None] == []
+    assert not cwd.exists()
+    assert [data["exit_code"] for data in _of_type(events, "job.cancelled")] == [-9]
+
+
+async def test_a_trainer_that_takes_no_steps_is_reminded_by_sigterm_if_it_handles_that(up: RunningUp) -> None:
+    async with up.client() as client:
+        job = await _submit(client, "heedless", stop_grace_s=8.0)
+        await until_event(client, job, "train.metrics")
+        await client.cancel(job)
+        record, events = await _end_of(client, job)
+    assert record.state == "cancelled"
+    assert len(_of_type(events, "app.reminded")) == 1
+    assert [data["exit_code"] for data in _of_type(events, "job.cancelled")] == [0]
+
+
+async def test_a_hang_is_told_with_the_stacks_and_ends_the_attempt_if_the_job_says_so(up: RunningUp) -> None:
+    async with up.client() as client:
+        job = await _submit(client, "hang", stall_s=2.0, on_stall="end")
+        record, events = await _end_of(client, job)
+    (stalled,) = _of_type(events, "job.stalled")
+    assert "_stuck_in_native_code" in stalled["stacks"]
+    assert "thread" in stalled["stacks"]
+    assert (record.state, record.end_cause) == ("failed", "hang")
+    assert record.error is not None
+    assert "_stuck_in_native_code" in str(record.error.details["stacks"])
+    assert "stall_s" in record.error.message
+
+
+async def test_a_flood_is_cut_and_counted_and_leaks_are_told(up: RunningUp) -> None:
+    async with up.client() as client:
+        job = await _submit(client, "messy")
+        record, events = await _end_of(client, job)
+    assert record.state == "succeeded"
+    lines = [data["line"] for data in _of_type(events, "job.output")]
+    dropped = _of_type(events, "job.output_dropped")
+    assert lines[-1] == "the last line"
+    assert len(lines) < 100_000
+    assert len(lines) + sum(data["lines"] for data in dropped) >= 500_000
+    assert sum(data["bytes"] for data in dropped) > 30_000_000
+    (leaked,) = _of_type(events, "attempt.leaked")
+    assert [
+        ("time.sleep(600)" in one["command"], processes.process_info(one["pid"])) for one in leaked["processes"]
+    ] == [(True, None)]
+    assert _of_type(events, "attempt.workdir_removed") == [{"files": 1, "names": ["left.txt"]}]
+
+
+async def test_a_gpus_own_words_name_the_cause(up: RunningUp) -> None:
+    async with up.client() as client:
+        record, _ = await _end_of(client, await _submit(client, "broken"))
+    assert (record.state, record.end_cause) == ("failed", "device_fault")
+    assert record.error is not None
+    assert "uncorrectable ECC" in record.error.message
+
+
+async def test_a_working_directory_that_is_not_allowed_is_refused_with_the_setting(up: RunningUp) -> None:
+    async with up.client() as client:
+        record, _ = await _end_of(client, await _submit(client, "quick", workdir="/tmp"))
+    assert (record.state, record.end_cause) == ("failed", "bad_input")
+    assert record.error is not None
+    assert record.error.details["field"] == "workdir"
+    assert "RAILBUS_RUNNER_WORKDIRS" in record.error.hint
