@@ -21,9 +21,10 @@ from railbus_runner.answers import Answers
 from railbus_runner.cgroups import GroupTree
 from railbus_runner.claim import OVER, Claim, through_outages
 from railbus_runner.clearing import Clearing, blamed, unclear
+from railbus_runner.deadlines import DeadlineTeller
 from railbus_runner.end_cause import no_progress
 from railbus_runner.evidence import Evidence
-from railbus_runner.frames import Deadline, Fork, Plan, Stop
+from railbus_runner.frames import Fork, Plan, Stop
 from railbus_runner.leasing import LeaseKeeper
 from railbus_runner.link import TrainerLink
 from railbus_runner.output_telling import OutputPipes, OutputTelling
@@ -50,8 +51,6 @@ logger = logging.getLogger(__name__)
 
 _REFUSED_GRACE_S: Final = 5.0
 _KILLED_S: Final = 2.0
-_UNREAD_BYTES: Final = 64 << 10
-_UNREAD_S: Final = 0.25
 _MAX_LEAKED: Final = 20
 _LAST_FRAMES_S: Final = 10.0  # what a trainer had said when it ended
 _LAST_OUTPUT_S: Final = 0.5
@@ -88,7 +87,7 @@ class Attempt:
         self._trainer: ProcessId | None = None
         self._end = Evidence(record.spec)
         self._kill = asyncio.Event()
-        self._renewed = asyncio.Event()
+        self._deadlines = DeadlineTeller(self._link)
         self._claim = Claim(self.ref, record, records=tools.records, telemetry=tools.context.telemetry)
         self._output = OutputTelling(self._claim.event)
         self._stalls = StallWatch(self._claim, is_waiting=self._is_waiting, ended=self._hung)
@@ -98,7 +97,7 @@ class Attempt:
             request.leases,
             ttl_s=tools.context.common.lease_ttl_s,
             still_mine=self._claim.holds,
-            new_deadline=self._tell_deadline,
+            new_deadline=self._deadlines.heed,
         )
 
     async def run(self) -> None:
@@ -217,7 +216,7 @@ class Attempt:
         """Answer the trainer until it has exited, or must be killed."""
         helpers = (
             self._keeper.run(),
-            self._tell_deadlines(),
+            self._deadlines.run(),
             self._limit_time(),
             self._stalls.run(trainer),
         )
@@ -295,22 +294,6 @@ class Attempt:
     def _hung(self, stacks: str) -> None:
         self._end.failure = no_progress(self._record.spec.stall_s, stacks)
         self._kill.set()
-
-    async def _tell_deadlines(self) -> None:
-        """Apart from the renewals: those must never wait for a trainer that does not read.
-
-        A trainer that has not read for long is told the latest deadline alone, once it reads again, so that there is
-        always room for an order.
-        """
-        while True:
-            await self._renewed.wait()
-            while self._link.unread_bytes > _UNREAD_BYTES:  # noqa: ASYNC110 - the kernel tells nobody when it is read
-                await asyncio.sleep(_UNREAD_S)
-            self._renewed.clear()
-            await self._link.send(Deadline(boottime_s=self._keeper.deadline_s))
-
-    async def _tell_deadline(self, _deadline_s: float) -> None:
-        self._renewed.set()
 
     def _fenced(self) -> None:
         """The record no longer names this attempt; the trainer knows, and has a moment to end."""

@@ -1,8 +1,13 @@
-"""Trainers that misbehave under `railbus up`: each ends in time, in one state, for one reason, and leaves nothing."""
+"""Trainers that misbehave and a NATS that falls silent, under `railbus up`.
+
+Each job ends in time, in one state, for one reason, and leaves nothing; what cannot be reached has not failed.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -119,3 +124,25 @@ async def test_a_working_directory_that_is_not_allowed_is_refused_with_the_setti
     assert record.error is not None
     assert record.error.details["field"] == "workdir"
     assert "RAILBUS_RUNNER_WORKDIRS" in record.error.hint
+
+
+async def test_an_attempt_goes_on_after_nats_was_silent_for_less_and_for_more_than_a_lease(up: RunningUp) -> None:
+    """Past its lease the trainer waits, which is no stall; its leases have lapsed then, and are taken up again."""
+    paced = {"entrypoint": "paced:train", "params": {"epochs": 30, "pause_s": 0.03}, "checkpoint": {"every_steps": 20}}
+    async with up.client() as client:
+        job = (await client.submit({**JOB, **paced, "stall_s": 4.0, "on_stall": "end"})).id
+    for count, silent_s in ((1, 2), (2, 9)):  # leases live for 6 s
+        async with up.client() as client:  # nats-py leaves a socket open where a server falls silent on it
+            await until_event(client, job, "job.checkpointed", count=count)
+        up.kill("nats", signal.SIGSTOP)
+        try:
+            await asyncio.sleep(silent_s)
+        finally:
+            up.kill("nats", signal.SIGCONT)
+    async with up.client() as client:
+        record, events = await _end_of(client, job)
+    told = [event["type"] for event in events]
+    assert (record.state, record.attempt, record.lease_epoch) == ("succeeded", 1, 1), record
+    assert told.count("job.started") == told.count("job.succeeded") == 1
+    assert not {"job.requeued", "job.stalled", "attempt.fenced"} & set(told)
+    assert "job.lease_awaited" in told
