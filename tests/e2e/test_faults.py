@@ -6,6 +6,7 @@ Each job ends in time, in one state, for one reason, and leaves nothing; what ca
 from __future__ import annotations
 
 import asyncio
+import json
 import shutil
 import signal
 from pathlib import Path
@@ -21,6 +22,7 @@ from until import until
 
 pytestmark = pytest.mark.timeout(120)  # starts services that import torch
 
+LIMITS = ("memory.max", "memory.limit_in_bytes")
 FAULTY = Path(__file__).parents[1] / "entrypoints" / "faulty.py"
 JOB: dict[str, Any] = {"model": "m", "dataset": "digits", "devices": {"kind": "cpu"}, "max_attempts": 1}
 
@@ -107,6 +109,27 @@ async def test_a_flood_is_cut_and_counted_and_leaks_are_told(up: RunningUp) -> N
         ("time.sleep(600)" in one["command"], processes.process_info(one["pid"])) for one in leaked["processes"]
     ] == [(True, None)]
     assert _of_type(events, "attempt.workdir_removed") == [{"files": 1, "names": ["left.txt"]}]
+
+
+@pytest.mark.root
+async def test_a_trainer_that_fills_its_memory_is_told_so_by_the_kernels_own_count_and_not_tried_again(
+    up: RunningUp,
+) -> None:
+    async with up.client() as client:
+        job = await _submit(client, "hoard", max_attempts=3)
+        await until_event(client, job, "train.metrics")
+        state = json.loads((up.layout.state / "runner" / "attempts" / f"{job}.1.json").read_bytes())
+        limits = [Path(group) / name for group in state["cgroups"] for name in LIMITS]
+        if not (limits := [path for path in limits if path.exists()]):
+            await client.cancel(job)
+            pytest.skip("no control group here limits memory")
+        limits[0].write_text(str(256 << 20))  # the slot has all of this host's, which a test had better not fill
+        (up.layout.state / "runner" / "work" / f"{job}.1" / "go").touch()
+        record, _ = await _end_of(client, job)
+    assert (record.state, record.end_cause, record.attempt, record.exit_code) == ("failed", "host_oom", 1, -9)
+    assert record.error is not None
+    assert record.error.details["oom_kills"] == 1
+    assert "min_memory_bytes" in record.error.hint
 
 
 async def test_a_gpus_own_words_name_the_cause(up: RunningUp) -> None:

@@ -83,7 +83,10 @@ def _write(descriptor: int, data: bytes) -> None:
 
 
 def hoard(ctx: TrainContext) -> None:
-    """Takes memory until somebody objects."""
+    """Once it is told to, takes memory until somebody objects."""
+    _say_ready(ctx)
+    while not Path("go").exists():
+        time.sleep(0.01)
     held: list[bytes] = []
     while True:
         held.append(b"z" * (16 << 20))
