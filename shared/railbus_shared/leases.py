@@ -146,6 +146,22 @@ async def release(bucket: Bucket, held: Sequence[HeldLease]) -> None:
             continue  # it lapsed between the look and the write, which is what was wanted
 
 
+async def revoke(bucket: Bucket, holder: str) -> tuple[Lease, ...]:
+    """End what is held by hand under this name; returns the leases that were. A job's leases are left alone."""
+    ended: dict[str, Lease] = {}
+    for _ in range(_MAX_TRIES):
+        missed = False
+        for held in await leases_of(bucket, holder=holder, lease_epoch=0):
+            try:
+                await bucket.write(Write(held.lease.key, None, held.revision))
+                ended[held.lease.key] = held.lease
+            except RevisionConflict:
+                missed = True  # renewed in between
+        if not missed:
+            break
+    return tuple(ended.values())
+
+
 async def _free_revision(bucket: Bucket, key: str, *, nonce_of: HeldLease | None = None) -> int:
     """The revision on which a lease can be written; raises NoFreeDevice if someone has it."""
     entry = await bucket.get_with_deleted(key)

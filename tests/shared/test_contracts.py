@@ -113,7 +113,8 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "JobRef": {"id": "j-1"},
     "JobSpec": {**SPEC, "params": {"lr": 0.1, "n": [1, 2]}, "time_limit_s": 60, "after": ["j-0"], "env": {"A": "b"}},
     "Lease": _LEASE,
-    "LeaseDevices": {"holder": "me"},
+    "LeaseDevices": {"holder": "me", "host": "h"},
+    "RevokeLease": {"holder": "me"},
     "ListJobs": {"states": ["queued"]},
     "ModelSchema": {
         "model": "cnn", "entrypoint": "classifier", "dataset": "digits", "index_sha256": SHA, "num_parameters": 1,

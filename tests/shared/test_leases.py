@@ -269,3 +269,14 @@ async def test_a_renewal_whose_acknowledgement_is_lost_ends_in_an_answer_that_is
     assert [found[one.lease.device].revision for one in renewed] == [one.revision for one in renewed]
     assert all(new.revision > old.revision for new, old in zip(renewed, held, strict=True))
     await leases.renew(bucket, renewed, ttl_s=60)
+
+
+async def test_what_is_held_by_hand_can_be_revoked_by_its_name_and_jobs_leases_cannot(bucket: Bucket) -> None:
+    by_hand = await leases.grant(bucket, _devices(0, 1), holder="ann", lease_epoch=0, ttl_s=60)
+    await leases.grant(bucket, _devices(2), holder="ben", lease_epoch=0, ttl_s=60)
+    await _grant(bucket, 3, holder="j-1")
+    assert {one.device for one in await leases.revoke(bucket, "ann")} == {"h-cpu0", "h-cpu1"}
+    assert await leases.revoke(bucket, "ann") == await leases.revoke(bucket, "j-1") == ()
+    assert await _holders(bucket) == {"h-cpu2": "ben", "h-cpu3": "j-1"}
+    with pytest.raises(LeaseLost):
+        await leases.renew(bucket, by_hand, ttl_s=60)

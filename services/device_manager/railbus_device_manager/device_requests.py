@@ -25,6 +25,7 @@ from railbus_shared.contracts.requests import (
     HeldLeases,
     LeaseDevices,
     Nothing,
+    RevokeLease,
 )
 from railbus_shared.errors import InvalidField, JobNotFound, NotFound
 from railbus_shared.records import JobRecords
@@ -58,6 +59,7 @@ class DeviceRequests:
             Endpoint("lease", request("devices", "lease"), LeaseDevices, self._lease),
             Endpoint("renew", request("devices", "renew"), HeldLeases, self._renew),
             Endpoint("release", request("devices", "release"), HeldLeases, self._release),
+            Endpoint("revoke", request("devices", "revoke"), RevokeLease, self._revoke),
             Endpoint("cordon", request("devices", "cordon"), CordonDevice, self._cordon),
             Endpoint("drain", request("devices", "drain"), DrainHost, self._drain),
         ]
@@ -75,7 +77,8 @@ class DeviceRequests:
     async def _lease(self, request: LeaseDevices) -> HeldLeases:
         await self._check_holder(request.holder)
         await self._reports.refresh()
-        devices = choose(request.devices, self._manager.device_states())
+        states = [one for one in self._manager.device_states() if request.host in {None, one.device.host}]
+        devices = choose(request.devices, states)
         shares = shares_needed(devices[0], request.devices) if request.devices.sharing == "fraction" else None
         held = await leases.grant(
             self._reports.leases, devices, holder=request.holder, lease_epoch=0, ttl_s=request.ttl_s, shares=shares
@@ -103,6 +106,20 @@ class DeviceRequests:
         await leases.release(self._reports.leases, request.leases)
         for device, holder in {(one.lease.device, one.lease.holder): None for one in request.leases}:
             self._context.telemetry.event("device.released", device=device, holder=holder)
+        self._changed()
+        return Nothing()
+
+    async def _revoke(self, request: RevokeLease) -> Nothing:
+        """End what somebody holds by hand; who still uses it learns that at the next renewal."""
+        ended = await leases.revoke(self._reports.leases, request.holder)
+        if not ended:
+            raise NotFound(
+                f"field 'holder' has value {request.holder!r}: nothing is held by hand under this name",
+                hint="`railbus lease list` shows who holds what; a job's devices come free with `railbus cancel`",
+                details={"field": "holder", "value": request.holder},
+            )
+        for device in dict.fromkeys(lease.device for lease in ended):
+            self._context.telemetry.event("device.released", device=device, holder=request.holder, revoked=True)
         self._changed()
         return Nothing()
 

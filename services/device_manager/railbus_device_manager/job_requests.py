@@ -131,7 +131,9 @@ def retried_spec(record: JobRecord, *, number: int, from_scratch: bool) -> JobSp
         resume_from = None
     elif record.checkpoint is not None:
         resume_from = checkpoint_stem(record.checkpoint.number)
-    return record.spec.changed(id=retry_id(record.id, number), resume_from=resume_from, priority=record.priority)
+    return record.spec.changed(
+        id=retry_id(record.id, number), resume_from=resume_from, priority=record.priority, held=False
+    )
 
 
 def fitting(records: Iterable[JobRecord]) -> Iterator[JobRecord]:

@@ -52,6 +52,7 @@ def new_record(spec: JobSpec, *, sequence: int, incarnation: str, now: str, retr
         sequence=sequence,
         incarnation=incarnation,
         priority=spec.priority,
+        held_by=(spec.owner or "its-submitter") if spec.held else None,
         retry_of=retry_of,
         submitted_at=now,
         changed_at=now,

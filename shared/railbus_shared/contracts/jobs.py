@@ -161,6 +161,8 @@ class JobSpec(Contract):
     owner: Id | None = None
     priority: int = Field(default=0, ge=-100, le=100)
     """Higher goes first."""
+    held: bool = False
+    """Accepted as held back: it is not placed until it is released."""
     params: JsonMap = Field(default_factory=dict, max_length=256)
     """Passed to the entrypoint."""
     seed: int = Field(default=0, ge=0, le=2**63 - 1)

@@ -7,7 +7,7 @@ from typing import Final, Literal
 from pydantic import Field
 
 from railbus_shared.contracts.artifacts import FileName
-from railbus_shared.contracts.devices import AttemptRef, DeviceInfo, HeldLease, HostReport, Lease, RunnerReport
+from railbus_shared.contracts.devices import DeviceInfo, HeldLease, HostReport, RunnerReport
 from railbus_shared.contracts.jobs import DevicePreference, JobRecord, JobState
 from railbus_shared.contracts.model import Contract, Count, Id, Items, Name, Sha256, Time
 
@@ -103,6 +103,8 @@ class LeaseDevices(Contract):
 
     holder: Id
     devices: DevicePreference = DevicePreference()
+    host: Id | None = None
+    """Only devices of this host: whoever asks wants to use them where it runs."""
     ttl_s: int = Field(default=60, ge=1, le=86_400)
 
 
@@ -111,6 +113,12 @@ class HeldLeases(Contract):
 
     leases: Items[HeldLease] = Field(min_length=1, max_length=512)
     ttl_s: int = Field(default=60, ge=1, le=86_400)
+
+
+class RevokeLease(Contract):
+    """Asks that what a person holds by hand be free again, for whom that person cannot be asked; not of jobs."""
+
+    holder: Id
 
 
 class CordonDevice(Contract):
@@ -341,7 +349,6 @@ class Flushed(Contract):
 
 
 __all__ = [
-    "AttemptRef",
     "CancelJob",
     "CloseStream",
     "CordonDevice",
@@ -359,7 +366,6 @@ __all__ = [
     "HoldJob",
     "JobList",
     "JobRef",
-    "Lease",
     "LeaseDevices",
     "ListJobs",
     "Nothing",
@@ -367,6 +373,7 @@ __all__ = [
     "OpenedStream",
     "QueryEvents",
     "RetryJob",
+    "RevokeLease",
     "SendFile",
     "SendingFile",
     "SetPriority",
