@@ -9,16 +9,19 @@ import json
 import pkgutil
 import re
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import yaml
 
 from railbus import reference
+from railbus.cli import exit_codes
 from railbus.cli.main import COMMANDS
-from railbus.cli.spec_file import read_spec
+from railbus.cli.spec_file import read_jobs
 from railbus_shared import contracts
 from railbus_shared.contracts.jobs import JobSpec
 from railbus_shared.contracts.model import Contract
+from railbus_shared.contracts.waiting import WaitWord
 from railbus_shared.errors import RailbusError, known_codes
 from railbus_shared.lifecycle import TRANSITIONS
 from railbus_shared.settings import CommonSettings
@@ -240,13 +243,13 @@ def test_python_blocks_compile(page: Path) -> None:
 
 @pytest.mark.parametrize("path", EXAMPLE_JOBS, ids=lambda path: path.name)
 def test_an_example_is_a_job(path: Path) -> None:
-    spec = read_spec(path.read_text(), where=str(path))
-    module, colon, function = spec.entrypoint.partition(":")
-    if colon:
-        assert f"\ndef {function}(" in (path.parent / f"{module}.py").read_text()
-        return
-    params = importlib.import_module(f"railbus_runner.entrypoints.{spec.entrypoint}").Params
-    assert params.parse(spec.params)
+    for spec in read_jobs(path.read_text(), where=str(path)).specs:
+        module, colon, function = spec.entrypoint.partition(":")
+        if colon:
+            assert f"\ndef {function}(" in (path.parent / f"{module}.py").read_text()
+            continue
+        params = importlib.import_module(f"railbus_runner.entrypoints.{spec.entrypoint}").Params
+        assert params.parse(spec.params)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=NAMES.get)
@@ -254,7 +257,20 @@ def test_yaml_and_json_jobs_in_a_page_are_jobs(page: Path) -> None:
     jobs = [block for block in blocks(page, "yaml") if "entrypoint" in yaml.safe_load(block)]
     jobs += _PASTED_JOB.findall(text_of(page))
     for job in jobs:
-        assert isinstance(read_spec(job, where=str(page)), JobSpec)
+        assert all(isinstance(spec, JobSpec) for spec in read_jobs(job, where=str(page)).specs)
+
+
+def test_the_sweep_that_is_explained_is_the_one_that_is_shipped() -> None:
+    (shown,) = blocks(REPO / "docs/jobs.md", "yaml")
+    shipped = (REPO / "examples/sweep.yaml").read_text()
+    assert read_jobs(shown, where="page") == read_jobs(shipped, where="file")
+
+
+def test_every_word_for_waiting_and_every_exit_code_of_a_job_is_explained() -> None:
+    text = text_of(REPO / "docs/jobs.md")
+    assert [word for word in get_args(WaitWord) if f"| `{word}` |" not in text] == []
+    codes = {exit_codes.JOB_CANCELLED, exit_codes.JOB_TIME_LIMIT, exit_codes.OUR_TROUBLE, exit_codes.INTERRUPTED}
+    assert [code for code in codes if f"| {code} |" not in text] == []
 
 
 def test_the_readme_shows_a_job_of_each_kind() -> None:

@@ -12,6 +12,9 @@ from railbus_shared import collecting
 
 if TYPE_CHECKING:
     from railbus.client import Client
+    from railbus.job import Job
+    from railbus.leasing import DeviceLease
+    from railbus.sync_client import SyncClient, SyncJob, SyncLease, connect
     from railbus_runner.context import TrainContext
     from railbus_runner.mixing import MixtureStream, open_mixture
     from railbus_runner.opening import Dataset, open_dataset
@@ -24,6 +27,8 @@ if TYPE_CHECKING:
 __all__ = [
     "Client",
     "Dataset",
+    "DeviceLease",
+    "Job",
     "JobRecord",
     "JobSpec",
     "LearningTelemetry",
@@ -31,7 +36,11 @@ __all__ = [
     "Packed",
     "RailbusError",
     "ShardStream",
+    "SyncClient",
+    "SyncJob",
+    "SyncLease",
     "TrainContext",
+    "connect",
     "open_dataset",
     "open_mixture",
 ]
@@ -39,6 +48,8 @@ __all__ = [
 _HOMES: Final = {
     "Client": "railbus.client",
     "Dataset": "railbus_runner.opening",
+    "DeviceLease": "railbus.leasing",
+    "Job": "railbus.job",
     "JobRecord": "railbus_shared.contracts.jobs",
     "JobSpec": "railbus_shared.contracts.jobs",
     "LearningTelemetry": "railbus_shared.telemetry",
@@ -46,7 +57,11 @@ _HOMES: Final = {
     "Packed": "railbus_runner.packed",
     "RailbusError": "railbus_shared.errors",
     "ShardStream": "railbus_runner.stream",
+    "SyncClient": "railbus.sync_client",
+    "SyncJob": "railbus.sync_client",
+    "SyncLease": "railbus.sync_client",
     "TrainContext": "railbus_runner.context",
+    "connect": "railbus.sync_client",
     "open_dataset": "railbus_runner.opening",
     "open_mixture": "railbus_runner.mixing",
 }

@@ -1,28 +1,39 @@
-"""The Python client: submit jobs, look at them, follow their events.
+"""The Python client: submit jobs, look at them, follow their events, lease devices.
 
 async with Client.connect() as client:
     job = await client.submit({"model": "digits-cnn", "dataset": "digits", "entrypoint": "classifier"})
-    async for event in client.follow(job.id):
+    async for event in job.events():
         print(event["type"], event["data"])
-    print((await client.job(job.id)).state)
+    print((await job.wait()).state)
+
+`railbus.connect()` gives the same without `await`; see `railbus.sync_client`.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Final, Self, TypeVar
+from typing import Final, Self
 
+from railbus.asking import FINAL_EVENTS as FINAL_EVENTS  # noqa: PLC0414 - part of the client's face
+from railbus.asking import Asker, somebody
+from railbus.ending import ended
+from railbus.job import Job
+from railbus.leasing import TTL_S, DeviceLease, leased, preference
+from railbus_shared import clock
 from railbus_shared.bus.connection import Bus
 from railbus_shared.bus.follow import follow
-from railbus_shared.contracts.jobs import JobRecord, JobSpec, JobState
-from railbus_shared.contracts.model import Contract
+from railbus_shared.contracts.jobs import DevicePreference, JobRecord, JobSpec, JobState
 from railbus_shared.contracts.requests import (
+    CancelJob,
+    CordonDevice,
     DatasetList,
     DatasetRef,
     DatasetSummary,
     DeviceList,
+    DrainHost,
     EventLines,
     Flushed,
     JobList,
@@ -30,17 +41,20 @@ from railbus_shared.contracts.requests import (
     ListJobs,
     Nothing,
     QueryEvents,
+    RevokeLease,
     VerifiedShards,
     VerifyShards,
 )
+from railbus_shared.contracts.waiting import Why
+from railbus_shared.errors import TransientError
 from railbus_shared.layout import Layout
 from railbus_shared.settings import CommonSettings, load, running_bus
 
-A = TypeVar("A", bound=Contract)
-
 _SUBMIT_S: Final = 15.0
+_SUBMIT_AGAIN_S: Final = 60.0
+_AGAIN_S: Final = 0.5
 _VERIFY_S: Final = 3600.0
-FINAL_EVENTS: Final = frozenset({"job.succeeded", "job.failed", "job.cancelled"})
+_IN_FLIGHT: Final = 16
 
 
 def settings_for(root: Path | None = None) -> CommonSettings:
@@ -53,11 +67,162 @@ def settings_for(root: Path | None = None) -> CommonSettings:
     return running_bus(Layout(settings.root)) or settings
 
 
-class Client:
-    """Everything a user can ask of a running railbus. Each method raises the error that the service answered."""
+class _JobRequests(Asker):
+    """What can be asked about jobs."""
 
-    def __init__(self, bus: Bus) -> None:
-        self._bus = bus
+    async def submit(self, spec: JobSpec | Mapping[str, object]) -> Job:
+        """Submit a job; the same submission made again is the same job.
+
+        Raises InvalidField, InvalidName, Conflict, UnknownEntrypoint, DatasetNotFound, IndexInvalid, …
+        """
+        record = await self.ask("jobs", "submit", _parsed(spec), JobRecord, timeout_s=_SUBMIT_S)
+        return Job(self, record)
+
+    async def submit_all(
+        self, specs: Iterable[JobSpec | Mapping[str, object]], *, in_flight: int = _IN_FLIGHT
+    ) -> list[Job]:
+        """Submit many jobs, `in_flight` at a time; returns them in the order of `specs`.
+
+        A job with an id is asked for again while nobody answers, which cannot make it twice. Raises the first error,
+        with no further job submitted after it; what was submitted before stays.
+        """
+        parsed, turns = [_parsed(spec) for spec in specs], asyncio.Semaphore(in_flight)
+
+        async def one(spec: JobSpec) -> Job:
+            async with turns:
+                return await (self.submit(spec) if spec.id is None else self._submit_surely(spec))
+
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                submitting = [tasks.create_task(one(spec)) for spec in parsed]
+        except BaseExceptionGroup as group:
+            raise group.exceptions[0] from group
+        return [task.result() for task in submitting]
+
+    async def _submit_surely(self, spec: JobSpec) -> Job:
+        give_up_s = clock.boottime_s() + _SUBMIT_AGAIN_S
+        while True:
+            try:
+                return await self.submit(spec)
+            except TransientError:
+                if clock.boottime_s() > give_up_s:
+                    raise
+                await asyncio.sleep(_AGAIN_S)
+
+    async def dry_run(self, spec: JobSpec | Mapping[str, object]) -> Why:
+        """What would become of a job: where it could run, what it would wait for, and when it may start."""
+        return await self.ask("jobs", "dry_run", _parsed(spec), Why)
+
+    async def job(self, job: str) -> JobRecord:
+        """A job's record; raises JobNotFound."""
+        return await self.ask("jobs", "get", JobRef(id=job), JobRecord)
+
+    async def attach(self, job: str) -> Job:
+        """A handle on a job that was submitted before; raises JobNotFound."""
+        return Job(self, await self.job(job))
+
+    async def jobs(
+        self,
+        *,
+        states: Sequence[JobState] = (),
+        owner: str | None = None,
+        group: str | None = None,
+        limit: int = 100,
+        before: str | None = None,
+    ) -> JobList:
+        """Records, newest first, as many as one message takes; those older than `before`, to read on."""
+        request = ListJobs(states=tuple(states), owner=owner, group=group, limit=limit, before=before)
+        return await self.ask("jobs", "list", request, JobList)
+
+    async def cancel(self, job: str, *, now: bool = False) -> JobRecord:
+        """Ask a job to end; returns its record, which may still be running towards its end."""
+        return await self.ask("jobs", "cancel", CancelJob(id=job, by=somebody(), now=now), JobRecord)
+
+    async def wait(self, jobs: Sequence[str]) -> list[JobRecord]:
+        """Wait for the end of all these jobs; returns their records in the same order, whatever the ends."""
+        return list((await ended(self, jobs)).values())
+
+
+class _DeviceRequests(Asker):
+    """What can be asked about devices."""
+
+    async def devices(self) -> DeviceList:
+        """All devices, and who has them."""
+        return await self.ask("devices", "list", Nothing(), DeviceList)
+
+    @contextlib.asynccontextmanager
+    async def lease(
+        self,
+        *,
+        gpus: int = 0,
+        cpus: int = 0,
+        devices: DevicePreference | None = None,
+        host: str | None = None,
+        holder: str | None = None,
+        ttl_s: int = TTL_S,
+        wait_s: float = 0.0,
+    ) -> AsyncIterator[DeviceLease]:
+        """Hold GPUs or CPU slots of this host (or of `host`) until the block ends; renewed in the background.
+
+        Raises NoFreeDevice once `wait_s` have passed without any, and LeaseLost at the end of a block during which the
+        lease was lost; `DeviceLease.check` tells earlier. Where this process is killed, it lapses after `ttl_s`.
+        """
+        wanted = devices or preference(gpus=gpus, cpus=cpus)
+        where = host or settings_for().host
+        async with leased(self, wanted, host=where, holder=holder, ttl_s=ttl_s, wait_s=wait_s) as lease:
+            yield lease
+
+    async def revoke(self, holder: str) -> None:
+        """Take back what is held by hand under this name; raises NotFound."""
+        await self.tell("devices", "revoke", RevokeLease(holder=holder))
+
+    async def drain(self, host: str, *, draining: bool = True) -> None:
+        """Let a host take no new jobs, or take them again; what runs goes on."""
+        await self.tell("devices", "drain", DrainHost(host=host, draining=draining))
+
+    async def cordon(self, device: str, *, cordoned: bool = True, reason: str = "") -> None:
+        """Let a device take no new jobs, or take them again; what runs goes on."""
+        request = CordonDevice(device=device, cordoned=cordoned, reason=reason, by=somebody())
+        await self.tell("devices", "cordon", request)
+
+
+class _DataRequests(Asker):
+    """What can be asked about datasets and about what happened."""
+
+    async def datasets(self) -> DatasetList:
+        """All datasets that a dataloader knows."""
+        return await self.ask("data", "list", Nothing(), DatasetList)
+
+    async def describe(self, dataset: str) -> DatasetSummary:
+        """One dataset, looked at anew; raises DatasetNotFound, SchemaInvalid, IndexInvalid."""
+        return await self.ask("data", "describe", DatasetRef(dataset=dataset), DatasetSummary)
+
+    async def verify(self, dataset: str, *, again: bool = True) -> VerifiedShards:
+        """Hash every shard of a dataset; raises ShardCorrupt."""
+        request = VerifyShards(dataset=dataset, again=again)
+        return await self.ask("data", "verify", request, VerifiedShards, timeout_s=_VERIFY_S)
+
+    async def events(self, query: QueryEvents) -> EventLines:
+        """Events from the log files."""
+        return await self.ask("telemetry", "query", query, EventLines)
+
+    async def flush(self) -> Flushed:
+        """Wait until every event published so far is in a closed log file."""
+        return await self.ask("telemetry", "flush", Nothing(), Flushed, timeout_s=50.0)
+
+    def follow(self, job: str) -> AsyncGenerator[dict[str, object], None]:
+        """A job's events of every area (job, train, checkpoint, …) from its beginning, until the one that ends it."""
+        return self.events_of(job)
+
+    async def follow_all(self) -> AsyncGenerator[dict[str, object], None]:
+        """Every event from now on."""
+        async with contextlib.aclosing(follow(self.bus, self.bus.subjects.all_events, since="new")) as events:
+            async for event in events:
+                yield event
+
+
+class Client(_JobRequests, _DeviceRequests, _DataRequests):
+    """Everything a user can ask of a running railbus. Each method raises the error that the service answered."""
 
     @classmethod
     @contextlib.asynccontextmanager
@@ -66,65 +231,6 @@ class Client:
         async with Bus.open(settings or settings_for(), name="client") as bus:
             yield cls(bus)
 
-    async def submit(self, spec: JobSpec | Mapping[str, object]) -> JobRecord:
-        """Submit a job; returns its record, or the one that the same submission made before.
 
-        Raises InvalidField, InvalidName, Conflict, UnknownEntrypoint, DatasetNotFound, IndexInvalid, …
-        """
-        parsed = spec if isinstance(spec, JobSpec) else JobSpec.parse(spec)
-        return await self._ask("jobs", "submit", parsed, JobRecord, timeout_s=_SUBMIT_S)
-
-    async def job(self, job: str) -> JobRecord:
-        """A job's record; raises JobNotFound."""
-        return await self._ask("jobs", "get", JobRef(id=job), JobRecord)
-
-    async def jobs(self, *, states: Sequence[JobState] = (), limit: int = 100) -> JobList:
-        """Records, newest first."""
-        return await self._ask("jobs", "list", ListJobs(states=tuple(states), limit=limit), JobList)
-
-    async def cancel(self, job: str) -> JobRecord:
-        """Ask a job to end; returns its record, which may still be running towards its end."""
-        return await self._ask("jobs", "cancel", JobRef(id=job), JobRecord)
-
-    async def devices(self) -> DeviceList:
-        """All devices, and who has them."""
-        return await self._ask("devices", "list", Nothing(), DeviceList)
-
-    async def datasets(self) -> DatasetList:
-        """All datasets that a dataloader knows."""
-        return await self._ask("data", "list", Nothing(), DatasetList)
-
-    async def describe(self, dataset: str) -> DatasetSummary:
-        """One dataset, looked at anew; raises DatasetNotFound, SchemaInvalid, IndexInvalid."""
-        return await self._ask("data", "describe", DatasetRef(dataset=dataset), DatasetSummary)
-
-    async def verify(self, dataset: str, *, again: bool = True) -> VerifiedShards:
-        """Hash every shard of a dataset; raises ShardCorrupt."""
-        request = VerifyShards(dataset=dataset, again=again)
-        return await self._ask("data", "verify", request, VerifiedShards, timeout_s=_VERIFY_S)
-
-    async def events(self, query: QueryEvents) -> EventLines:
-        """Events from the log files."""
-        return await self._ask("telemetry", "query", query, EventLines)
-
-    async def flush(self) -> Flushed:
-        """Wait until every event published so far is in a closed log file."""
-        return await self._ask("telemetry", "flush", Nothing(), Flushed, timeout_s=50.0)
-
-    async def follow(self, job: str) -> AsyncIterator[dict[str, object]]:
-        """A job's events of every area (job, train, checkpoint, …) from its beginning, until the one that ends it."""
-        async with contextlib.aclosing(follow(self._bus, self._bus.subjects.event("*", job, ">"))) as events:
-            async for event in events:
-                yield event
-                if event.get("type") in FINAL_EVENTS:
-                    return
-
-    async def follow_all(self) -> AsyncIterator[dict[str, object]]:
-        """Every event from now on."""
-        async with contextlib.aclosing(follow(self._bus, self._bus.subjects.all_events, since="new")) as events:
-            async for event in events:
-                yield event
-
-    async def _ask(self, area: str, verb: str, request: Contract, answer: type[A], *, timeout_s: float = 10.0) -> A:
-        subject = self._bus.subjects.request(area, verb)
-        return answer.parse(await self._bus.request(subject, request.to_map(), timeout_s=timeout_s))
+def _parsed(spec: JobSpec | Mapping[str, object]) -> JobSpec:
+    return spec if isinstance(spec, JobSpec) else JobSpec.parse(spec)

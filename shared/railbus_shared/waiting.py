@@ -7,7 +7,8 @@ result (python/cpython#86296), and a task that cannot be cancelled never drains.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+import contextlib
+from collections.abc import AsyncIterator, Coroutine, Iterable
 from typing import Any, Final
 
 _AGAIN_S: Final = 0.5
@@ -44,3 +45,18 @@ async def end(*tasks: asyncio.Task[Any]) -> None:
         for task in pending:
             task.cancel()
         _, pending = await asyncio.wait(pending, timeout=_AGAIN_S)
+
+
+@contextlib.asynccontextmanager
+async def beside(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """Run `work` beside the body and end it with the body, whose errors stay what they are (no ExceptionGroup).
+
+    What `work` itself raises is raised once the body has ended well.
+    """
+    task = asyncio.create_task(work)
+    try:
+        yield
+    finally:
+        await end(task)
+    if not task.cancelled():
+        task.result()

@@ -49,10 +49,21 @@ def test_every_command_for_datasets_explains_itself_within_80_columns(name: str)
 
 
 @pytest.mark.parametrize(
+    "words", ["devices drain", "devices cordon", "devices list", "lease run", "lease list", "lease release"]
+)
+def test_every_command_for_devices_explains_itself_within_80_columns(words: str) -> None:
+    shown = CliRunner().invoke(cli, [*words.split(), "--help"], terminal_width=80)
+    assert shown.exit_code == 0, shown.output
+    assert max(len(line) for line in shown.output.splitlines()) <= 80
+
+
+@pytest.mark.parametrize(
     ("group", "commands"),
     [
         ("dataset", ["import", "append", "export", "list", "show", "sample", "stats", "verify", "repair"]),
         ("checkpoints", ["list", "show", "verify"]),
+        ("devices", ["list", "drain", "undrain", "cordon", "uncordon"]),
+        ("lease", ["run", "list", "release"]),
     ],
 )
 def test_groups_show_their_commands(group: str, commands: list[str]) -> None:
@@ -78,8 +89,15 @@ def test_the_version_as_json_names_what_railbus_stands_on() -> None:
 
 def test_every_exit_code_is_explained() -> None:
     shown = CliRunner().invoke(cli, ["help", "exit-codes"]).output
-    used = {value for name, value in vars(exit_codes).items() if name.isupper() and isinstance(value, int)}
-    assert used == {int(line.split()[0]) for line in shown.splitlines()}
+    used = {
+        value
+        for name, value in vars(exit_codes).items()
+        if name[0].isalpha() and name.isupper() and isinstance(value, int)
+    }
+    table, _, of_a_job = shown.partition("\n\n")
+    assert used == {int(line.split()[0]) for line in table.splitlines()}
+    assert "`submit --wait`" in of_a_job
+    assert max(len(line) for line in shown.splitlines()) <= 90
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pty
 import pytest
 from rich.console import Console
 
-from railbus.cli.render import Cell, Column, ago, duration, humane, is_plain, plain_table, show, size
+from railbus.cli.render import Cell, Column, ago, duration, humane, is_plain, plain_table, show, size, until
 from railbus_shared import clock
 
 _COLUMNS = (Column("JOB"), Column("STATE", "state"), Column("SIZE", "bytes"), Column("WHEN", "time"))
@@ -47,6 +47,11 @@ def test_durations_have_at_most_two_units(seconds: float, text: str) -> None:
 @pytest.mark.parametrize(("passed_s", "text"), [(-5, "just now"), (0.2, "just now"), (130, "2m 10s ago")])
 def test_times_are_told_from_now(passed_s: float, text: str) -> None:
     assert ago(clock.rfc3339(10**18), now_ns=10**18 + int(passed_s * 1e9)) == text
+
+
+@pytest.mark.parametrize(("left_s", "text"), [(-5, "now"), (0.2, "now"), (130, "in 2m 10s"), (7200, "in 2h")])
+def test_times_to_come_are_told_from_now(left_s: float, text: str) -> None:
+    assert until(clock.rfc3339(10**18 + int(left_s * 1e9)), now_ns=10**18) == text
 
 
 def test_programs_get_everything_in_full() -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from railbus.cli.spec_file import read_spec
-from railbus_shared.errors import BadMessage, InvalidField
+from railbus.cli.spec_file import read_jobs, read_spec
+from railbus_shared.errors import BadMessage, InvalidField, WireError
 
 _HEAD = "model: m\ndataset: d\nentrypoint: classifier\n"
 
@@ -61,3 +61,35 @@ def test_aliases_cannot_blow_up_a_small_file() -> None:
 def test_deep_nesting_is_refused() -> None:
     with pytest.raises(BadMessage, match="nested too deep"):
         read_spec("[" * 5000, where="job.yaml")
+
+
+@pytest.mark.parametrize(
+    ("sweep", "place"),
+    [
+        ("sweep:\n  grid:\n    lr: 3\n", "s.yaml:6:5"),
+        ("sweep:\n  grid:\n    devices.cuont: [1]\n", "s.yaml:6:5"),
+        ("sweep:\n  grid:\n    seed: [-1]\n", "s.yaml:6:5"),
+        ("sweep:\n  list:\n    - {a: 1}\n    - {id: 1}\n", "s.yaml:7:8"),
+        ("sweep:\n  gird: {}\n", "s.yaml:5:3"),
+        ("sweep: {}\n", "s.yaml:4:1"),
+        ("group: Foo\nsweep: {grid: {a: [1]}}\n", "s.yaml:4:1"),
+        ("prioritty: 3\nsweep: {grid: {a: [1]}}\n", "s.yaml:4:1"),
+    ],
+)
+def test_what_is_wrong_with_a_sweep_is_pointed_at(sweep: str, place: str) -> None:
+    with pytest.raises(WireError) as raised:
+        read_jobs(f"{_HEAD}{sweep}", where="s.yaml")
+    assert raised.value.message.startswith(f"{place}: ")
+
+
+def test_settings_and_options_hold_for_every_job_of_a_sweep() -> None:
+    text = f"{_HEAD}sweep: {{grid: {{lr: [1, 2]}}}}\n"
+    file = read_jobs(text, where="s.yaml", settings=["epochs=3"], fields={"priority": 7, "owner": "ana"})
+    assert file.is_sweep
+    assert [spec.params for spec in file.specs] == [{"epochs": 3, "lr": 1}, {"epochs": 3, "lr": 2}]
+    assert {(spec.priority, spec.owner) for spec in file.specs} == {(7, "ana")}
+
+
+def test_where_one_job_is_wanted_a_sweep_is_refused() -> None:
+    with pytest.raises(InvalidField, match="not a sweep"):
+        read_spec(f"{_HEAD}sweep: {{grid: {{lr: [1, 2]}}}}\n", where="s.yaml")

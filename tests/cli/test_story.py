@@ -46,6 +46,16 @@ def event(kind: str, *, at_s: float = 0.0, job: str = "j-1", **fields: object) -
             "sample:\n    | The first line\n    |\n    |   the third\N{REPLACEMENT CHARACTER}[2J",
         ),
         (event("train.text", data={}), "text:\n    |"),
+        (event("job.held", data={"by": "ana"}), "held by ana: it does not start before it is released"),
+        (event("job.released"), "released"),
+        (event("job.priority_set", data={"priority": 5, "before": 0}), "priority 5, before 0"),
+        (event("job.preempting", data={"by": "j-2"}), "asked to make room for j-2"),
+        (event("job.cancel_requested", data={"by": "ana"}), "asked to end by ana"),
+        (event("job.cancelled", data={"by": "ana", "cause": "cancelled"}), "cancelled by ana"),
+        (
+            event("job.requeued", data={"cause": "signal", "why": "killed by SIGKILL", "backoff_s": 2.0}),
+            "back in the queue (killed by SIGKILL); tried again after 2.0s",
+        ),
         (event("job.output", data={"stream": "stdout", "line": "hello"}), "| hello"),
         (event("job.succeeded", data={"metrics": {"accuracy": 0.981}}), "succeeded  (accuracy 98.10%)"),
         (

@@ -18,7 +18,7 @@ from until import PATIENCE_S
 
 pytestmark = pytest.mark.timeout(120)  # each is many commands, each of them a process of its own
 
-_JOB = "model: m\ndataset: d\nentrypoint: classifier\ndevices: {kind: gpu, count: 7}\n"
+_JOB = "model: m\ndataset: d\nentrypoint: classifier\ndevices: {kind: gpu, count: 7}\nwait_for_hosts: true\n"
 
 
 class Place:
@@ -42,23 +42,51 @@ class Place:
             text=True,
         )
 
+    def start_manager(self) -> subprocess.Popen[bytes]:
+        with (self.folder / "device_manager.log").open("ab") as log:
+            return subprocess.Popen(
+                [sys.executable, "-m", "railbus_device_manager"], env=environment(self.env), stdout=log, stderr=log
+            )
+
+    def wait_for_manager(self) -> None:
+        deadline_s = time.monotonic() + PATIENCE_S
+        while (done := self.railbus("jobs", "--json")).status != 0:
+            assert time.monotonic() < deadline_s, f"{done.err}{(self.folder / 'device_manager.log').read_text()}"
+
 
 @pytest.fixture
 def place(server: Server, tmp_path: Path) -> Iterator[Place]:
     made = Place(tmp_path, server.url)
     made.env["RAILBUS_DEVICE_MANAGER_HTTP_PORT"] = "0"
-    with (tmp_path / "device_manager.log").open("wb") as log:
-        manager = subprocess.Popen(
-            [sys.executable, "-m", "railbus_device_manager"], env=environment(made.env), stdout=log, stderr=log
-        )
+    manager = made.start_manager()
     try:
-        deadline_s = time.monotonic() + PATIENCE_S
-        while (done := made.railbus("jobs", "--json")).status != 0:
-            assert time.monotonic() < deadline_s, f"{done.err}{(tmp_path / 'device_manager.log').read_text()}"
+        made.wait_for_manager()
         yield made
     finally:
         manager.terminate()
         manager.wait(PATIENCE_S)
+
+
+def test_waiting_goes_on_while_nobody_answers(server: Server, tmp_path: Path) -> None:
+    place = Place(tmp_path, server.url)
+    place.env["RAILBUS_DEVICE_MANAGER_HTTP_PORT"] = "0"
+    first = place.start_manager()
+    place.wait_for_manager()
+    waiting = place.start("-m", "railbus.cli.main", "submit", "job.yaml", "--wait")
+    assert waiting.stdout is not None
+    with contextlib.closing(waiting.stdout):
+        assert waiting.stdout.readline().startswith("queued job ")
+        first.kill()
+        first.wait(PATIENCE_S)
+        second = place.start_manager()
+        try:
+            place.wait_for_manager()
+            assert waiting.poll() is None
+            assert place.railbus("cancel", "@last").status == 0
+            assert waiting.wait(PATIENCE_S) == 123
+        finally:
+            second.terminate()
+            second.wait(PATIENCE_S)
 
 
 def test_a_job_goes_from_submission_to_cancellation(place: Place) -> None:
@@ -79,7 +107,7 @@ def test_a_job_goes_from_submission_to_cancellation(place: Place) -> None:
 
     assert place.railbus("cancel", "@last").out == f"job {job} is cancelled\n"
     assert "cancelled" in place.railbus("job", job).out
-    assert place.railbus("logs", "-f", job).status == 9
+    assert place.railbus("logs", "-f", job).status == 123
 
 
 def test_a_job_from_stdin_with_settings_is_what_was_asked_for(place: Place) -> None:
@@ -98,6 +126,38 @@ def test_the_same_id_with_another_spec_is_a_conflict(place: Place) -> None:
     assert done.err.startswith("error[CONFLICT]: field 'id' has value 'mine'")
 
 
+def test_a_sweep_is_many_jobs_once_and_its_group_is_asked_for_as_one(place: Place) -> None:
+    sweep = str(Path(__file__).parents[2] / "examples" / "sweep.yaml")
+    ids = place.railbus("submit", sweep, "-q", "--hold").out.split()
+    assert (len(ids), ids[0][-2:]) == (6, "-1")
+    assert place.railbus("submit", sweep, "-q", "--hold").out.split() == ids
+    group = ids[0].removesuffix("-1")
+    listed = place.railbus("jobs", "--group", group)
+    assert "lr=0.001, seed=3" in listed.out
+    assert f"6 jobs of group {group}: 6 queued" in listed.err
+    found = place.railbus("jobs", "-g", group, "--json", "-n", "2").json()
+    assert isinstance(found, dict)
+    assert (len(found["jobs"]), found["total"], found["states"]) == (2, 6, {"queued": 6})
+    assert place.railbus("cancel", "--group", group, "-q").out.split() == ids
+    assert place.railbus("cancel", "--group", group).err.startswith(f"no job of group {group} is queued or")
+    assert place.railbus("submit", sweep, "--follow").status == 2
+
+
+def test_a_job_is_held_released_and_given_another_place(place: Place) -> None:
+    job = place.railbus("submit", "job.yaml", "--hold", "--owner", "ana", "--priority", "3", "-q").out.strip()
+    assert place.railbus("jobs", "--owner", "ana").out.splitlines()[1].split()[:2] == [job, "held"]
+    assert place.railbus("jobs", "--owner", "ben").err == "no such jobs\n"
+    assert place.railbus("release", job).out == f"job {job} is queued and no longer held\n"
+    assert place.railbus("hold", job, "-q").out == f"{job}\n"
+    assert place.railbus("priority", job, "-7").out == f"job {job} has priority -7\n"
+    assert place.railbus("cancel", job, "@last").status == 0
+    again = place.railbus("retry", job, "--json").json()
+    assert isinstance(again, dict)
+    assert (again["retry_of"], again["priority"], again.get("held_by")) == (job, -7, None)
+    refused = place.railbus("hold", job)
+    assert (refused.status, refused.err.startswith("error[CONFLICT]")) == (1, True)
+
+
 def test_a_job_that_does_not_exist_is_not_found(place: Place) -> None:
     for command in ("job", "cancel"):
         done = place.railbus(command, "j-000000-9")
@@ -114,7 +174,7 @@ def test_following_tells_the_story_and_returns_the_jobs_code(place: Place) -> No
     place.railbus("cancel", "mine")
     rest = following.stdout.read()
     assert "cancelled" in rest
-    assert following.wait(PATIENCE_S) == 9
+    assert following.wait(PATIENCE_S) == 123
     following.stdout.close()
 
 

@@ -14,9 +14,9 @@ from running_up import RunningUp, start_up
 SHORT = {"RAILBUS_LEASE_TTL_S": "6", "RAILBUS_HEARTBEAT_S": "0.5"}
 
 
-def _running(folder: Path) -> Iterator[RunningUp]:
+def _running(folder: Path, **settings: str) -> Iterator[RunningUp]:
     import_dataset(Layout(folder / "learning"), "digits")
-    up = start_up(folder, env=SHORT)
+    up = start_up(folder, env={**SHORT, **settings})
     try:
         up.wait_until(up.is_ready, timeout_s=60, what="all services ready")
         yield up
@@ -33,3 +33,9 @@ def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningUp]:
 @pytest.fixture
 def fragile_up(tmp_path: Path) -> Iterator[RunningUp]:
     yield from _running(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def two_slots(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningUp]:
+    """Two jobs at a time, whatever the machine."""
+    yield from _running(tmp_path_factory.mktemp("up"), RAILBUS_DEVICE_MANAGER_CPU_SLOTS="2")

@@ -104,7 +104,7 @@ async def test_the_same_submission_is_the_same_job_and_another_spec_is_a_conflic
     spec = {**GOOD, "model": "twice", "id": "twice", "params": {"epochs": 1}}
     async with up.raw_client() as raw, up.client() as client:
         first, second = await client.submit(spec), await client.submit(spec)
-        assert first.sequence == second.sequence
+        assert first.record.sequence == second.record.sequence
         reply = await raw.request(
             "railbus.req.jobs.submit", json.dumps({**spec, "seed": 1}).encode(), timeout=PATIENCE_S
         )

@@ -43,7 +43,7 @@ async def test_each_of_a_thousand_submissions_is_accepted_or_refused_with_a_code
                 if counted["job.queued"] + counted["UNKNOWN_ENTRYPOINT"] + counted["BAD_MESSAGE"] == 900:
                     break
                 event = await anext(events)
-        await events.aclose()  # type: ignore[attr-defined]
+        await events.aclose()
         listed = await client.jobs(states=["queued"], limit=500)
     assert {name: counted[name] for name in ("job.queued", "UNKNOWN_ENTRYPOINT", "BAD_MESSAGE")} == {
         "job.queued": 700,

@@ -120,9 +120,9 @@ async def test_a_users_entrypoint_from_an_allowed_folder_trains(up: RunningUp) -
 async def test_a_users_error_fails_the_job_at_once_with_its_last_line(up: RunningUp) -> None:
     job = {"model": "paced", "dataset": "digits", "entrypoint": "paced:fail"}
     async with up.client() as client:
-        record = await client.submit(job)
-        await finished(client, record.id)
-        record = await client.job(record.id)
+        submitted = await client.submit(job)
+        await finished(client, submitted.id)
+        record = await client.job(submitted.id)
     assert (record.state, record.end_cause, record.attempt) == ("failed", "user_error", 1)
     assert record.error is not None
     assert "no luck today" in record.error.message
@@ -131,11 +131,11 @@ async def test_a_users_error_fails_the_job_at_once_with_its_last_line(up: Runnin
 async def test_a_running_job_can_be_cancelled(up: RunningUp) -> None:
     job = {"model": "cancelled", "dataset": "digits", "entrypoint": "paced:train", "params": {"epochs": 100}}
     async with up.client() as client:
-        record = await client.submit(job)
-        await until_event(client, record.id, "job.first_step")
-        await client.cancel(record.id)
-        await finished(client, record.id, timeout_s=60)
-        record = await client.job(record.id)
+        submitted = await client.submit(job)
+        await until_event(client, submitted.id, "job.first_step")
+        await client.cancel(submitted.id)
+        await finished(client, submitted.id, timeout_s=60)
+        record = await client.job(submitted.id)
     assert (record.state, record.end_cause) == ("cancelled", "cancelled")
 
 

@@ -86,7 +86,7 @@ def demo(*, epochs: int, keep: bool, as_json: bool) -> int:
     if is_interrupted and not client.record:
         return exit_codes.INTERRUPTED
     if keep:
-        return exit_codes.OK if client.record.get("state") == "succeeded" else exit_codes.JOB_FAILED
+        return exit_codes.OK if client.record.get("state") == "succeeded" else exit_codes.FAILURE
     result = report(root, job=client.job, record=client.record, accuracy=client.accuracy, began_s=began_s)
     if as_json:
         print_json(result.to_map())

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
+import contextlib
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Final
 
 import click
 
@@ -13,6 +14,10 @@ from railbus.cli.tell import Teller, print_event
 
 if TYPE_CHECKING:
     from railbus.client import Client
+    from railbus_shared.contracts.jobs import JobRecord
+
+_LAST_EVENTS_S: Final = 5.0
+"""How long a job's last events may be on their way when its record says already that it has ended."""
 
 
 def _any(_: Mapping[str, object]) -> bool:
@@ -24,19 +29,38 @@ async def follow_job(
     job: str,
     *,
     as_json: bool,
-    is_silent: bool,
     is_wanted: Callable[[Mapping[str, object]], bool] = _any,
-) -> str:
-    """Tell a job's events until its end; returns its final state.
+) -> JobRecord:
+    """Tell a job's events until its end, to stdout, as JSON lines if asked for; returns its last record."""
+    from railbus_shared.waiting import beside, is_set_within
 
-    The story goes to stdout, as JSON lines if asked for.
-    """
     write = print_event if as_json else Teller(to_console()).tell
-    try:
+    is_told = asyncio.Event()
+
+    async def tell() -> None:
         async for event in client.follow(job):
-            if not is_silent and is_wanted(event):
+            if is_wanted(event):
                 write(event)
+        is_told.set()
+
+    async with _leaving(f"left job {job}, which goes on; follow it again: railbus logs -f {job}"), beside(tell()):
+        (record,) = await client.wait([job])
+        await is_set_within(is_told, _LAST_EVENTS_S)  # of a job of long ago they are no longer in the stream
+    return record
+
+
+async def wait_for_jobs(client: Client, jobs: Sequence[str]) -> list[JobRecord]:
+    """Wait for the end of all jobs in silence; returns their records in the same order."""
+    several = jobs[0] if len(jobs) == 1 else f"{len(jobs)} jobs"
+    async with _leaving(f"left {several}; what was submitted goes on"):
+        return await client.wait(jobs)
+
+
+@contextlib.asynccontextmanager
+async def _leaving(words: str) -> AsyncIterator[None]:
+    """Say these words where Ctrl-C ends the wait."""
+    try:
+        yield
     except asyncio.CancelledError:
-        click.echo(f"\nleft job {job}, which goes on; follow it again: railbus logs -f {job}", err=True)
+        click.echo(f"\n{words}", err=True)
         raise
-    return (await client.job(job)).state

@@ -6,14 +6,15 @@ import difflib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
-from railbus_shared.errors import InvalidField, InvalidName, JobNotFound
+from railbus_shared.errors import InvalidField, InvalidName, JobNotFound, NotFound
 
 if TYPE_CHECKING:
     from railbus.client import Client
-    from railbus_shared.contracts.jobs import JobRecord
+    from railbus_shared.contracts.jobs import JobRecord, JobState
 
 LAST: Final = "@last"
 _LOOKED_AT: Final = 500
+_PAGE: Final = 100
 
 
 async def find_job(client: Client, wanted: str) -> JobRecord:
@@ -31,14 +32,44 @@ async def find_job(client: Client, wanted: str) -> JobRecord:
         return next(record for record in records if record.id == chosen)
 
 
+async def find_jobs(client: Client, wanted: Sequence[str]) -> list[JobRecord]:
+    """The records of all jobs that are meant, each once; raises like `find_job`, before anything is done to any."""
+    found = [await find_job(client, one) for one in wanted]
+    return list({record.id: record for record in found}.values())
+
+
+async def find_group(client: Client, group: str, *, states: Sequence[JobState] = ()) -> list[JobRecord]:
+    """The records of a group's jobs in these states, oldest first; raises JobNotFound if the group has none at all."""
+    found: list[JobRecord] = []
+    while page := (await client.jobs(group=group, states=states, limit=_PAGE, before=_last(found))).jobs:
+        found += page
+    if not found and not (await client.jobs(group=group, limit=1)).total:
+        raise JobNotFound(f"group has value {group!r}: no job belongs to it", hint="`railbus jobs` lists jobs")
+    return found[::-1]
+
+
+def _last(records: Sequence[JobRecord]) -> str | None:
+    return records[-1].id if records else None
+
+
 def choose(wanted: str, ids: Sequence[str]) -> str:
     """The only id that begins so; raises JobNotFound with the nearest, or InvalidField with those that do."""
+    return choose_one(wanted, ids, kind="job", hint="`railbus jobs` lists them", error=JobNotFound)
+
+
+def choose_one(wanted: str, ids: Sequence[str], *, kind: str, hint: str, error: type[NotFound] = NotFound) -> str:
+    """The id itself, or the only one that begins so; raises `error` with the nearest, or InvalidField."""
+    if wanted in ids:
+        return wanted
     matches = [one for one in ids if one.startswith(wanted)] if wanted else []
     if len(matches) == 1:
         return matches[0]
     if matches:
         shown = ", ".join(matches[:5]) + (", …" if len(matches) > 5 else "")
-        raise InvalidField(field="JOB", value=wanted, problem=f"{len(matches)} jobs begin so", hint=f"one of {shown}")
+        raise InvalidField(
+            field=kind.upper(), value=wanted, problem=f"{len(matches)} {kind}s begin so", hint=f"one of {shown}"
+        )
     close = difflib.get_close_matches(wanted, ids, n=1)
-    hint = f"did you mean {close[0]!r}?" if close else "`railbus jobs` lists them"
-    raise JobNotFound(f"job has value {wanted!r}: there is no such job", hint=hint)
+    raise error(
+        f"{kind} has value {wanted!r}: there is no such {kind}", hint=f"did you mean {close[0]!r}?" if close else hint
+    )

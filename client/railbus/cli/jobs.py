@@ -1,25 +1,31 @@
-"""`railbus submit`, `jobs`, `job` and `cancel`."""
+"""`railbus jobs` and `job`."""
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Final, cast
 
 import click
 
-from railbus.cli import exit_codes
-from railbus.cli.follow import follow_job
 from railbus.cli.job_names import find_job
-from railbus.cli.render import Cell, Column, print_json, show, show_pairs, to_console
+from railbus.cli.render import Cell, Column, print_json, show, show_pairs, shown_state, to_console
 from railbus.cli.session import connected, json_option, root_option, run
 
 if TYPE_CHECKING:
     from railbus.client import Client
-    from railbus_shared.contracts.jobs import JobRecord, JobSpec, JobState
+    from railbus_shared.contracts.jobs import JobRecord, JobState
+    from railbus_shared.contracts.requests import JobList
 
-_STATES: Final = ("queued", "placed", "running", "checkpointing", "succeeded", "failed", "cancelled")
+_STATES: Final[tuple[JobState, ...]] = (
+    "queued",
+    "placed",
+    "running",
+    "checkpointing",
+    "succeeded",
+    "failed",
+    "cancelled",
+)
 _TIMELINE: Final = 1000
+_NONE: Final = "no jobs; `railbus submit JOB.yaml` makes one"
 _COLUMNS: Final = (
     Column("JOB", "id"),
     Column("STATE", "state"),
@@ -28,84 +34,70 @@ _COLUMNS: Final = (
     Column("WHEN", "time"),
     Column("WHERE OR WHY"),
 )
-
-
-@click.command()
-@click.argument(
-    "file", type=click.Path(path_type=Path, dir_okay=False, allow_dash=True, exists=True), metavar="JOB.yaml"
-)
-@click.option("--follow", "-f", is_flag=True, help="Tell what happens until the job ends; exits with its code.")
-@click.option("--wait", "-w", is_flag=True, help="Wait for the end in silence; exits with the job's code.")
-@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Set one of the `params`; may be repeated.")
-@click.option("--quiet", "-q", is_flag=True, help="Print the job's id only.")
-@json_option
-@root_option
-def submit(*, file: Path, follow: bool, wait: bool, settings: tuple[str, ...], quiet: bool, as_json: bool) -> int:
-    """Submit a job from a YAML or JSON file, or from stdin (`-`).
-
-    \b
-      railbus submit job.yaml --follow
-      railbus submit job.yaml --set lr=1e-3 --set epochs=5
-      generate-job | railbus submit -
-    """
-    from railbus.cli.spec_file import STDIN, read_spec
-
-    is_stdin = str(file) == STDIN
-    text = sys.stdin.buffer.read() if is_stdin else file.read_bytes()
-    spec = read_spec(text.decode("utf-8-sig", "replace"), where="stdin" if is_stdin else str(file), settings=settings)
-    return run(_submit(spec, follow=follow, wait=wait, quiet=quiet, as_json=as_json))
-
-
-async def _submit(spec: JobSpec, *, follow: bool, wait: bool, quiet: bool, as_json: bool) -> int:
-    async with connected() as client:
-        record = await client.submit(spec)
-        if quiet:
-            click.echo(record.id)
-        elif as_json and not (follow or wait):
-            print_json(record.to_map())
-        else:
-            told = "" if follow or wait else f"; follow: railbus logs -f {record.id}"
-            click.echo(f"{record.state} job {record.id}{told}", err=as_json)
-        if not (follow or wait):
-            return exit_codes.OK
-        state = await follow_job(client, record.id, as_json=as_json, is_silent=wait and not follow)
-        if as_json and wait and not follow:
-            print_json((await client.job(record.id)).to_map())
-        return exit_codes.of_state(state)
+_GROUP_COLUMNS: Final = tuple(Column("VALUES") if one.title == "MODEL" else one for one in _COLUMNS)
 
 
 @click.command()
 @click.option("--state", "-s", "states", multiple=True, type=click.Choice(_STATES), help="Only these; may be repeated.")
+@click.option("--owner", "-o", metavar="NAME", help="Only jobs of this owner.")
+@click.option("--group", "-g", metavar="NAME", help="Only jobs of this group, with a summary of their states.")
 @click.option("--limit", "-n", type=click.IntRange(1, 500), default=50, show_default=True, help="At most so many.")
 @click.option("--quiet", "-q", is_flag=True, help="Print ids only.")
 @json_option
 @root_option
-def jobs(*, states: tuple[str, ...], limit: int, quiet: bool, as_json: bool) -> None:
+def jobs(
+    *, states: tuple[str, ...], owner: str | None, group: str | None, limit: int, quiet: bool, as_json: bool
+) -> None:
     """List jobs, newest first."""
-    run(_jobs(cast("tuple[JobState, ...]", states), limit=limit, quiet=quiet, as_json=as_json))
+    wanted = cast("tuple[JobState, ...]", states)
+    run(_jobs(wanted, owner=owner, group=group, limit=limit, quiet=quiet, as_json=as_json))
 
 
-async def _jobs(states: tuple[JobState, ...], *, limit: int, quiet: bool, as_json: bool) -> None:
+async def _jobs(
+    states: tuple[JobState, ...], *, owner: str | None, group: str | None, limit: int, quiet: bool, as_json: bool
+) -> None:
     async with connected() as client:
-        found = await client.jobs(states=states, limit=limit)
+        found = await client.jobs(states=states, owner=owner, group=group, limit=limit)
+        totals = await _totals(client, group, owner) if group and not quiet else {}
     if as_json:
-        print_json(found.to_map())
+        print_json(found.to_map() | ({"states": totals} if group else {}))
     elif quiet:
         for record in found.jobs:
             click.echo(record.id)
     else:
-        if found.jobs:
-            show(_COLUMNS, [_row(record) for record in found.jobs], console=to_console())
-        if found.total > len(found.jobs):
-            click.echo(f"{found.total - len(found.jobs)} more; use --limit", err=True)
+        _show(found, is_group=group is not None)
+        if totals:
+            counted = ", ".join(f"{count} {state}" for state, count in totals.items())
+            click.echo(f"{sum(totals.values())} jobs of group {group}: {counted}", err=True)
         if not found.total:
-            click.echo("no jobs; `railbus submit JOB.yaml` makes one", err=True)
+            click.echo(_NONE if not (states or owner or group) else "no such jobs", err=True)
 
 
-def _row(record: JobRecord) -> list[Cell]:
+async def _totals(client: Client, group: str, owner: str | None) -> dict[str, int]:
+    """How many jobs of a group are in each state; states without any are left out."""
+    asked = {state: await client.jobs(states=(state,), group=group, owner=owner, limit=1) for state in _STATES}
+    return {state: found.total for state, found in asked.items() if found.total}
+
+
+def _show(found: JobList, *, is_group: bool) -> None:
+    if found.jobs:
+        rows = [_row(record, is_group=is_group) for record in found.jobs]
+        show(_GROUP_COLUMNS if is_group else _COLUMNS, rows, console=to_console())
+    if found.total > len(found.jobs):
+        click.echo(f"{found.total - len(found.jobs):,} more; use --limit", err=True)
+
+
+def _row(record: JobRecord, *, is_group: bool) -> list[Cell]:
     step = record.checkpoint.step if record.checkpoint else None
-    where = ", ".join(record.devices) if record.is_active else record.reason
-    return [record.id, record.state, record.spec.model, step, record.changed_at, where]
+    values = (record.spec.name or "").removeprefix(f"{record.spec.group}: ")
+    what = values if is_group else record.spec.model
+    return [record.id, shown_state(record), what, step, record.changed_at, _where_or_why(record)]
+
+
+def _where_or_why(record: JobRecord) -> str:
+    if record.is_active:
+        return ", ".join(record.devices)
+    return record.reason or (record.error.message if record.error else "")
 
 
 @click.command()
@@ -152,15 +144,25 @@ async def _timeline(client: Client, job: str) -> list[dict[str, object]]:
 
 
 def _pairs(record: JobRecord) -> dict[str, Cell]:
+    spec = record.spec
     pairs: dict[str, Cell] = {
         "job": record.id,
-        "state": record.state,
+        "name": spec.name,
+        "state": shown_state(record),
         "reason": record.reason or None,
-        "model": record.spec.model,
-        "dataset": record.spec.dataset,
-        "entrypoint": record.spec.entrypoint,
+        "end": _end(record),
+        "model": spec.model,
+        "dataset": spec.dataset,
+        "entrypoint": spec.entrypoint,
         "devices": ", ".join(record.devices) or None,
-        "attempt": f"{record.attempt} of {record.spec.max_attempts}",
+        "priority": record.priority or None,
+        "owner": spec.owner,
+        "group": spec.group,
+        "held by": record.held_by,
+        "cancelled by": record.cancelled_by,
+        "preempted by": record.preempted_by,
+        "retry of": record.retry_of,
+        "attempt": f"{record.attempt} of {spec.max_attempts}",
         "submitted": record.submitted_at,
         "started": record.started_at,
         "ended": record.ended_at,
@@ -170,31 +172,16 @@ def _pairs(record: JobRecord) -> dict[str, Cell]:
     return {name: value for name, value in pairs.items() if value is not None}
 
 
+def _end(record: JobRecord) -> str | None:
+    """The cause of the last attempt's end, and how its trainer ended where that says more."""
+    if record.end_cause is None or record.end_cause == "ok":
+        return None
+    code = record.exit_code
+    if not code:
+        return record.end_cause
+    return f"{record.end_cause}, {f'signal {-code}' if code < 0 else f'exit code {code}'}"
+
+
 def _checkpoint(record: JobRecord) -> str | None:
     ref = record.checkpoint
     return None if ref is None else f"checkpoint-{ref.number:06d} at step {ref.step}, sha256 {ref.sha256}"
-
-
-@click.command()
-@click.argument("job")
-@click.option("--wait", "-w", is_flag=True, help="Wait for its end.")
-@json_option
-@root_option
-def cancel(*, job: str, wait: bool, as_json: bool) -> None:
-    """Ask a job to end; a running one writes a checkpoint first."""
-    run(_cancel(job, wait=wait, as_json=as_json))
-
-
-async def _cancel(wanted: str, *, wait: bool, as_json: bool) -> None:
-    async with connected() as client:
-        found = await find_job(client, wanted)
-        record = await client.cancel(found.id)
-        if wait and not record.is_final:
-            await follow_job(client, record.id, as_json=False, is_silent=True)
-            record = await client.job(record.id)
-    if as_json:
-        print_json(record.to_map())
-    elif record.is_final:
-        click.echo(f"job {record.id} is {record.state}")
-    else:
-        click.echo(f"job {record.id} will end; follow: railbus logs -f {record.id}")

@@ -119,10 +119,10 @@ async def _follow_one(job: str, wanted: Wanted, *, as_json: bool) -> int:
     from railbus.cli.follow import follow_job
     from railbus.cli.job_names import find_job
 
-    async with connected() as client:
-        record = await find_job(client, job)
-        state = await follow_job(client, record.id, as_json=as_json, is_silent=False, is_wanted=wanted.matches)
-    return exit_codes.of_state(state)
+    async with connected(waits=True) as client:
+        found = await find_job(client, job)
+        record = await follow_job(client, found.id, as_json=as_json, is_wanted=wanted.matches)
+    return exit_codes.of_record(record)
 
 
 async def _follow_all(wanted: Wanted, write: Callable[[Mapping[str, object]], None]) -> None:

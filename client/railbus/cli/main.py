@@ -36,16 +36,22 @@ COMMANDS: Final[Mapping[str, Mapping[str, Entry]]] = {
         "doctor": Entry("doctor:doctor", "Check this machine, and say how to mend what is wrong."),
     },
     "Jobs": {
-        "submit": Entry("jobs:submit", "Submit a job from a YAML or JSON file."),
+        "submit": Entry("submit:submit", "Submit a job, or a sweep of them, from a YAML or JSON file."),
         "jobs": Entry("jobs:jobs", "List jobs, newest first."),
         "job": Entry("jobs:job", "Show one job and what happened to it."),
-        "cancel": Entry("jobs:cancel", "Ask a job to end; it writes a checkpoint first."),
+        "why": Entry("why:why", "Say why a job waits, and when it may start."),
         "logs": Entry("logs:logs", "Show what happened, from the log files and live."),
+        "cancel": Entry("job_orders:cancel", "Ask jobs to end; they write a checkpoint first."),
+        "retry": Entry("job_orders:retry", "Submit jobs that have ended once more."),
+        "hold": Entry("job_orders:hold", "Keep waiting jobs from starting."),
+        "release": Entry("job_orders:release", "Let jobs start that were held."),
+        "priority": Entry("job_orders:priority", "Give a waiting job another priority."),
     },
     "Data, models and devices": {
         "dataset": Entry("dataset:dataset", "Import, look at, verify and export datasets."),
         "checkpoints": Entry("checkpoints:checkpoints", "List, show and verify checkpoints."),
-        "devices": Entry("devices:devices", "List devices, and who has them."),
+        "devices": Entry("devices:devices", "List devices; take hosts and devices out of service."),
+        "lease": Entry("lease:lease", "Hold devices by hand, for a command or a notebook."),
     },
     "More": {
         "events": Entry("logs:events", "Events of everything as JSON lines."),
@@ -133,15 +139,16 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
 
 
 def _status(arguments: list[str], *, wants_traceback: bool) -> int:
+    session = Session()
     try:
-        result = cli.main(arguments, prog_name="railbus", standalone_mode=False)
+        result = cli.main(arguments, prog_name="railbus", standalone_mode=False, obj=session)
         sys.stdout.flush()
     except click.exceptions.ClickException as exc:
         exc.show()
         return exit_codes.USAGE
     except RailbusError as exc:
         _show_error(exc, with_traceback=wants_traceback)
-        return exit_codes.of_error(exc)
+        return session.error_status or exit_codes.of_error(exc)
     except (KeyboardInterrupt, click.exceptions.Abort):
         return exit_codes.INTERRUPTED
     except BrokenPipeError:

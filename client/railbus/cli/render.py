@@ -18,7 +18,9 @@ from railbus_shared import clock
 if TYPE_CHECKING:
     from rich.console import Console
 
-Kind = Literal["text", "id", "number", "bytes", "time", "state", "hash"]
+    from railbus_shared.contracts.jobs import JobRecord
+
+Kind = Literal["text", "id", "number", "bytes", "time", "until", "state", "hash"]
 Cell = str | int | float | None
 
 STATE_STYLES: Final[Mapping[str, str]] = {
@@ -29,6 +31,8 @@ STATE_STYLES: Final[Mapping[str, str]] = {
     "succeeded": "green",
     "failed": "red",
     "cancelled": "magenta",
+    "held": "yellow",
+    "cordoned": "red",
     "free": "green",
     "leased": "blue",
     "reclaiming": "yellow",
@@ -113,8 +117,8 @@ def humane(value: Cell, kind: Kind, *, now_ns: int) -> str:
         return "–"
     if kind == "bytes" and isinstance(value, int):
         return size(value)
-    if kind == "time" and isinstance(value, str):
-        return ago(value, now_ns=now_ns)
+    if kind in {"time", "until"} and isinstance(value, str):
+        return ago(value, now_ns=now_ns) if kind == "time" else until(value, now_ns=now_ns)
     if kind == "hash" and isinstance(value, str):
         return f"{value[:_HASH_SHOWN]}…"
     if kind == "number" and isinstance(value, int):
@@ -136,6 +140,12 @@ def ago(time: str, *, now_ns: int) -> str:
     """How long ago a time was: `2m ago`; `just now` for the last second and the future."""
     passed_s = (now_ns - clock.parse_rfc3339(time)) / clock.NS_PER_S
     return "just now" if passed_s < 1 else f"{duration(round(passed_s))} ago"
+
+
+def until(time: str, *, now_ns: int) -> str:
+    """How far ahead a time is: `in 2m`; `now` for the next second and the past."""
+    left_s = (clock.parse_rfc3339(time) - now_ns) / clock.NS_PER_S
+    return "now" if left_s < 1 else f"in {duration(round(left_s))}"
 
 
 def duration(seconds: float) -> str:
@@ -160,6 +170,11 @@ def print_json(value: object) -> None:
     click.echo(orjson.dumps(value, option=indent).decode())
 
 
+def shown_state(record: JobRecord) -> str:
+    """A job's state in one word, where what a person did to it is the better one."""
+    return "held" if record.state == "queued" and record.held_by else record.state
+
+
 def _full(value: Cell) -> str:
     if value is None or value == "":
         return "-"
@@ -169,4 +184,4 @@ def _full(value: Cell) -> str:
 def _style(text: str, kind: Kind) -> str:
     if kind == "state":
         return STATE_STYLES.get(text, "")
-    return "dim" if kind in {"time", "hash"} else ""
+    return "dim" if kind in {"time", "until", "hash"} else ""

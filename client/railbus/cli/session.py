@@ -11,6 +11,8 @@ from urllib.parse import urlsplit
 
 import click
 
+from railbus.cli import exit_codes
+
 if TYPE_CHECKING:
     from railbus.client import Client
     from railbus_shared.errors import NotAuthorized, RailbusError
@@ -33,6 +35,8 @@ class Session:
 
     root: Path | None = None
     traceback: bool = False
+    error_status: int | None = None
+    """The exit status of every error, for a command whose other statuses are those of a job."""
 
     @property
     def layout(self) -> Layout:
@@ -80,8 +84,13 @@ def run(work: Coroutine[None, None, R]) -> R:
 
 
 @contextlib.asynccontextmanager
-async def connected() -> AsyncIterator[Client]:
-    """A client of the bus of the root; raises BusUnavailable, NotAuthorized."""
+async def connected(*, waits: bool = False) -> AsyncIterator[Client]:
+    """A client of the bus of the root; raises BusUnavailable, NotAuthorized.
+
+    With `waits` the command's exit status is that of a job, so that every error ends with the one that no job has.
+    """
+    if waits:
+        session().error_status = exit_codes.OUR_TROUBLE
     from railbus.client import Client, settings_for
     from railbus_shared.errors import NotAuthorized
 

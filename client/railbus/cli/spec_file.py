@@ -1,4 +1,4 @@
-"""The file of `railbus submit`: a JobSpec as YAML or JSON, with errors that point to line and column.
+"""The file of `railbus submit`: a JobSpec or a sweep, as YAML or JSON, with errors that point to line and column.
 
 YAML is read as version 1.2 reads it where 1.1 surprises: `1e-3` is a number, `2026-01-01` a string, and a key must not
 stand twice in a map.
@@ -7,17 +7,21 @@ stand twice in a map.
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Final
 
 import yaml
 
+from railbus.sweeping import Swept, expand
 from railbus_shared.contracts.jobs import JobSpec
 from railbus_shared.errors import BadMessage, InvalidField, InvalidName, WireError
 
 STDIN: Final = "-"
 _FLOAT: Final = re.compile(r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?\Z")
 _MAX_NODES: Final = 100_000
+_NO_FIELDS: Final[Mapping[str, object]] = MappingProxyType({})
 
 
 class _Loader(yaml.SafeLoader):
@@ -52,20 +56,47 @@ _Loader.yaml_implicit_resolvers = {
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789."))
 
 
-def read_spec(text: str, *, where: str, settings: Sequence[str] = ()) -> JobSpec:
-    """The job in a file's text, with `key=value` settings put into its `params`.
+@dataclass(frozen=True)
+class JobFile:
+    """What a file asks for: one job, or those of a sweep."""
+
+    swept: tuple[Swept, ...]
+    is_sweep: bool
+
+    @property
+    def specs(self) -> tuple[JobSpec, ...]:
+        return tuple(one.spec for one in self.swept)
+
+
+def read_spec(
+    text: str, *, where: str, settings: Sequence[str] = (), fields: Mapping[str, object] = _NO_FIELDS
+) -> JobSpec:
+    """The one job in a file's text, with `key=value` settings put into its `params`, and with these fields.
 
     Raises BadMessage, InvalidField or InvalidName, whose message begins with `where:line:column`.
     """
-    spec = _load(text, where=where)
-    if not isinstance(spec, dict):
+    file = read_jobs(text, where=where, settings=settings, fields=fields)
+    if file.is_sweep:
+        raise InvalidField(field="sweep", value=len(file.swept), problem="one job is wanted here, not a sweep")
+    return file.specs[0]
+
+
+def read_jobs(
+    text: str, *, where: str, settings: Sequence[str] = (), fields: Mapping[str, object] = _NO_FIELDS
+) -> JobFile:
+    """The job in a file's text, or those of its `sweep`; otherwise like `read_spec`."""
+    job = _load(text, where=where)
+    if not isinstance(job, dict):
         raise BadMessage(
             f"{where}: this is not a map of fields", hint="it begins with `model:`, `dataset:`, `entrypoint:`"
         )
     for setting in settings:
-        _set(spec, setting)
+        _set(job, setting)
+    job.update(fields)
     try:
-        return JobSpec.parse(spec)
+        if "sweep" in job:
+            return JobFile(expand(job), is_sweep=True)
+        return JobFile((Swept(JobSpec.parse(job), {}),), is_sweep=False)
     except WireError as exc:
         raise _located(exc, text=text, where=where) from exc
 
@@ -109,22 +140,42 @@ def _set(spec: dict[str, object], setting: str) -> None:
 
 def _located(error: WireError, *, text: str, where: str) -> WireError:
     """The same error, with the place in the file in front of its message."""
-    place = _place(yaml.compose(text, Loader=_Loader), str(error.details.get("field", "")).split("."))
-    located = f"{where}:{place[0]}:{place[1]}" if place else where
+    root = yaml.compose(text, Loader=_Loader)
+    paths = list(_paths(str(error.details.get("field", ""))))
+    places = [(_place(root, path), len(path)) for path in paths]
+    (depth, line, column), _ = min(places, key=lambda found: (found[0][0] == 0, found[1] - found[0][0]))
+    located = f"{where}:{line}:{column}" if depth else where
     moved = InvalidName.__new__(type(error))
     WireError.__init__(moved, f"{located}: {error.message}", hint=error.hint, details=error.details)
     return moved
 
 
-def _place(node: yaml.Node | None, path: Sequence[str]) -> tuple[int, int] | None:
-    """Line and column of the deepest key on the path that is in the file; None if not even the first is."""
-    found: tuple[int, int] | None = None
-    for part in path:
-        if not isinstance(node, yaml.MappingNode):
+def _paths(field: str) -> Iterator[Sequence[str]]:
+    """Where a field's value may have come from: its own place, or a key of the sweep's, in which dots stay."""
+    yield field.split(".")
+    if field.startswith("sweep.grid."):
+        yield ["sweep", "grid", field.removeprefix("sweep.grid.")]
+    elif field.startswith("sweep.list."):
+        yield field.split(".", 3)
+    else:
+        yield ["sweep", "grid", field]
+        yield ["sweep", "grid", field.removeprefix("params.")]
+
+
+def _place(node: yaml.Node | None, path: Sequence[str]) -> tuple[int, int, int]:
+    """How many parts of the path are in the file, and line and column of the last of them."""
+    found = 0, 0, 0
+    for depth, part in enumerate(path, start=1):
+        if isinstance(node, yaml.SequenceNode) and part.isdigit() and int(part) < len(node.value):
+            key = node = node.value[int(part)]
+        elif isinstance(node, yaml.MappingNode):
+            keys: Mapping[str, tuple[yaml.Node, yaml.Node]] = {
+                str(key.value): (key, value) for key, value in node.value
+            }
+            if part not in keys:
+                break
+            key, node = keys[part]
+        else:
             break
-        keys: Mapping[str, tuple[yaml.Node, yaml.Node]] = {str(key.value): (key, value) for key, value in node.value}
-        if part not in keys:
-            break
-        key, node = keys[part]
-        found = key.start_mark.line + 1, key.start_mark.column + 1
+        found = depth, key.start_mark.line + 1, key.start_mark.column + 1
     return found

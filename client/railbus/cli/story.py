@@ -146,8 +146,28 @@ def _not_valid(_: Mapping[str, object], data: Data) -> Line:
     return Line(f"{data.get('checkpoint', 'a checkpoint')} is not used{_error(data)}", "bad")
 
 
-def _cancel_requested(_event: Mapping[str, object], _: Data) -> Line:
-    return Line("asked to end")
+def _cancel_requested(_: Mapping[str, object], data: Data) -> Line:
+    return Line(f"asked to end{_by(data)}")
+
+
+def _by(data: Data) -> str:
+    return f" by {data['by']}" if data.get("by") else ""
+
+
+def _held(_: Mapping[str, object], data: Data) -> Line:
+    return Line(f"held{_by(data)}: it does not start before it is released")
+
+
+def _released(_event: Mapping[str, object], _: Data) -> Line:
+    return Line("released")
+
+
+def _priority_set(_: Mapping[str, object], data: Data) -> Line:
+    return Line(f"priority {data.get('priority')}, before {data.get('before')}")
+
+
+def _preempting(_: Mapping[str, object], data: Data) -> Line:
+    return Line(f"asked to make room for {data.get('by', 'another job')}")
 
 
 def _shards_opened(_: Mapping[str, object], data: Data) -> Line:
@@ -190,7 +210,14 @@ def _visible(symbol: str) -> str:
 
 
 def _requeued(_: Mapping[str, object], data: Data) -> Line:
-    return Line(f"back in the queue ({data.get('why') or data.get('cause') or 'lost'}){_error(data)}", "bad")
+    wait = data.get("backoff_s")
+    again = f"; tried again after {duration(wait)}" if isinstance(wait, int | float) and wait else ""
+    error = _error(data)
+    return Line(f"back in the queue ({data.get('cause') if error else _why(data)}){error}{again}", "bad")
+
+
+def _why(data: Data) -> object:
+    return data.get("why") or data.get("cause") or "lost"
 
 
 def _rejected(_: Mapping[str, object], data: Data) -> Line:
@@ -210,7 +237,7 @@ def _failed(_: Mapping[str, object], data: Data) -> Line:
 
 def _cancelled(_: Mapping[str, object], data: Data) -> Line:
     kept = data.get("checkpoint")
-    return Line("cancelled" + (f"; its last checkpoint is {kept}" if kept else ""), "bad")
+    return Line(f"cancelled{_by(data)}" + (f"; its last checkpoint is {kept}" if kept else ""), "bad")
 
 
 def _error(data: Data) -> str:
@@ -253,6 +280,10 @@ _TELLERS: Final[Mapping[str, Callable[[Mapping[str, object], Data], Line]]] = {
     "train.metrics": _told_metrics,
     "train.text": _text,
     "job.cancel_requested": _cancel_requested,
+    "job.held": _held,
+    "job.released": _released,
+    "job.priority_set": _priority_set,
+    "job.preempting": _preempting,
     "checkpoint.resumed": _resumed,
     "checkpoint.rejected": _not_valid,
     "dataset.opened": _shards_opened,

@@ -33,7 +33,8 @@ nats micro ls"""
 
 
 def _exit_codes() -> str:
-    return "\n".join(f"{code:>3}  {meaning}" for code, meaning in exit_codes.MEANINGS.items())
+    meanings = "\n".join(f"{code:>3}  {meaning}" for code, meaning in exit_codes.MEANINGS.items())
+    return f"{meanings}\n\n{exit_codes.OF_A_JOB}"
 
 
 TOPICS: Final[Mapping[str, tuple[str, Callable[[], str]]]] = {

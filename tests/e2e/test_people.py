@@ -1,0 +1,246 @@
+"""What people do: the client without `await`, sweeps, leases for a notebook, orders about jobs that wait."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+
+import railbus
+from commands import environment
+from commands import railbus as command
+from railbus.client import Client
+from railbus.sweeping import expand
+from railbus_shared.contracts.requests import DeviceState
+from railbus_shared.contracts.waiting import WaitWord
+from railbus_shared.errors import Conflict, InvalidField, JobNotFound, LeaseLost, NoFreeDevice, RequestTimeout
+from running_up import RunningUp
+from until import PATIENCE_S, until
+
+pytestmark = pytest.mark.timeout(180)  # each needs services that import torch
+
+PACED: dict[str, Any] = {
+    "model": "people",
+    "dataset": "digits",
+    "entrypoint": "paced:train",
+    "params": {"epochs": 200, "pause_s": 0.05},
+    "devices": {"kind": "cpu"},
+}
+BRIEF = {**PACED, "params": {"epochs": 1, "pause_s": 0}}
+
+_HOLDS_AND_WAITS = """
+import sys, time
+import railbus
+client = railbus.connect(sys.argv[1])
+lease = client.lease(cpus=1, holder=sys.argv[2], ttl_s=2, wait_s=30)
+print(lease.holder, flush=True)
+{then}
+"""
+
+
+@pytest.fixture(scope="module")
+def up(two_slots: RunningUp) -> RunningUp:
+    """One for all tests of this module; each leaves it whole."""
+    return two_slots
+
+
+def _holders(states: tuple[DeviceState, ...]) -> set[str]:
+    return {str(one.holder) for one in states if one.holder is not None}
+
+
+def test_without_await_a_job_is_submitted_followed_and_waited_for(up: RunningUp) -> None:
+    with railbus.connect(settings=up.settings) as client:
+        job = client.submit(BRIEF)
+        kinds = [event["type"] for event in job.events()]
+        record = job.wait()
+        assert (kinds[0], kinds[-1], record.state) == ("job.queued", "job.succeeded", "succeeded")
+        assert client.attach(job.id).record == record == client.job(job.id)
+        assert client.jobs(limit=1).jobs == (record,)
+        with pytest.raises(JobNotFound):
+            client.attach("j-000000-0")
+        with pytest.raises(Conflict):
+            job.hold()
+        again = job.retry()
+        assert (again.wait().state, again.record.retry_of) == ("succeeded", job.id)
+    client.close()  # a second time is no trouble
+    with pytest.raises(RuntimeError, match="closed"):
+        client.devices()
+
+
+async def test_the_client_without_await_works_where_a_loop_runs_already(up: RunningUp) -> None:
+    """As in a notebook, whose cells run inside one."""
+    with railbus.connect(settings=up.settings) as client:
+        job = client.submit(PACED)
+        with pytest.raises(RequestTimeout, match="has not ended"):
+            job.wait(timeout_s=0.2)
+        stories = job.events()
+        assert next(stories)["type"] == "job.queued"
+        stories.close()  # type: ignore[attr-defined]  # an iterator that is left early
+        assert job.cancel(now=True).wait().state == "cancelled"
+
+
+async def test_a_job_that_is_held_waits_until_it_is_released_and_says_so(up: RunningUp) -> None:
+    async with up.client() as client:
+        job = await client.submit({**BRIEF, "held": True, "owner": "ana"})
+        assert (job.state, job.record.held_by) == ("queued", "ana")
+        assert (await job.set_priority(7)).record.priority == 7
+        assert (await job.why()).headline == "held"
+        assert "held by ana" in command("why", job.id, cwd=up.root, env=_env(up)).out
+        await job.hold(held=False)
+        assert (await job.wait(timeout_s=90)).state == "succeeded"
+
+
+def test_a_lease_keeps_a_device_from_jobs_until_its_block_ends(up: RunningUp) -> None:
+    with railbus.connect(settings=up.settings) as client:
+        count = len(client.devices().devices)
+        with client.lease(cpus=count, holder="ana", ttl_s=2, wait_s=PATIENCE_S) as lease:
+            assert lease.cores
+            assert lease.environment["CUDA_VISIBLE_DEVICES"] == ""
+            assert _holders(client.devices().devices) == {"ana"}
+            with pytest.raises(NoFreeDevice), client.lease(cpus=1):
+                raise AssertionError("there was nothing left")
+            job = client.submit(BRIEF)
+            with pytest.raises(RequestTimeout):
+                job.wait(timeout_s=2.5)  # longer than a lease lives that nobody renews
+            lease.check()
+            assert job.refresh().state == "queued"
+            for why in (job.why(), client.dry_run(BRIEF)):
+                assert (why.headline, {one.holder for one in why.holders}) == ("resources", {"ana"})
+        assert job.wait().state == "succeeded"
+        for gpus, cpus in ((0, 0), (1, 1)):
+            with pytest.raises(InvalidField, match="either"), client.lease(gpus=gpus, cpus=cpus):
+                raise AssertionError("neither or both cannot be leased")
+
+
+async def test_a_lease_that_is_revoked_is_told_to_whom_held_it(up: RunningUp) -> None:
+    async with up.client() as client:
+        with pytest.raises(LeaseLost):  # noqa: PT012 - the block itself ends with it
+            async with client.lease(cpus=1, holder="ana", ttl_s=2, wait_s=PATIENCE_S) as lease:
+                await client.revoke("ana")
+                assert "ana" not in _holders((await client.devices()).devices)
+                async with asyncio.timeout(PATIENCE_S):
+                    await lease.lost()
+                with pytest.raises(LeaseLost, match="someone else's"):
+                    lease.check()
+
+
+@pytest.mark.parametrize("then", ["time.sleep(600)", "sys.exit()"], ids=["killed", "ends"])
+async def test_a_lease_ends_with_its_process(up: RunningUp, then: str) -> None:
+    holder = "left-behind"
+    process = subprocess.Popen(
+        [sys.executable, "-c", _HOLDS_AND_WAITS.format(then=then), str(up.root), holder],
+        stdout=subprocess.PIPE,
+        env=environment({}),
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline().strip() == holder.encode()
+    async with up.client() as client:
+        if "sleep" in then:
+            assert holder in _holders((await client.devices()).devices)
+            process.kill()
+        assert process.wait(PATIENCE_S) == (-9 if "sleep" in then else 0)
+        process.stdout.close()
+
+        async def is_free() -> bool:
+            return holder not in _holders((await client.devices()).devices)
+
+        if "sleep" in then:
+            await until(is_free)
+        else:
+            assert await is_free()  # given back at the exit, not lapsed
+
+
+def test_a_command_runs_on_leased_devices_and_its_code_is_told(up: RunningUp) -> None:
+    code = "import os, sys; print(sorted(os.sched_getaffinity(0))); sys.exit(42)"
+    done = command(
+        "lease",
+        "--cpus",
+        "1",
+        "--wait",
+        "20",
+        "--name",
+        "ana",
+        "--",
+        sys.executable,
+        "-c",
+        code,
+        cwd=up.root,
+        env=_env(up),
+    )
+    assert done.status == 42
+    assert done.out.startswith("[")
+    assert "ana holds " in done.err
+    assert command("lease", "--cpus", "64", "--", "true", cwd=up.root, env=_env(up)).status == 125
+    assert command("lease", cwd=up.root, env=_env(up)).err.startswith("nothing is held by hand")
+
+
+def test_hosts_and_devices_are_taken_out_of_service_and_back(up: RunningUp) -> None:
+    def do(*words: str) -> str:
+        done = command("devices", *words, cwd=up.root, env=_env(up))
+        assert done.status == 0, done.err
+        return done.out
+
+    device = do("-q").split()[0]
+    assert do("cordon", device, "--reason", "noisy fan") == f"{device} takes no new jobs\n"
+    assert [line.split()[2] for line in do().splitlines() if line.startswith(device)] == ["cordoned"]
+    assert "noisy fan" in do("list")
+    assert do("uncordon", device) == f"{device} takes jobs again\n"
+    assert do("drain", up.settings.host, "--wait").splitlines()[1] == f"nothing runs on {up.settings.host} any more"
+    assert "draining" in do()
+    do("undrain", up.settings.host)
+    assert command("devices", "drain", "nowhere", cwd=up.root, env=_env(up)).status == 3
+
+
+def test_what_would_become_of_jobs_is_told_without_submitting_them(up: RunningUp) -> None:
+    sweep = Path(__file__).parents[2] / "examples" / "sweep.yaml"
+    done = command("submit", str(sweep), "--dry-run", cwd=up.root, env=_env(up))
+    assert (done.status, "6 jobs of group digits-cnn-" in done.err) == (0, True), done.err
+    assert "lr=0.001, seed=3" in done.out
+    assert up.settings.host in done.out
+    word = command("submit", str(sweep), "--dry-run", "-q", cwd=up.root, env=_env(up)).out.strip()
+    assert word in get_args(WaitWord)  # which one depends on what the tests before have left
+    with railbus.connect(settings=up.settings) as client:
+        assert not client.jobs(group=str(done.err.split("group ")[1].split(";")[0])).total
+
+
+def test_waiting_for_a_job_exits_with_its_code(up: RunningUp) -> None:
+    spec = up.root / "job.yaml"
+    spec.write_text("model: people\ndataset: digits\nentrypoint: paced:leave\nparams: {code: 42}\nmax_attempts: 1\n")
+    done = command("submit", str(spec), "--wait", cwd=up.root, env=_env(up), timeout_s=90)
+    assert done.status == 42, done.err
+    spec.write_text("model: people\ndataset: nowhere\nentrypoint: paced:leave\n")
+    assert command("submit", str(spec), "--wait", cwd=up.root, env=_env(up)).status == 125
+    assert command("submit", str(spec), cwd=up.root, env=_env(up)).status == 3
+
+
+async def test_a_sweep_ends_with_every_job_succeeded_though_its_runner_is_killed_twice(up: RunningUp) -> None:
+    sweep = {**BRIEF, "group": "twenty", "sweep": {"grid": {"lr": [0.1, 0.01], "seed": list(range(10))}}}
+    sweep |= {"max_attempts": 20, "retry": {"backoff_s": 0.0}}
+    specs = [one.spec for one in expand(sweep)]
+    async with up.client() as client:
+        jobs = await client.submit_all(specs)
+        for share in (3, 10):
+            await until(lambda share=share: _have_ended(client, share), seconds=120)  # type: ignore[misc]
+            up.kill("runner")
+        records = await client.wait([job.id for job in jobs])
+        assert [job.id for job in await client.submit_all(specs)] == [f"twenty-{n}" for n in range(1, 21)]
+        listed = command("jobs", "--group", "twenty", cwd=up.root, env=_env(up))
+        await client.flush()
+    assert {record.state for record in records} == {"succeeded"}
+    assert len(records) == 20
+    assert {record.devices for record in records if record.devices} <= {(f"{up.settings.host}-cpu{n}",) for n in (0, 1)}
+    assert "20 jobs of group twenty: 20 succeeded" in listed.err
+    ends = [line["job"] for line in up.log_lines() if line["type"] == "job.succeeded"]
+    assert sorted(job for job in ends if job.startswith("twenty-")) == sorted(record.id for record in records)
+
+
+async def _have_ended(client: Client, count: int) -> bool:
+    return (await client.jobs(states=("succeeded",), group="twenty", limit=1)).total >= count
+
+
+def _env(up: RunningUp) -> dict[str, str]:
+    return {"RAILBUS_ROOT": str(Path(up.root).resolve())}
