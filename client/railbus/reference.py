@@ -18,6 +18,7 @@ from railbus.job_states import with_states
 from railbus_shared.contracts import artifacts, checks, devices, events, jobs, requests, waiting
 from railbus_shared.contracts.model import Contract
 from railbus_shared.errors import RailbusError, known_codes
+from railbus_shared.field_docs import field_docs
 from railbus_shared.settings import CommonSettings
 
 _SERVICES: Final = ("device_manager", "dataloader", "runner", "telemetry")
@@ -109,9 +110,10 @@ def _contracts_of(module: object) -> list[type[Contract]]:
 
 
 def _field_rows(contract: type[BaseModel]) -> Iterator[str]:
+    meanings = field_docs(contract)
     for name, field in contract.model_fields.items():
         default = "" if field.is_required() else _plain(field.get_default(call_default_factory=True))
-        yield f"| `{name}` | {_type(field.annotation)} | {default} | {_one_line(field.description or '')} |"
+        yield f"| `{name}` | {_type(field.annotation)} | {default} | {_one_line(meanings.get(name, ''))} |"
 
 
 def _type(annotation: Any) -> str:

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from railbus_shared import files
+from railbus_shared.contracts import artifacts
 from railbus_shared.contracts.artifacts import CheckpointMeta, DatasetSchema, IndexFile, ModelSchema
 from railbus_shared.contracts.model import Contract
+from railbus_shared.field_docs import field_docs
 
 SCHEMAS: Final[dict[str, type[Contract]]] = {
     "dataset": DatasetSchema,
@@ -26,6 +28,10 @@ def json_schema(name: str) -> dict[str, Any]:
     """The published schema of one kind of file, draft 2020-12."""
     contract = SCHEMAS[name]
     schema = contract.model_json_schema(mode="validation")
+    _explain(schema, contract)
+    for part, inner in schema.get("$defs", {}).items():
+        if isinstance(of_part := getattr(artifacts, part), type):
+            _explain(inner, of_part)
     head = {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "$id": f"{_BASE}/{name}.schema.json",
@@ -34,6 +40,13 @@ def json_schema(name: str) -> dict[str, Any]:
     }
     closed: dict[str, Any] = _closed({key: value for key, value in schema.items() if key not in head})
     return head | closed
+
+
+def _explain(schema: dict[str, Any], contract: type[Contract]) -> None:
+    """Put what is written under a contract's fields into its schema."""
+    for name, text in field_docs(contract).items():
+        explained = {**schema["properties"][name], "description": text}
+        schema["properties"][name] = dict(sorted(explained.items()))
 
 
 def _closed(part: Any) -> Any:

@@ -30,7 +30,6 @@ class Contract(BaseModel):
         extra="forbid",
         strict=True,
         allow_inf_nan=False,
-        use_attribute_docstrings=True,
         ser_json_inf_nan="strings",
     )
 
