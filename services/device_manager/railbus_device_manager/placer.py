@@ -13,8 +13,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Iterable, Mapping
-from typing import Final
+from collections.abc import Coroutine, Iterable, Mapping
+from typing import Any, Final, Protocol
 
 from railbus_device_manager.known import KnownJobs
 from railbus_device_manager.manager import DeviceManager, LostAttempt
@@ -30,6 +30,7 @@ from railbus_shared.contracts.requests import StartAttempt
 from railbus_shared.errors import (
     Conflict,
     JobNotFound,
+    LeaseLost,
     NoFreeDevice,
     RailbusError,
     RequestTimeout,
@@ -54,6 +55,14 @@ _LOST_GRACE_S: Final = 2.0
 _BELIEVED_S: Final = 0.5
 """For so long a whole reading of reports and leases holds, with what is heard since; what expires is not heard."""
 _MAX_BREATH_S: Final = 0.25
+
+
+class Tasks(Protocol):
+    """What runs beside the next look; a TaskGroup is one."""
+
+    def create_task(self, coro: Coroutine[Any, Any, None], /) -> object:
+        """Run it."""
+        ...
 
 
 class Leadership:
@@ -164,15 +173,19 @@ class Placer:
                     self._news.clear()
                     began_s = clock.boottime_s()
                     try:
-                        if await self._leadership.held():
-                            await self._look(tasks)
+                        await self.turn(tasks)
                     except TransientError as exc:
                         logger.info("not placed now", extra={"problem": str(exc)})
                     await asyncio.sleep(min(clock.boottime_s() - began_s, _MAX_BREATH_S))
         finally:
             await self._leadership.resign()
 
-    async def _look(self, tasks: asyncio.TaskGroup) -> None:
+    async def turn(self, tasks: Tasks) -> None:
+        """Look at the queue, if this process is the one that places; raises TransientError."""
+        if await self._leadership.held():
+            await self._look(tasks)
+
+    async def _look(self, tasks: Tasks) -> None:
         """One look at everything: what was lost, what can be granted again, what can be placed, who must make room."""
         if not self._facts.jobs and not self._facts.marks:
             return
@@ -207,9 +220,12 @@ class Placer:
 
     # --- placing -----------------------------------------------------------------------------------------------------
 
-    async def _place(self, placement: Placement, tasks: asyncio.TaskGroup) -> None:
+    async def _place(self, placement: Placement, tasks: Tasks) -> None:
         job, devices = placement.job_id, self._devices_of(placement)
-        epoch = self._facts.jobs[job].lease_epoch + 1
+        record = self._facts.jobs.get(job)
+        if record is None or len(devices) != len(placement.device_ids):
+            return  # it was cancelled, or its host has gone, while those before it were placed
+        epoch, began_s = record.lease_epoch + 1, clock.boottime_s()
         try:
             held = await leases.grant(
                 self._reports.leases,
@@ -229,11 +245,15 @@ class Placer:
             return
         await self._orders.carry_out(applied)
         start = StartAttempt(job=job, lease_epoch=epoch, leases=held, devices=devices)
-        tasks.create_task(self._start(placement.host, start))
+        if clock.boottime_s() - began_s > self._lease_ttl_s / 2:
+            await self._take_back(start, LeaseLost(f"placing job {job!r} took as long as its leases live"))
+        else:
+            tasks.create_task(self._start(placement.host, start))
 
     def _devices_of(self, placement: Placement) -> tuple[DeviceInfo, ...]:
-        known = {device.id: device for device in self._facts.hosts[placement.host].devices}
-        return tuple(known[device] for device in placement.device_ids)
+        report = self._facts.hosts.get(placement.host)
+        known = {device.id: device for device in report.devices} if report is not None else {}
+        return tuple(known[device] for device in placement.device_ids if device in known)
 
     async def _start(self, host: str, request: StartAttempt) -> None:
         """Ask the runner; what it refuses goes back into the queue, what is unknown is settled by `lost`."""
@@ -254,7 +274,7 @@ class Placer:
             await leases.release(self._reports.leases, request.leases)
             self.nudge()
 
-    async def _preempt(self, preemption: Preemption, tasks: asyncio.TaskGroup) -> None:
+    async def _preempt(self, preemption: Preemption, tasks: Tasks) -> None:
         """Ask an attempt to make room; its devices are free once its runner has ended it."""
         applied = await self._apply(preemption.job_id, PreemptAsked(preemption.lease_epoch, preemption.by))
         if applied is not None and applied.decision.is_changed:
@@ -273,7 +293,7 @@ class Placer:
                 lease_epoch=record.lease_epoch,
                 marked_at=clock.now(),
             )
-            await self._reports.leases.put(f"{device}.reclaim", mark.to_map())
+            await self._reports.mark(mark)
         error = RunnerLost(f"the leases of the attempt on {record.host!r} have lapsed", hint="the job is placed again")
         applied = await self._apply(record.id, Lost(record.lease_epoch, lost.cause, _body(error)))
         if applied is not None:

@@ -42,6 +42,10 @@ class Reports:
         self._lease_heard_s: dict[str, float] = {}
         self._has_read = False
         self._read_at_s = -math.inf
+        self._applied_s = -math.inf
+        """When the reading was asked for that the facts rest on."""
+        self._marked_s: dict[str, float] = {}
+        """When this process last put a mark on a device."""
 
     async def refresh(self, *, older_than_s: float = 0.0) -> None:
         """Read everything as it is now; two requests, and none if the last reading is not older."""
@@ -49,8 +53,17 @@ class Reports:
         if older_than_s > 0 and asked_s - self._read_at_s < older_than_s:
             return
         leases, devices = await self.leases.snapshot(), await self.devices.snapshot()
+        if asked_s < self._applied_s:
+            return  # another reading was asked for later and came before: what it told must not be taken back
+        self._applied_s = asked_s
         self.apply(leases, devices, now=clock.boottime_s(), asked_at=asked_s)
         self._read_at_s = asked_s
+
+    async def mark(self, mark: ReclaimMark) -> None:
+        """Keep a device from being granted; known at once, also while an older reading is on its way."""
+        await self.leases.put(f"{mark.device}.reclaim", mark.to_map())
+        self._marked_s[mark.device] = clock.boottime_s()
+        self._facts.apply_mark(mark.device, mark, now=self._marked_s[mark.device])
 
     async def watch_leases(self, changed: Callable[[], None]) -> None:
         """Hear of leases that are granted or ended, until cancelled; `changed` is called at an end."""
@@ -63,8 +76,7 @@ class Reports:
         """Hear of what takes devices out of service or brings them back, until cancelled."""
         async with contextlib.aclosing(self.devices.watch()) as entries:
             async for entry in entries:
-                if not isinstance(entry, SnapshotEnd) and self._concerns_placing(entry):
-                    self._read_at_s = -math.inf
+                if not isinstance(entry, SnapshotEnd) and self.hear_device(entry):
                     changed()
 
     def hear_lease(self, entry: Entry, *, now: float) -> bool:
@@ -86,6 +98,13 @@ class Reports:
             self._read_at_s = -math.inf
         else:
             self._facts.apply_lease(entry.key, None, now=now)
+        return True
+
+    def hear_device(self, entry: Entry) -> bool:
+        """Take notice of what the watch tells of hosts; returns whether everything is to be read again."""
+        if not self._concerns_placing(entry):
+            return False
+        self._read_at_s = -math.inf
         return True
 
     def _concerns_placing(self, entry: Entry) -> bool:
@@ -114,7 +133,8 @@ class Reports:
                 facts.apply_lease(key, held.get(key), now=now)
         marks = _parsed(leases, "reclaim", ReclaimMark)
         for device in facts.marks.keys() | marks.keys():
-            facts.apply_mark(device, marks.get(device), now=now)
+            if device in marks or self._marked_s.get(device, -math.inf) < asked_at:
+                facts.apply_mark(device, marks.get(device), now=now)
         facts.apply_cordons(_parsed(devices, "cordon", Cordon))
         self._apply_hosts(devices, now)
         self._apply_runners(_parsed(devices, "runner", RunnerReport), devices, now)

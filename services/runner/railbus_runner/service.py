@@ -79,6 +79,7 @@ class RunnerService:
             reap_s=settings.reap_s,
         )
         self._attempts: dict[AttemptRef, Attempt] = {}
+        self._starting: set[AttemptRef] = set()
         self._tasks: asyncio.TaskGroup | None = None
         self._news = asyncio.Event()
         self._is_offered = False
@@ -127,25 +128,33 @@ class RunnerService:
 
     async def _start(self, request: StartAttempt) -> Nothing:
         """Take a placed job; from here on its record is this runner's to change."""
-        if self._tasks is None or self._context.stopping.is_set() or not self._warm.is_alive:
+        tasks = self._tasks
+        if tasks is None or self._context.stopping.is_set() or not self._warm.is_alive:
             raise RunnerLost(
                 f"runner of {self._context.common.host!r} takes no attempts now", hint="place it elsewhere"
             )
+        ref = _ref(request)
+        if ref in self._attempts or ref in self._starting:
+            return Nothing()  # the request came twice
+        self._starting.add(ref)  # a report that lacked it could free its devices
+        try:
+            await self._begin(request, tasks)
+        finally:
+            self._starting.discard(ref)
+        return Nothing()
 
+    async def _begin(self, request: StartAttempt, tasks: asyncio.TaskGroup) -> None:
         started = Started(request.lease_epoch, self._context.common.host)
         applied = await self._tools.records.apply(request.job, started)
         if not applied.decision.is_changed:
-            if _ref(request) in self._attempts:
-                return Nothing()  # the request came twice
             raise StaleLeaseEpoch(f"job {request.job!r} has been started with lease epoch {request.lease_epoch}")
         tell(self._context.telemetry, applied)
         if applied.record.state != "running":  # it was to end before it began
             await leases.release(self._tools.leases, request.leases)
-            return Nothing()
+            return
         attempt = Attempt(self._tools, request, applied.record)
         self._attempts[attempt.ref] = attempt
-        self._tasks.create_task(self._see_through(attempt, applied.record))
-        return Nothing()
+        tasks.create_task(self._see_through(attempt, applied.record))
 
     async def _stop(self, request: StopAttempt) -> Nothing:
         attempt = self._attempts.get(_ref(request))
@@ -197,7 +206,7 @@ class RunnerService:
             host=self._context.common.host,
             runner=self._context.telemetry.producer,
             ready=self._warm.is_alive and not self._context.stopping.is_set(),
-            attempts=tuple(dict.fromkeys((*stuck, *self._attempts))),
+            attempts=tuple(dict.fromkeys((*stuck, *self._starting, *self._attempts))),
             entrypoints=tuple(offered[:_MAX_OFFERED]),
             reported_at=clock.now(),
         )
