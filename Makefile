@@ -18,7 +18,7 @@ test: $(READY)
 	$(BIN)/python -m coverage combine --quiet
 	$(BIN)/python -m coverage report --skip-covered --skip-empty | tail -n 40
 
-# What takes minutes and 45 GB of disk: 20 GB of data through a cache of 2 GB.
+# What takes minutes and 45 GB of disk: 20 GB of data through a cache of 2 GB, 10,000 histories of a simulated cluster.
 soak: $(READY)
 	$(BIN)/python -m pytest -s tests/soak
 

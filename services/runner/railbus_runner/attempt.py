@@ -148,11 +148,13 @@ class Attempt:
         try:
             async with self._forked() as (outputs, trainer), asyncio.TaskGroup() as tasks:
                 heeding = tasks.create_task(self._heed_record())
-                opened = await self._unless_killed(self._prepare())
-                if opened is not None:
-                    await self._link.send(self._plan(opened))  # one that is gone already is to be heard out, too
-                    await self._serve(outputs, trainer)
-                await end(heeding)
+                try:
+                    opened = await self._unless_killed(self._prepare())
+                    if opened is not None:
+                        await self._link.send(self._plan(opened))  # one that is gone already is to be heard out, too
+                        await self._serve(outputs, trainer)
+                finally:
+                    await end(heeding)
         except* LeaseLost:
             self._end.is_fenced = True
         except* RailbusError as group:
