@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from cluster_for_tests import GIB, active, runner
+from cluster_for_tests import GIB, active, job, runner
 from fakes import FakeGpus
 from railbus_device_manager import host_devices, watch
 from railbus_device_manager.faults import xid_fault
@@ -25,7 +25,7 @@ from railbus_shared.bus.connection import Bus
 from railbus_shared.bus.endpoints import AnyEndpoint, Endpoint, serving
 from railbus_shared.contracts.checks import CheckedDevices
 from railbus_shared.contracts.devices import Cordon, HeldLease
-from railbus_shared.contracts.requests import DeviceList, DeviceState, Nothing, StopAttempt
+from railbus_shared.contracts.requests import DeviceList, DeviceState, Nothing, StartAttempt, StopAttempt
 from railbus_shared.errors import InvalidField, NoFreeDevice, NotFound
 from railbus_shared.metrics import Metrics
 from railbus_shared.service import Context
@@ -46,6 +46,7 @@ class Running:
     gpus: FakeGpus
     telemetry: LearningTelemetry
     stops: list[StopAttempt] = field(default_factory=list)
+    starts: dict[str, StartAttempt] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.leases = Bucket(self.bus, self.bus.subjects.leases)
@@ -81,6 +82,10 @@ class Running:
         self.stops.append(order)
         return Nothing()
 
+    async def start(self, request: StartAttempt) -> Nothing:
+        self.starts[request.job] = request
+        return Nothing()
+
     def told(self, what: str) -> list[dict[str, Any]]:
         events: list[dict[str, Any]] = [dict(event) for event in self.telemetry._buffer]
         return [dict(event["data"]) for event in events if event["type"] == what]
@@ -93,10 +98,14 @@ async def running(common: CommonSettings, gpus: FakeGpus, *, gpu_shares: int = 1
         there = Running(common, bus, gpus, telemetry)
         context = Context(common, own, telemetry, metrics, asyncio.Event())
         service = DeviceManagerService(context, Settings(cpu_slots=0, place_s=0.1, gpu_shares=gpu_shares), gpus=gpus)
-        stop: list[AnyEndpoint] = [Endpoint("stop", f"railbus.req.runner.{common.host}.stop", StopAttempt, there.stop)]
+        area = f"railbus.req.runner.{common.host}"
+        played: list[AnyEndpoint] = [
+            Endpoint("start", f"{area}.start", StartAttempt, there.start),
+            Endpoint("stop", f"{area}.stop", StopAttempt, there.stop),
+        ]
         async with (
             serving(own, "device_manager", "", service.endpoints(), metrics=metrics, rejected=lambda *_: None),
-            serving(bus, "runner", "", stop, metrics=Metrics("runner"), rejected=lambda *_: None),
+            serving(bus, "runner", "", played, metrics=Metrics("runner"), rejected=lambda *_: None),
             asyncio.TaskGroup() as tasks,
         ):
             working = tasks.create_task(service.run())
@@ -216,6 +225,34 @@ async def test_a_gpu_on_which_strangers_compute_is_not_granted_and_they_are_told
         await host.ask("lease", {"holder": "ann"})
     gpus.pids.clear()
     await host.until_state("free")
+
+
+# --- shares ----------------------------------------------------------------------------------------------------------
+
+
+async def test_jobs_share_a_gpu_by_their_fractions_and_one_that_wants_it_alone_waits_for_all_of_it(
+    common: CommonSettings, bus: Bus, gpus: FakeGpus
+) -> None:
+    lasting = common.model_copy(update={"lease_ttl_s": 60})
+    async with running(lasting, gpus, gpu_shares=4) as host:
+        await host.devices.put("testhost.runner", runner("testhost").to_map(), ttl_s=60)
+        for record in (job("j-1", kind="gpu", sharing="fraction", fraction=0.5), job("j-2", kind="gpu")):
+            await host.jobs.put(record.id, record.to_map())
+            await until(lambda: "j-1" in host.starts)
+        small = job("j-3", kind="gpu", sharing="fraction", fraction=0.4)
+        await host.jobs.put(small.id, small.to_map())
+        assert [held.lease.share for held in host.starts["j-1"].leases] == [1, 2]
+
+        async def is_told() -> bool:
+            return (await host.listed()).holders == ("j-1",)
+
+        await until(is_told)
+        assert set(host.starts) == {"j-1"}  # the rest of the GPU is kept for the job before it
+        await host.jobs.put("j-1", active("j-1", ID).changed(state="succeeded", lease_epoch=1).to_map())
+        await leases.release(host.leases, host.starts["j-1"].leases)
+        await until(lambda: "j-2" in host.starts)
+        assert [held.lease.share for held in host.starts["j-2"].leases] == [1, 2, 3, 4]
+        assert (await host.listed()).state == "leased"
 
 
 # --- by hand ---------------------------------------------------------------------------------------------------------

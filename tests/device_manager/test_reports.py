@@ -63,6 +63,44 @@ async def test_a_host_is_heard_when_its_report_is_written_while_somebody_listens
     assert facts.host_heard_at == {}
 
 
+async def test_a_reading_that_was_overtaken_by_a_later_one_is_neither_taken_over_nor_heard(
+    reports: Reports, facts: ClusterFacts
+) -> None:
+    newer = host_report("a", device("a-gpu0").changed(compute_pids=(4711,)))
+    busy = runner("a", ("j-1", 1))
+    reports.apply({}, entries(("a", HOST, 1), ("a.runner", runner("a"), 2)), now=1)
+    reports.apply({}, entries(("a", newer, 3), ("a.runner", busy, 4)), now=2)
+    reports.apply({}, entries(("a", HOST, 1), ("a.runner", runner("a"), 2)), now=3)
+    assert (facts.hosts["a"], facts.runners["a"]) == (newer, busy)
+    assert (facts.host_heard_at["a"], facts.runner_heard_at["a"]) == (2, 2)
+
+
+async def test_what_may_be_granted_or_not_any_more_concerns_placing_and_a_heartbeat_does_not(
+    reports: Reports, facts: ClusterFacts
+) -> None:
+    facts.apply_host("a", HOST)
+    facts.apply_runner("a", runner("a"), now=1)
+    first, second = HOST.devices
+    warm = HOST.changed(devices=(first.changed(temperature_c=70.0), second))
+    used = HOST.changed(devices=(first.changed(compute_pids=(4711,)), second))
+    lost = HOST.changed(devices=(first.changed(healthy=False), second))
+    told = [HOST, HOST, warm, used, used, HOST, lost, HOST.changed(devices=(second,))]
+    concerned = [reports._concerns_placing(Entry("a", one.to_map(), 1)) for one in told]
+    assert concerned == [True, False, False, True, False, True, True, True]
+    assert not reports._concerns_placing(Entry("a.runner", runner("a").to_map(), 1))
+    assert reports._concerns_placing(Entry("a.runner", runner("a", ready=False).to_map(), 1))
+    assert [reports._concerns_placing(Entry(f"a.{kind}", {}, 1)) for kind in ("drain", "cordon", "other")] == [
+        True,
+        True,
+        False,
+    ]
+    facts.apply_mark("a-gpu0", mark("a-gpu0", "j-1"), now=1)
+    assert [reports._concerns_placing(Entry("a", HOST.changed(devices=(second,)).to_map(), 1)) for _ in range(2)] == [
+        True,
+        True,
+    ]
+
+
 async def test_a_key_that_cannot_be_read_is_left_out(reports: Reports, facts: ClusterFacts) -> None:
     reports.apply(entries(("a-gpu0", None, 1)), entries(("a", None, 1), ("b", host_report("b"), 2)), now=1)
     assert (facts.leases, set(facts.hosts)) == ({}, {"b"})

@@ -40,6 +40,8 @@ class Reports:
         self._lease_revisions: dict[str, int] = {}
         """Newest that the watch has told, by key; and when that was."""
         self._lease_heard_s: dict[str, float] = {}
+        self._usable: dict[str, tuple[tuple[object, ...], ...]] = {}
+        """What the watch told last of each host's devices, as far as it concerns placing."""
         self._has_read = False
         self._read_at_s = -math.inf
         self._applied_s = -math.inf
@@ -108,13 +110,16 @@ class Reports:
         return True
 
     def _concerns_placing(self, entry: Entry) -> bool:
-        """Not the report that comes at every heartbeat, but one of a runner that is ready, or is not any more."""
+        """Not a report that says at a heartbeat what the one before said, unless a mark waits for it."""
         host, _, kind = entry.key.partition(".")
-        if kind != "runner":
-            return kind in {"drain", "cordon"} or host not in self._facts.hosts
-        known = self._facts.runners.get(host)
-        is_ready = entry.value is not None and entry.value.get("ready") is True
-        return is_ready != (known is not None and known.ready) or bool(self._facts.marks)
+        if kind == "runner":
+            known = self._facts.runners.get(host)
+            is_ready = entry.value is not None and entry.value.get("ready") is True
+            return is_ready != (known is not None and known.ready) or bool(self._facts.marks)
+        if kind:
+            return kind in {"drain", "cordon"}
+        before, self._usable[host] = self._usable.get(host), _usable(entry.value)
+        return before != self._usable[host] or host not in self._facts.hosts or bool(self._facts.marks)
 
     def _is_heard_since(self, key: str, read: Entry | None, asked_s: float) -> bool:
         """Whether the watch has told something newer of a lease than the reading that was asked for then."""
@@ -148,8 +153,10 @@ class Reports:
             if report is None:
                 self._facts.apply_host(host, None)
                 continue
-            revision = devices[host].revision
-            is_news = self._has_read and revision != self._heard_hosts.get(host)
+            revision, heard = devices[host].revision, self._heard_hosts.get(host, 0)
+            if revision < heard:
+                continue  # a reading that was overtaken by a later one
+            is_news = self._has_read and revision > heard
             self._heard_hosts[host] = revision
             report = with_cordons(report, self._facts.cordons)
             report = report.changed(draining=True) if host in draining else report
@@ -160,10 +167,17 @@ class Reports:
         for host in self._facts.runners.keys() | runners.keys():
             entry = devices.get(f"{host}.runner")
             revision = entry.revision if entry is not None else 0
-            if host in runners and revision == self._heard.get(host):
+            if host in runners and revision <= self._heard.get(host, 0):
                 continue
             self._heard[host] = revision
             self._facts.apply_runner(host, runners.get(host), now=now, live=self._has_read)
+
+
+def _usable(report: Mapping[str, object] | None) -> tuple[tuple[object, ...], ...]:
+    """What of a host's report decides whether its devices may be granted."""
+    devices = report.get("devices") if report is not None else None
+    listed = [one for one in devices if isinstance(one, Mapping)] if isinstance(devices, list | tuple) else []
+    return tuple((one.get("id"), one.get("healthy"), bool(one.get("compute_pids"))) for one in listed)
 
 
 def with_cordons(report: HostReport, cordons: Mapping[str, Cordon]) -> HostReport:
