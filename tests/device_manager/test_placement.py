@@ -24,6 +24,11 @@ def on(device_id: str, state: str = FREE, *, gib: float = 16, holder: str | None
     return DeviceState.model_validate({"device": found, "state": state, "holder": holder})
 
 
+def haunted(device_id: str) -> DeviceState:
+    """A GPU on which strangers compute."""
+    return DeviceState(device=device(device_id).changed(compute_pids=(4711,)), state="reclaiming")
+
+
 def cluster(*states: DeviceState, runners: Mapping[str, RunnerReport] | None = None) -> Cluster:
     """Devices, on hosts whose runners are ready unless `runners` says otherwise."""
     hosts = {state.device.host for state in states}
@@ -256,6 +261,11 @@ def test_a_job_after_none_is_ready() -> None:
             job("j-9", kind="gpu"),
             [on("a-gpu0", "reclaiming", holder="j-3"), on("a-gpu1", "reclaiming")],
             "waits for 1 gpu device: a has 1 being reclaimed, 1 being reclaimed from j-3",
+        ),
+        (
+            job("j-9", kind="gpu"),
+            [haunted("a-gpu0")],
+            "waits for 1 gpu device: a has 1 used by processes that are not of railbus",
         ),
         (
             job("j-9", kind="gpu"),

@@ -247,6 +247,22 @@ def test_processes_on_a_gpu_that_nobody_has_are_told_once_for_each_set_of_them()
     assert told(watched.look()) == []
 
 
+def test_strangers_that_are_tolerated_do_not_count_and_what_a_job_leaves_behind_does() -> None:
+    watched = Watched(watch=DeviceWatch("a", tolerates_strangers=True))
+    watched.gpus.pids[GPU] = [1, 2]
+    found = watched.look()
+    assert (told(found), gpu_of(found).compute_pids) == ([], ())
+    watched.leases[ID] = (lease(),)
+    watched.gpus.pids[GPU] = [1, 4711]
+    assert gpu_of(watched.look()).compute_pids == (4711,)
+    watched.leases.clear()
+    watched.marked_at = watched.now
+    (cordon,) = watched.look(after_s=CLEAR_S).cordons
+    assert cordon.reason.endswith("these processes compute on it: 4711")
+    watched.gpus.pids[GPU] = [1]
+    assert told(watched.look()) == ["device.uncordoned"]
+
+
 def test_a_new_division_of_a_gpu_waits_until_nobody_has_it() -> None:
     watched = Watched(shares=4)
     assert gpu_of(watched.look()).shares == 4

@@ -34,13 +34,21 @@ _CLEARING_PERIOD_S: Final = 0.1  # the driver tells nobody when memory is back
 class HostDevices:
     """The devices of one host."""
 
-    def __init__(self, context: Context, inventory: Inventory, reports: Reports, manager: DeviceManager) -> None:
+    def __init__(
+        self,
+        context: Context,
+        inventory: Inventory,
+        reports: Reports,
+        manager: DeviceManager,
+        *,
+        tolerates_strangers: bool = False,
+    ) -> None:
         self._context = context
         self._host = context.common.host
         self._inventory = inventory
         self._reports = reports
         self._manager = manager
-        self._watch = DeviceWatch(self._host)
+        self._watch = DeviceWatch(self._host, tolerates_strangers=tolerates_strangers)
         self._looking = asyncio.Lock()
         self.problem = "devices not read yet"
         """What keeps them from being read; empty if nothing does."""

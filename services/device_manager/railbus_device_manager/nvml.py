@@ -40,6 +40,7 @@ _GONE: Final = (pynvml.NVML_ERROR_GPU_IS_LOST, pynvml.NVML_ERROR_RESET_REQUIRED)
 _NO_DRIVER: Final = (pynvml.NVML_ERROR_LIBRARY_NOT_FOUND, pynvml.NVML_ERROR_DRIVER_NOT_LOADED)
 _MAX_PIDS: Final = 64
 _NO_INSTANCE: Final = 0xFFFFFFFF
+_EVENT_WAIT_MS: Final = 1  # the least that is surely not for ever
 
 
 @dataclass(frozen=True)
@@ -213,7 +214,7 @@ class _XidEvents:
         """The number of the GPU, its instance where the event names one, and the XID, of each event so far."""
         while self._set is not None:
             try:
-                event = pynvml.nvmlEventSetWait_v2(self._set, 0)
+                event = pynvml.nvmlEventSetWait_v2(self._set, _EVENT_WAIT_MS)
             except pynvml.NVMLError as exc:
                 if _code(exc) != pynvml.NVML_ERROR_TIMEOUT:  # of a GPU that is gone: the set is made anew
                     logger.warning("XID events cannot be read", extra={"problem": str(exc)})
@@ -281,10 +282,7 @@ def _parts(gpu: Handle) -> Iterator[tuple[Handle, bool]]:
 
 
 def _with_use(device: DeviceInfo, handle: Handle) -> DeviceInfo:
-    # What the driver keeps for itself is left out of `used` where it tells the two apart.
-    memory = _reading(lambda: pynvml.nvmlDeviceGetMemoryInfo(handle, version=pynvml.nvmlMemory_v2))
-    if memory is None:
-        memory = _reading(lambda: pynvml.nvmlDeviceGetMemoryInfo(handle))
+    memory = _memory(handle)
     use = _reading(lambda: pynvml.nvmlDeviceGetUtilizationRates(handle))
     processes = _reading(lambda: pynvml.nvmlDeviceGetComputeRunningProcesses(handle)) or ()
     return device.changed(
@@ -293,6 +291,13 @@ def _with_use(device: DeviceInfo, handle: Handle) -> DeviceInfo:
         compute_pids=tuple(sorted({int(process.pid) for process in processes}))[:_MAX_PIDS],
         utilisation_frac=min(1.0, int(use.gpu) / 100) if use else None,
     )
+
+
+def _memory(handle: Handle) -> Any:
+    """Total and used bytes; what the driver keeps for itself is left out of `used` where it tells the two apart."""
+    with suppress(pynvml.NVMLError):  # an older driver, or one that knows another version of the structure
+        return pynvml.nvmlDeviceGetMemoryInfo(handle, version=pynvml.nvmlMemory_v2)
+    return _reading(lambda: pynvml.nvmlDeviceGetMemoryInfo(handle))
 
 
 def _temperature_c(gpu: Handle) -> float | None:

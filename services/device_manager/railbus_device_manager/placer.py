@@ -201,6 +201,7 @@ class Placer:
             await self._requeue(attempt)
         for mark in self._manager.released_marks():
             await self._reports.leases.remove(f"{mark.device}.reclaim")
+            self._facts.apply_mark(mark.device, None, now=clock.boottime_s())
             self._telemetry.event("device.reclaimed", device=mark.device, job=mark.job, lease_epoch=mark.lease_epoch)
         decision = self._manager.plan(clock.boottime_s())
         for placement in decision.placements:

@@ -150,7 +150,7 @@ def _about(job: Waiting, slot: Slot, decision: Decision) -> str:
     if state.state == "leased":
         return f"leased by {_names(slot)}"
     if state.state == "reclaiming":
-        return f"being reclaimed from {state.holder}" if state.holder else "being reclaimed"
+        return _reclaimed(state)
     if slot.id in decision.taken:
         return f"given to {decision.taken[slot.id]}"
     keeper = decision.keeper.get(slot.number, job.id)
@@ -159,6 +159,12 @@ def _about(job: Waiting, slot: Slot, decision: Decision) -> str:
     if slot.free < shares_needed(slot.state.device, job.wish.devices):
         return f"shared by {_names(slot)}"
     return "free"
+
+
+def _reclaimed(state: DeviceState) -> str:
+    if state.holder is None and state.device.compute_pids:
+        return "used by processes that are not of railbus"
+    return f"being reclaimed from {state.holder}" if state.holder else "being reclaimed"
 
 
 def _names(slot: Slot) -> str:

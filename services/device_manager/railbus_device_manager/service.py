@@ -81,7 +81,9 @@ class DeviceManagerService:
         self._manager = DeviceManager(_facts(settings), policy(settings))
         self._began_s = clock.boottime_s()
         self._reports = Reports(bus, self._manager.facts)
-        self._host_devices = HostDevices(context, inventory, self._reports, self._manager)
+        self._host_devices = HostDevices(
+            context, inventory, self._reports, self._manager, tolerates_strangers=settings.tolerate_strangers
+        )
         self._records = JobRecords(Bucket(bus, bus.subjects.jobs))
         self._placer = Placer(bus, self._manager, self._reports, context.telemetry, lease_ttl_s=common.lease_ttl_s)
         checks = Checks(bus, offered=self._offered, check_fits=self._check_fits)

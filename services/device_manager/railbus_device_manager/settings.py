@@ -35,3 +35,5 @@ class Settings(HttpSettings):
     """Longest time between two looks at the queue; news of jobs and devices are acted on at once."""
     gpu_shares: int = Field(default=1, ge=1, le=8)
     """Into how many shares of its memory each GPU of this host is divided, for jobs that ask for a fraction of one."""
+    tolerate_strangers: bool = False
+    """Grant a GPU although processes compute on it that are not of railbus, such as those of a desktop or of MPS."""

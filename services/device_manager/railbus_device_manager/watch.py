@@ -91,8 +91,10 @@ def in_use(device: DeviceInfo) -> str:
 class DeviceWatch:
     """Remembers what the readings of one host said before."""
 
-    def __init__(self, host: str) -> None:
+    def __init__(self, host: str, *, tolerates_strangers: bool = False) -> None:
         self._host = host
+        self._tolerates_strangers = tolerates_strangers
+        self._strangers: dict[str, frozenset[int]] = {}
         self._idle_bytes: dict[str, int] = {}
         self._known_faults: dict[str, set[str]] = {}
         self._leaks: dict[str, tuple[int, ...]] = {}
@@ -122,7 +124,15 @@ class DeviceWatch:
         if device.healthy:
             self._idle_bytes[device.id] = least = min(least, device.memory_used_bytes)
         shares = division(use.leases.get(device.id, ()), wanted=device.shares)
-        return device.changed(memory_idle_bytes=least, shares=shares)
+        return device.changed(memory_idle_bytes=least, shares=shares, compute_pids=self._counted(device, use))
+
+    def _counted(self, device: DeviceInfo, use: Use) -> tuple[int, ...]:
+        """The processes that keep the device from being granted; without those that were there before, if so set."""
+        if not self._tolerates_strangers:
+            return device.compute_pids
+        if not use.is_used(device.id):
+            self._strangers[device.id] = frozenset(device.compute_pids)
+        return tuple(pid for pid in device.compute_pids if pid not in self._strangers.get(device.id, ()))
 
     def _broken(self, reading: Reading, found: Findings, use: Use, at: str) -> Iterator[Cordon]:
         """Cordons of faults that are new, each told."""
