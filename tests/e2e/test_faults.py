@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import shutil
 import signal
 from pathlib import Path
@@ -78,6 +79,19 @@ async def test_a_trainer_that_takes_no_steps_is_reminded_by_sigterm_if_it_handle
     assert record.state == "cancelled"
     assert len(_of_type(events, "app.reminded")) == 1
     assert [data["exit_code"] for data in _of_type(events, "job.cancelled")] == [0]
+
+
+async def test_a_trainer_that_is_killed_alone_is_tried_again_at_once_from_its_checkpoint(up: RunningUp) -> None:
+    paced = {"entrypoint": "paced:train", "params": {"epochs": 6, "pause_s": 0.03}, "checkpoint": {"every_steps": 10}}
+    async with up.client() as client:
+        job = (await client.submit({**JOB, **paced, "max_attempts": 2})).id
+        await until_event(client, job, "job.checkpointed", count=2)
+        state = json.loads((up.layout.state / "runner" / "attempts" / f"{job}.1.json").read_bytes())
+        os.kill(state["pid"], signal.SIGKILL)
+        record, events = await _end_of(client, job)
+    assert (record.state, record.attempt, record.lease_epoch) == ("succeeded", 2, 2)
+    assert [data["cause"] for data in _of_type(events, "job.requeued")] == ["signal"]
+    assert len(_of_type(events, "checkpoint.resumed")) == 1
 
 
 async def test_a_hang_is_told_with_the_stacks_and_ends_the_attempt_if_the_job_says_so(up: RunningUp) -> None:

@@ -9,8 +9,10 @@ import pytest
 from railbus_runner import log_rules
 from railbus_runner.end_cause import by_rule
 from railbus_runner.log_rules import DEFAULT_RULES, Match, judge, search
+from railbus_runner.settings import Settings
 from railbus_shared.contracts.jobs import EndCause, ErrorBody, LogRule
-from railbus_shared.errors import InvalidField
+from railbus_shared.errors import BadSetting, InvalidField
+from railbus_shared.settings import load
 from until import PATIENCE_S
 
 
@@ -114,3 +116,11 @@ def test_the_verdict_keeps_the_error_and_shows_the_line() -> None:
     plain = by_rule(("user_error", error), Match(LogRule(pattern="x", cause="bad_input"), "the trainer aborted"))[1]
     assert plain is not None
     assert (plain.code, plain.message, plain.hint) == ("TRAINER_LOST", "the trainer aborted", "h")
+
+
+def test_rules_of_an_operator_come_as_json_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAILBUS_RUNNER_LOG_RULES", '[{"pattern": "boom", "cause": "signal", "hint": "wait"}]')
+    assert load(Settings).log_rules == (LogRule(pattern="boom", cause="signal", hint="wait"),)
+    monkeypatch.setenv("RAILBUS_RUNNER_LOG_RULES", '[{"pattern": "bo(om", "cause": "signal"}]')
+    with pytest.raises(BadSetting, match="regular expression"):
+        load(Settings)
