@@ -35,8 +35,8 @@ logger = logging.getLogger(__name__)
 _POLL_MIN_S: Final = 0.002
 _POLL_MAX_S: Final = 0.05
 _MAX_COMMAND: Final = 300
-_HELPERS: Final = ("railbus_runner.warm", "multiprocessing.")
-"""In the command lines of forks of a trainer, and of processes of Python's `multiprocessing`."""
+_HELPERS: Final = ("railbus_runner.warm", "multiprocessing.", "torch/_inductor/compile_worker")
+"""In the command lines of forks of a trainer, and of processes of `multiprocessing` and of torch.compile."""
 
 
 class AttemptState(Contract):
