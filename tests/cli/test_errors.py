@@ -106,6 +106,17 @@ def test_a_bad_job_file_is_pointed_at(text: str, place: str, problem: str, tmp_p
     assert done.out == ""
 
 
+@pytest.mark.parametrize(
+    "words", [["submit", "job.yaml", "--wait"], ["submit", "job.yaml", "-f"], ["logs", "-f", "j-1"]]
+)
+def test_whoever_waits_for_a_job_is_told_of_other_trouble_by_a_code_of_its_own(
+    words: list[str], tmp_path: Path, nowhere: str
+) -> None:
+    (tmp_path / "job.yaml").write_text("model: m\n")
+    done = railbus(*words, cwd=tmp_path, env={"RAILBUS_NATS_URL": nowhere})
+    assert (done.status, done.err.startswith("error[")) == (125, True), done.err
+
+
 def test_a_server_that_was_named_and_refuses_the_key_is_told_as_that(tmp_path: Path) -> None:
     (tmp_path / "nats").mkdir()
     server = Server(tmp_path / "nats", extra='authorization { user: "u", password: "p" }')

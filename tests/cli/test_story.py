@@ -49,6 +49,16 @@ def event(kind: str, *, at_s: float = 0.0, job: str = "j-1", **fields: object) -
         (event("job.held", data={"by": "ana"}), "held by ana: it does not start before it is released"),
         (event("job.released"), "released"),
         (event("job.priority_set", data={"priority": 5, "before": 0}), "priority 5, before 0"),
+        (
+            event("job.stalled", data={"stall_s": 90.0, "on_stall": "end", "stacks": "File a\n  line 3"}),
+            "no step for 1m 30s; it is ended; the stacks of its threads:\n    | File a\n    |   line 3",
+        ),
+        (event("attempt.leaked", data={"count": 2, "processes": []}), "2 processes left behind, and ended"),
+        (
+            event("device.cordoned", data={"device": "h-gpu0", "reason": "XID 79", "by": "h"}),
+            "h-gpu0 takes no new jobs: XID 79 (h)",
+        ),
+        (event("device.released", data={"device": "h-gpu0"}), "h-gpu0 given back by ?"),
         (event("job.preempting", data={"by": "j-2"}), "asked to make room for j-2"),
         (event("job.cancel_requested", data={"by": "ana"}), "asked to end by ana"),
         (event("job.cancelled", data={"by": "ana", "cause": "cancelled"}), "cancelled by ana"),

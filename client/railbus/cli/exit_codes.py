@@ -44,7 +44,10 @@ OF_A_JOB: Final = """\
 0 where it succeeded, else the code that its trainer exited with, or 128 + N where
 signal N ended it, or 123 or 124. All other trouble is 125 then: the job was not
 accepted, could not be started, lost its host too often, or its end was not seen.
-For a sweep it is the code of the first of its jobs that did not succeed."""
+For a sweep it is the code of the first of its jobs that did not succeed.
+
+`railbus lease ... -- COMMAND` exits with the code of the command, or 128 + N where
+signal N ended it; 126 or 127 where it cannot be started, 125 without a lease."""
 
 _FAILED: Final = 1
 """Of a job that failed without an exit code that tells so."""

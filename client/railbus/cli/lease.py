@@ -14,7 +14,7 @@ import click
 
 from railbus.cli.groups import DefaultGroup
 from railbus.cli.render import Column, print_json, show, to_console
-from railbus.cli.session import connected, json_option, root_option, run
+from railbus.cli.session import connected, exit_with_code_of_another, json_option, root_option, run
 
 if TYPE_CHECKING:
     from railbus.leasing import DeviceLease
@@ -66,12 +66,13 @@ def run_command(
     """
     if (gpus is None) == (cpus is None):
         raise click.UsageError("say what to lease: --gpus N or --cpus N")
+    exit_with_code_of_another()
     return run(_run(command, gpus=gpus or 0, cpus=cpus or 0, name=name, wait_s=wait_s))
 
 
 async def _run(command: tuple[str, ...], *, gpus: int, cpus: int, name: str | None, wait_s: float) -> int:
     async with (
-        connected(waits=True) as client,
+        connected() as client,
         client.lease(gpus=gpus, cpus=cpus, holder=name, wait_s=wait_s) as held,
     ):
         click.echo(f"{held.holder} holds {', '.join(device.id for device in held.devices)}", err=True)

@@ -15,7 +15,7 @@ import click
 
 from railbus.cli import exit_codes
 from railbus.cli.render import to_console
-from railbus.cli.session import connected, json_option, root_option, run, session
+from railbus.cli.session import connected, exit_with_code_of_another, json_option, root_option, run, session
 from railbus.cli.tell import Teller, print_event
 
 _NEWEST: Final = 200
@@ -72,6 +72,7 @@ def logs(
     """
     wanted = Wanted(types, _since_ns(since), _pattern(pattern))
     if job and follow:
+        exit_with_code_of_another()
         return run(_follow_one(job, wanted, as_json=as_json))
     if job:
         wanted = Wanted(wanted.types, wanted.since_ns, wanted.pattern, run(_job_id(job)))
@@ -119,7 +120,7 @@ async def _follow_one(job: str, wanted: Wanted, *, as_json: bool) -> int:
     from railbus.cli.follow import follow_job
     from railbus.cli.job_names import find_job
 
-    async with connected(waits=True) as client:
+    async with connected() as client:
         found = await find_job(client, job)
         record = await follow_job(client, found.id, as_json=as_json, is_wanted=wanted.matches)
     return exit_codes.of_record(record)

@@ -51,6 +51,11 @@ def session() -> Session:
     return click.get_current_context().ensure_object(Session)
 
 
+def exit_with_code_of_another() -> None:
+    """From now on every error ends with the status of trouble of ours: the others are those of a job or a command."""
+    session().error_status = exit_codes.OUR_TROUBLE
+
+
 def root_option(command: Callable[P, R]) -> Callable[P, R]:
     """`--root`, which may stand before the command's name as well as after it; the nearer one counts."""
 
@@ -84,13 +89,8 @@ def run(work: Coroutine[None, None, R]) -> R:
 
 
 @contextlib.asynccontextmanager
-async def connected(*, waits: bool = False) -> AsyncIterator[Client]:
-    """A client of the bus of the root; raises BusUnavailable, NotAuthorized.
-
-    With `waits` the command's exit status is that of a job, so that every error ends with the one that no job has.
-    """
-    if waits:
-        session().error_status = exit_codes.OUR_TROUBLE
+async def connected() -> AsyncIterator[Client]:
+    """A client of the bus of the root; raises BusUnavailable, NotAuthorized."""
     from railbus.client import Client, settings_for
     from railbus_shared.errors import NotAuthorized
 

@@ -182,9 +182,9 @@ def _shards_verified(_: Mapping[str, object], data: Data) -> Line:
     return Line(f"dataset {data.get('dataset')}: {_count(data.get('shards'), 'shard')} verified{weight}", "good")
 
 
-def _count(value: object, noun: str) -> str:
+def _count(value: object, noun: str, many: str = "") -> str:
     number = len(value) if isinstance(value, list) else value
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+    return f"{number} {noun}" if number == 1 else f"{number} {many or f'{noun}s'}"
 
 
 def _output(_: Mapping[str, object], data: Data) -> Line:
@@ -196,12 +196,44 @@ def _log_line(event: Mapping[str, object], data: Data) -> Line:
     return Line(f"{event.get('source')}: {data.get('message')}", "bad" if is_bad else "note")
 
 
+def _stalled(_: Mapping[str, object], data: Data) -> Line:
+    seconds = data.get("stall_s")
+    for_long = f" for {duration(seconds)}" if isinstance(seconds, int | float) else ""
+    ends = "; it is ended" if data.get("on_stall") == "end" else ""
+    head = f"no step{for_long}{ends}; the stacks of its threads:"
+    return Line("\n".join([head, *_quoted(str(data.get("stacks", "")))]), "bad")
+
+
+def _leaked(_: Mapping[str, object], data: Data) -> Line:
+    return Line(f"{_count(data.get('count'), 'process', 'processes')} left behind, and ended", "bad")
+
+
+def _told_by(words: str, tone: Tone = "plain") -> Callable[[Mapping[str, object], Data], Line]:
+    """A teller that says these words, with the event's facts in their places."""
+
+    def tell(_: Mapping[str, object], data: Data) -> Line:
+        return Line(words.format_map(_Facts(data)), tone)
+
+    return tell
+
+
+class _Facts(dict[str, object]):
+    """What is not there is a question mark."""
+
+    def __missing__(self, name: str) -> str:
+        return "?"
+
+
 def _text(_: Mapping[str, object], data: Data) -> Line:
-    text = str(data.get("text", ""))
+    return Line("\n".join([f"{data.get('name', 'text')}:", *_quoted(str(data.get("text", "")))]))
+
+
+def _quoted(text: str) -> list[str]:
+    """Lines of text of others, set apart and harmless to a terminal; cut where it is long."""
     lines = ["".join(map(_visible, line)).rstrip() for line in text[:_TEXT_SHOWN].strip("\n").split("\n")]
     if len(text) > _TEXT_SHOWN:
         lines.append(f"… and {len(text) - _TEXT_SHOWN:,} characters more")
-    return Line("\n".join([f"{data.get('name', 'text')}:", *(f"    | {line}".rstrip() for line in lines)]))
+    return [f"    | {line}".rstrip() for line in lines]
 
 
 def _visible(symbol: str) -> str:
@@ -284,6 +316,23 @@ _TELLERS: Final[Mapping[str, Callable[[Mapping[str, object], Data], Line]]] = {
     "job.released": _released,
     "job.priority_set": _priority_set,
     "job.preempting": _preempting,
+    "job.stalled": _stalled,
+    "job.output_dropped": _told_by(
+        "| … {lines} lines of {stream}, {bytes} bytes, are left out: too many at once", "bad"
+    ),
+    "job.lease_awaited": _told_by("stood still for {seconds} s, until its lease was renewed", "bad"),
+    "attempt.leaked": _leaked,
+    "attempt.stuck": _told_by("processes that cannot be ended: {pids}", "bad"),
+    "attempt.fenced": _told_by("the attempt is no longer the job's; nothing of it counts", "bad"),
+    "device.leased": _told_by("{device} leased to {holder}"),
+    "device.released": _told_by("{device} given back by {holder}"),
+    "device.reclaimed": _told_by("{device} is clear again"),
+    "device.cordoned": _told_by("{device} takes no new jobs: {reason} ({by})", "bad"),
+    "device.uncordoned": _told_by("{device} takes jobs again ({by})", "good"),
+    "device.xid": _told_by("{device}: XID {xid}, {words}", "bad"),
+    "device.leaked": _told_by("{device} is used by processes {pids} though nobody has leased it", "bad"),
+    "host.drained": _told_by("{host_id} takes no new jobs"),
+    "host.undrained": _told_by("{host_id} takes jobs again", "good"),
     "checkpoint.resumed": _resumed,
     "checkpoint.rejected": _not_valid,
     "dataset.opened": _shards_opened,

@@ -11,7 +11,7 @@ import click
 from railbus.cli import exit_codes
 from railbus.cli.follow import follow_job, wait_for_jobs
 from railbus.cli.render import Column, print_json, show, shown_state, to_console
-from railbus.cli.session import connected, json_option, root_option, run
+from railbus.cli.session import connected, exit_with_code_of_another, json_option, root_option, run
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -52,6 +52,8 @@ def submit(
 
     The exit codes of --follow and --wait: railbus help exit-codes.
     """
+    if follow or wait:
+        exit_with_code_of_another()
     jobs = _read(file, settings=settings, **fields)
     if follow and jobs.is_sweep:
         raise click.UsageError("a sweep is many stories: use --wait, and `railbus logs -f JOB` for one of them")
@@ -77,7 +79,7 @@ def _read(file: Path, *, settings: tuple[str, ...], priority: int | None, owner:
 
 
 async def _submit(jobs: JobFile, *, follow: bool, wait: bool, quiet: bool, as_json: bool) -> int:
-    async with connected(waits=follow or wait) as client:
+    async with connected() as client:
         record = (await client.submit(jobs.specs[0])).record
         if quiet:
             click.echo(record.id)
@@ -105,7 +107,7 @@ def _tell_end(record: JobRecord, *, quiet: bool, as_json: bool) -> None:
 
 
 async def _submit_sweep(jobs: JobFile, *, wait: bool, quiet: bool, as_json: bool) -> int:
-    async with connected(waits=wait) as client:
+    async with connected() as client:
         submitted = await client.submit_all(jobs.specs)
         if quiet:
             click.echo("\n".join(job.id for job in submitted))

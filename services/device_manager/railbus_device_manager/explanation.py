@@ -69,7 +69,7 @@ def _expected(job: Waiting, turns: Sequence[Waiting], found: Reason, cluster: Cl
         case "resources" | "priority" | "fair_share" | "reclaiming":
             return forecast(job, turns, cluster)
         case _:
-            return Forecast(None, "that it waits for has no known end")
+            return Forecast(None, "what it waits for has no known end")
 
 
 def _hosts(cluster: Cluster) -> list[str]:
