@@ -18,6 +18,7 @@ NAMES: Final = (
     "log_series",
     "data",
     "import_speed",
+    "scheduler",
     "remote_shard",
     "remote_trainer",
     "stream_overhead",

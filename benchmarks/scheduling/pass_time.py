@@ -94,7 +94,7 @@ def _devices(number: int) -> Iterator[DeviceInfo]:
 
 
 def _record(number: int, rng: random.Random) -> JobRecord:
-    """A queued job: one of 48 shapes, of six owners, some with time limits."""
+    """A queued job: one of many shapes, of six owners, some with time limits."""
     spec = JobSpec.parse(
         {
             "model": "m",

@@ -52,14 +52,15 @@ class Outcome:
 
     def figures(self) -> dict[str, float]:
         """What is compared and bounded."""
-        light = [statistics.mean(self.waits(owner=owner)) for owner in OWNERS if owner != HEAVY]
         found = {"utilisation": self.utilisation, "mean_wait_s": statistics.mean(self.waits())}
         for size in SIZES:
             found[f"mean_wait_{size}_s"] = statistics.mean(self.waits(size=size))
             found[f"p99_wait_{size}_s"] = quantile(self.waits(size=size), 0.99)
-        found["mean_wait_light_owners_s"] = statistics.mean(light)
-        found["mean_wait_heavy_owner_s"] = statistics.mean(self.waits(owner=HEAVY))
-        found["light_owners_apart"] = max(light) / max(min(light), 1.0)
+        light = [statistics.mean(waits) for owner in OWNERS if owner != HEAVY and (waits := self.waits(owner=owner))]
+        if light:
+            found["mean_wait_light_owners_s"] = statistics.mean(light)
+            found["light_owners_apart_s"] = max(light) - min(light)
+            found["mean_wait_heavy_owner_s"] = statistics.mean(self.waits(owner=HEAVY))
         return found
 
 

@@ -19,7 +19,7 @@ _SHARES: Final[dict[Size, int]] = {"small": 70, "medium": 20, "large": 10}
 """In percent of the jobs, as in Kueue's performance test."""
 _SECONDS: Final[dict[Size, tuple[float, float]]] = {"small": (60, 600), "medium": (300, 1800), "large": (600, 3600)}
 _BURST: Final = 100
-_LOAD: Final = 0.9
+_LOAD: Final = 0.85
 """Of what the devices can do at most, on average."""
 
 

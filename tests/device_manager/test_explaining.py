@@ -114,5 +114,10 @@ async def test_what_cannot_be_is_refused_with_the_most_that_can_by_a_submission_
         await ask(asking, "why", {"id": "nobody"})
     waits = {**JOB, "id": "patient", "wait_for_hosts": True, "devices": {"kind": "gpu", "count": 3}}
     assert (await ask(asking, "submit", waits))["state"] == "queued"
+    await Bucket(asking, asking.subjects.devices).put("testhost.runner", runner("testhost", entrypoints=()).to_map())
+    assert (await ask(asking, "submit", waits))["id"] == "patient"  # accepted once is accepted
+    with pytest.raises(UnknownEntrypoint):
+        await ask(asking, "submit", {**waits, "id": "another"})
+    await Bucket(asking, asking.subjects.devices).put("testhost.runner", runner("testhost").to_map())
     told = Why.parse(await ask(asking, "why", {"id": "patient"}))
     assert (told.headline, told.can_ever_start) == ("no_such_device", False)

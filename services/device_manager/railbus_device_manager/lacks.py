@@ -68,7 +68,8 @@ def lack_of(kind: DeviceKind, wanted: DevicePreference, devices: Sequence[Device
         return Lack("labels", _labels(wanted), f"a {kind} with {_labels(wanted)}", "")
     shared = [device for device in labelled if wanted.fraction is None or device.shares > 1]
     if not shared:
-        return Lack("sharing", "fraction", f"a {kind} that is shared", "exclusive")
+        how = "an operator shares them by RAILBUS_DEVICE_MANAGER_GPU_SHARES"
+        return Lack("sharing", "fraction", f"a {kind} that is shared", "exclusive", how)
     fitting = Counter(device.host for device in shared if fits(device, wanted))
     if not fitting:
         largest, least = max(device.memory_bytes for device in shared), wanted.min_memory_bytes

@@ -142,7 +142,9 @@ def _tally(job: Waiting, slots: Sequence[Slot], decision: Decision) -> str:
     """The devices by what keeps them from the job."""
     counted = Counter(_about(job, slot, decision) for slot in slots)
     order = sorted(counted.items(), key=lambda item: (item[0] != "free", item[0]))
-    return ", ".join(f"{number} {word}" for word, number in order)
+    listed = ", ".join(f"{number} {word}" for word, number in order[:_LISTED])
+    more = sum(number for _, number in order[_LISTED:])
+    return f"{listed} and {more} more" if more else listed
 
 
 def _about(job: Waiting, slot: Slot, decision: Decision) -> str:

@@ -6,6 +6,7 @@ its event and waits there for the outcome; whichever device_manager handles the 
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import re
 import secrets
@@ -19,6 +20,7 @@ from railbus_shared.contracts.jobs import JobRecord, JobSpec
 from railbus_shared.errors import (
     BadMessage,
     InvalidField,
+    JobNotFound,
     RailbusError,
     RejectedError,
     UnknownEntrypoint,
@@ -114,12 +116,26 @@ class Submissions:
         """
         read = [self._read(delivery) for delivery in deliveries]
         refused = iter(await self._refusals([one.spec for one in read if isinstance(one, JobRecord)]))
-        checked = [(next(refused) or one) if isinstance(one, JobRecord) else one for one in read]
+        checked = [
+            await self._standing(one, next(refused), delivery) if isinstance(one, JobRecord) else one
+            for one, delivery in zip(read, deliveries, strict=True)
+        ]
         created = iter(await self._records.create_all([one for one in checked if isinstance(one, JobRecord)]))
         outcomes = [next(created) if isinstance(one, JobRecord) else one for one in checked]
         for delivery, fresh, outcome in zip(deliveries, read, outcomes, strict=True):
             await self._conclude(delivery, fresh, outcome)
         return [outcome if isinstance(outcome, RailbusError) else None for outcome in outcomes]
+
+    async def _standing(
+        self, fresh: JobRecord, refusal: RailbusError | None, delivery: Delivery
+    ) -> JobRecord | RailbusError:
+        """The record that is to be there, or why none is; what was accepted once is not refused when it comes again."""
+        comes_again = delivery.delivered > 1 or fresh.spec.id is not None
+        if isinstance(refusal, RejectedError) and comes_again:
+            with contextlib.suppress(JobNotFound):
+                if (await self._records.get(fresh.id)).record.spec_sha256 == fresh.spec_sha256:
+                    return fresh
+        return refusal or fresh
 
     def _read(self, delivery: Delivery) -> JobRecord | RailbusError:
         """The record that an event asks for."""
