@@ -152,7 +152,9 @@ async def played_runner(
 
 
 @contextlib.asynccontextmanager
-async def device_manager(common: CommonSettings, host: str, *, history: History) -> AsyncIterator[DeviceManagerService]:
+async def device_manager(
+    common: CommonSettings, host: str, *, history: History, preempt_after_s: float = 15.0
+) -> AsyncIterator[DeviceManagerService]:
     """One that has no devices of its own, serving."""
     settings = common.model_copy(update={"host": host})
     telemetry, metrics = LearningTelemetry("device_manager", host=host).with_sink(history), Metrics("d")
@@ -160,7 +162,7 @@ async def device_manager(common: CommonSettings, host: str, *, history: History)
         await topology.ensure(bus, settings.layout.state / "store.json")
         stopping = asyncio.Event()
         context = Context(settings, bus, telemetry, metrics, stopping)
-        service = DeviceManagerService(context, Settings(cpu_slots=0, place_s=0.2))
+        service = DeviceManagerService(context, Settings(cpu_slots=0, place_s=0.2, preempt_after_s=preempt_after_s))
         async with (
             serving(bus, "device_manager", "d", service.endpoints(), metrics=metrics, rejected=_ignored),
             asyncio.TaskGroup() as tasks,

@@ -15,6 +15,7 @@ from railbus_device_manager.cluster import NEVER, Cluster, Pool, Slot
 from railbus_device_manager.decisions import Decision
 from railbus_device_manager.neighbours import on_fewest_hosts, together
 from railbus_device_manager.sharing import shares_needed
+from railbus_shared.contracts.jobs import DeviceKind
 
 _BY_TIME: Final = itemgetter(0, 1)
 Fit = tuple[bool, float, float, str]
@@ -70,7 +71,7 @@ class Search:
     def __init__(self, pools: Sequence[Pool]) -> None:
         self._open = [_Entry(pool) for pool in pools if pool.may_start]
         self._all = [_Entry(pool) for pool in pools if pool.may_start] or [_Entry(pool) for pool in pools]
-        self.kind = pools[0].kind if pools else "gpu"
+        self.kind: DeviceKind = pools[0].kind if pools else "gpu"
         self._latest_end = NEVER if pools else -NEVER
         self._has_unkept = True
 
