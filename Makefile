@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PEERS := .venv-peers
 
-.PHONY: demo test soak check bench bench-peers docs schemas clean
+.PHONY: demo test soak check bench bench-peers bench-ray docs schemas clean
 
 demo: $(READY)
 	$(BIN)/railbus demo
@@ -38,6 +38,12 @@ bench-peers: $(READY)
 	$(PEERS)/bin/python -m pip install --quiet 'torch==2.13.0' $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 	$(PEERS)/bin/python -m pip install --quiet --requirement benchmarks/peers/requirements.txt
 	$(PEERS)/bin/python -m pip install --quiet --no-deps litdata==0.2.76 mosaicml-streaming==0.13.0
+
+# Ray, whose `ray job submit` the benchmark `latency` is measured against; some 360 MB.
+bench-ray: $(READY)
+	test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install --quiet 'torch==2.13.0' $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
+	$(PEERS)/bin/python -m pip install --quiet --requirement benchmarks/peers/ray.txt
 
 docs: $(READY)
 	$(BIN)/python -m railbus.reference docs

@@ -11,7 +11,7 @@ from typing import Final
 
 NAMES: Final = (
     "up_time",
-    "submit_latency",
+    "latency",
     "many_jobs",
     "recovery",
     "train_throughput",

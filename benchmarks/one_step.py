@@ -1,6 +1,6 @@
 """Peers of a job's start: one optimizer step in this process, or in forks of it.
 
-python -m benchmarks.one_step           import torch, take a step, print the time (ns) at its end
+python benchmarks/one_step.py           import torch, take a step, print the time (ns) at its end
 python -m benchmarks.one_step fork N    once warm, fork N times; print each time from fork to step (s)
 """
 

@@ -46,7 +46,8 @@ _MAX_TYPE: Final = 64
 _MAX_NESTING: Final = 16
 _MAX_BATCHED: Final = 50_000
 _MAX_FACTS: Final = 200_000
-_FLUSH_S: Final = 0.05
+_FLUSH_S: Final = 0.2
+_FULL: Final = 256
 _RETRY_S: Final = 0.5
 _SCRIPT_CLOSE_S: Final = 10.0
 
@@ -82,7 +83,8 @@ class LearningTelemetry:
         self._sending = 0
         self._sink: Sink | None = None
         self._metrics: Metrics | None = None
-        self._wake: Callable[[], None] = _nothing
+        self._wake: Callable[[bool], None] = _nothing
+        """Called after something was recorded, with whether it is not to wait."""
         self._script: _Script | None = None
         self._settings: CommonSettings | None = None
 
@@ -153,13 +155,15 @@ class LearningTelemetry:
 
     def forward(self, events: Iterable[JsonMap]) -> None:
         """Take over complete events of another producer, for instance of a trainer, as they are."""
+        has_facts = False
         for event in events:
-            limit = _MAX_BATCHED if event["type"] in BATCHED_TYPES else _MAX_FACTS
-            if len(self._buffer) >= limit:
+            is_fact = event["type"] not in BATCHED_TYPES
+            has_facts |= is_fact
+            if len(self._buffer) >= (_MAX_FACTS if is_fact else _MAX_BATCHED):
                 self._drop(event)
             else:
                 self._buffer.append(event)
-        self._wake()
+        self._wake(has_facts or len(self._buffer) >= _FULL)
 
     def _say_dropped(self) -> None:
         """Once there is room again, record how many events were given up since the last time."""
@@ -177,19 +181,27 @@ class LearningTelemetry:
     # --- sending -----------------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Send what is recorded until cancelled; offers again what the sink could not take."""
-        loop, woken = asyncio.get_running_loop(), asyncio.Event()
-        self._wake = lambda: _call_soon(loop, woken.set)
-        while True:
-            await is_set_within(woken, _RETRY_S)
-            woken.clear()
-            while self._buffer:
-                await asyncio.sleep(_FLUSH_S if self._only_batched() else 0)
-                await self._send_some()
+        """Send what is recorded until cancelled; offers again what the sink could not take.
 
-    def _only_batched(self) -> bool:
-        """Whether what waits can wait a little longer, for company."""
-        return self._buffer[0]["type"] in BATCHED_TYPES and len(self._buffer) < 256
+        Facts go at once, and all that waits with them; what goes in batches waits a little for company.
+        """
+        loop, woken, urgent = asyncio.get_running_loop(), asyncio.Event(), asyncio.Event()
+
+        def wake(is_urgent: bool) -> None:
+            woken.set()
+            if is_urgent:
+                urgent.set()
+
+        self._wake = lambda is_urgent: _call_soon(loop, wake, is_urgent)
+        while True:
+            if not self._buffer:
+                woken.clear()
+                await woken.wait()
+            if self._buffer and self._buffer[0]["type"] in BATCHED_TYPES:
+                await is_set_within(urgent, _FLUSH_S)
+            urgent.clear()
+            if self._buffer:
+                await self._send_some()
 
     async def _send_some(self) -> None:
         events = [self._buffer.popleft() for _ in range(min(len(self._buffer), 2048))]
@@ -221,7 +233,7 @@ class LearningTelemetry:
         try:
             async with asyncio.timeout(timeout_s):
                 while self._buffer or self._sending:
-                    self._wake()
+                    self._wake(True)
                     await asyncio.sleep(0.005)
         except TimeoutError:
             logger.warning("events not sent in time", extra={"events": len(self._buffer) + self._sending})
@@ -364,10 +376,10 @@ def _script_settings() -> CommonSettings:
     return running_bus(Layout(Path(settings.root))) or settings
 
 
-def _call_soon(loop: asyncio.AbstractEventLoop, wake: Callable[[], None]) -> None:
+def _call_soon(loop: asyncio.AbstractEventLoop, wake: Callable[[bool], None], is_urgent: bool) -> None:
     with contextlib.suppress(RuntimeError):  # the loop has closed; what is buffered was counted by `flush`
-        loop.call_soon_threadsafe(wake)
+        loop.call_soon_threadsafe(wake, is_urgent)
 
 
-def _nothing() -> None:
+def _nothing(_: bool) -> None:
     pass

@@ -48,18 +48,20 @@ class Reports:
         """When the reading was asked for that the facts rest on."""
         self._marked_s: dict[str, float] = {}
         """When this process last put a mark on a device."""
+        self._is_outdated = False
 
     async def refresh(self, *, older_than_s: float = 0.0) -> None:
         """Read everything as it is now; two requests, and none if the last reading is not older."""
         asked_s = clock.boottime_s()
         if older_than_s > 0 and asked_s - self._read_at_s < older_than_s:
             return
+        self._is_outdated = False
         leases, devices = await self.leases.snapshot(), await self.devices.snapshot()
         if asked_s < self._applied_s:
             return  # another reading was asked for later and came before: what it told must not be taken back
         self._applied_s = asked_s
         self.apply(leases, devices, now=clock.boottime_s(), asked_at=asked_s)
-        self._read_at_s = asked_s
+        self._read_at_s = -math.inf if self._is_outdated else asked_s
 
     async def mark(self, mark: ReclaimMark) -> None:
         """Keep a device from being granted; known at once, also while an older reading is on its way."""
@@ -97,7 +99,7 @@ class Reports:
         ended = self._facts.leases.get(entry.key)
         record = self._facts.jobs.get(ended.holder) if ended is not None else None
         if ended is not None and record is not None and record.is_active and record.lease_epoch == ended.lease_epoch:
-            self._read_at_s = -math.inf
+            self._outdate()
         else:
             self._facts.apply_lease(entry.key, None, now=now)
         return True
@@ -106,8 +108,12 @@ class Reports:
         """Take notice of what the watch tells of hosts; returns whether everything is to be read again."""
         if not self._concerns_placing(entry):
             return False
-        self._read_at_s = -math.inf
+        self._outdate()
         return True
+
+    def _outdate(self) -> None:
+        """Something has been heard that only a whole reading tells, begun from now on."""
+        self._is_outdated, self._read_at_s = True, -math.inf
 
     def _concerns_placing(self, entry: Entry) -> bool:
         """Not a report that says at a heartbeat what the one before said, unless a mark waits for it."""

@@ -16,11 +16,12 @@ from nats.aio.msg import Msg
 from railbus_shared import wire
 from railbus_shared.bus.client import bus_errors
 from railbus_shared.bus.connection import Bus, Outgoing
+from railbus_shared.bus.pull import tailing
 from railbus_shared.errors import BusUnavailable, RequestTimeout, RevisionConflict, WireError
 
 _OPERATION: Final = "KV-Operation"
 _EXPECTED: Final = "Nats-Expected-Last-Subject-Sequence"
-_WATCH_POLL_S: Final = 1.0
+_RETRY_S: Final = 0.25
 _SNAPSHOT_TIMEOUT_S: Final = 3.0
 _SNAPSHOT_MAX: Final = 1024  # of the server, for one multi-get
 
@@ -150,41 +151,28 @@ class Bucket:
         A hint and not the truth: it may lag. Keys that expire are not told.
         """
         while True:
-            generation = self._bus.generation
             try:
-                async with contextlib.aclosing(self._watch_once(generation)) as entries:
+                async with contextlib.aclosing(self._watch_once()) as entries:
                     async for entry in entries:
                         yield entry
             except (BusUnavailable, RequestTimeout):
-                await asyncio.sleep(_WATCH_POLL_S / 4)  # until the connection is back; every await here is bounded
+                await asyncio.sleep(_RETRY_S)  # until the connection is back; every await here is bounded
 
-    async def _watch_once(self, generation: int) -> AsyncGenerator[Entry | SnapshotEnd, None]:
-        with bus_errors(self._stream):
-            subscription = await self._bus.client.jetstream().subscribe(
-                self._prefix + ">",
-                stream=self._stream,
-                ordered_consumer=True,
-                deliver_policy=nats.js.api.DeliverPolicy.LAST_PER_SUBJECT,
-                inactive_threshold=60,
-            )
-            info = await subscription.consumer_info()
-        left = int(info.num_pending or 0) + int(info.delivered.consumer_seq if info.delivered else 0)
-        if left == 0:
-            yield SnapshotEnd()
-        try:
-            while self._bus.generation == generation:
-                try:
-                    message: Msg = await subscription.next_msg(_WATCH_POLL_S)
-                except (TimeoutError, nats.errors.TimeoutError):
-                    continue
-                with contextlib.suppress(WireError):
-                    yield self._entry(message)
-                if left > 0 and int(message.metadata.num_pending or 0) == 0:
-                    left = 0
-                    yield SnapshotEnd()
-        finally:
-            with contextlib.suppress(nats.errors.Error):
-                await subscription.unsubscribe()
+    async def _watch_once(self) -> AsyncGenerator[Entry | SnapshotEnd, None]:
+        config = nats.js.api.ConsumerConfig(
+            filter_subject=self._prefix + ">", deliver_policy=nats.js.api.DeliverPolicy.LAST_PER_SUBJECT
+        )
+        async with tailing(self._bus, self._stream, config) as tail:
+            left = tail.num_pending
+            if left == 0:
+                yield SnapshotEnd()
+            while (messages := await tail.next_messages()) is not None:
+                for message in messages:
+                    with contextlib.suppress(WireError):
+                        yield self._entry(message)
+                    if left > 0 and int(message.metadata.num_pending or 0) == 0:
+                        left = 0
+                        yield SnapshotEnd()
 
     def _entry(self, message: Msg) -> Entry:
         """From a direct get, whose headers name subject and sequence, or from a consumer."""

@@ -110,9 +110,10 @@ class Bus:
         """The nats-py client; for this package only."""
         return self._client
 
-    def on_connection(self, listener: Callable[[bool], None]) -> None:
-        """Call `listener` with True after a reconnect and with False after a loss."""
+    def on_connection(self, listener: Callable[[bool], None]) -> Callable[[], None]:
+        """Call `listener` with True after a reconnect and with False after a loss, until what is returned is called."""
         self._on_connection.append(listener)
+        return lambda: self._on_connection.remove(listener)
 
     async def connect(self) -> None:
         """One attempt, bounded by `connect_timeout_s`; raises BusUnavailable or NotAuthorized."""
@@ -326,7 +327,7 @@ class Bus:
         self._closed.set()
 
     def _tell(self, *, connected: bool) -> None:
-        for listener in self._on_connection:
+        for listener in tuple(self._on_connection):
             listener(connected)
 
     async def _give_up(self) -> None:

@@ -7,14 +7,11 @@ import contextlib
 from collections.abc import AsyncGenerator, Iterator
 from typing import Final, Literal
 
-import nats.errors
 import nats.js.api as js
-import nats.js.errors
-from nats.aio.msg import Msg
 
 from railbus_shared import clock, wire
-from railbus_shared.bus.client import bus_errors
 from railbus_shared.bus.connection import Bus
+from railbus_shared.bus.pull import Tail, tailing
 from railbus_shared.errors import BusUnavailable, NoResponder, RequestTimeout, WireError
 
 _POLL_S: Final = 1.0
@@ -31,39 +28,25 @@ async def follow(
     sequence = 0 if since == "all" else await bus.last_sequence(bus.subjects.events_stream)
     give_up_s: float | None = clock.boottime_s() + _FIRST_S
     while True:
-        generation = bus.generation
         try:
-            subscription = await _subscribe(bus, subject, after=sequence)
-            give_up_s = None
+            async with _tail(bus, subject, after=sequence) as tail:
+                give_up_s = None
+                while (messages := await tail.next_messages()) is not None:
+                    for message in messages:
+                        sequence = int(message.metadata.sequence.stream)
+                        for event in events_in(bytes(message.data)):
+                            yield event
         except (BusUnavailable, NoResponder, RequestTimeout):
             if give_up_s is not None and clock.boottime_s() > give_up_s:
                 raise
             await asyncio.sleep(_POLL_S)
-            continue
-        try:
-            while bus.generation == generation:
-                try:
-                    message: Msg = await subscription.next_msg(_POLL_S)
-                except (TimeoutError, nats.errors.TimeoutError):
-                    continue
-                except nats.errors.Error:
-                    break
-                sequence = int(message.metadata.sequence.stream)
-                for event in events_in(bytes(message.data)):
-                    yield event
-        finally:
-            with contextlib.suppress(nats.errors.Error):
-                await subscription.unsubscribe()
 
 
-async def _subscribe(bus: Bus, subject: str, *, after: int):  # type: ignore[no-untyped-def]
+def _tail(bus: Bus, subject: str, *, after: int) -> contextlib.AbstractAsyncContextManager[Tail]:
     config = js.ConsumerConfig(
-        inactive_threshold=60, deliver_policy=js.DeliverPolicy.BY_START_SEQUENCE, opt_start_seq=after + 1
+        filter_subject=subject, deliver_policy=js.DeliverPolicy.BY_START_SEQUENCE, opt_start_seq=after + 1
     )
-    with bus_errors(subject):
-        return await bus.client.jetstream().subscribe(
-            subject, stream=bus.subjects.events_stream, ordered_consumer=True, config=config
-        )
+    return tailing(bus, bus.subjects.events_stream, config)
 
 
 def events_in(data: bytes) -> Iterator[dict[str, object]]:

@@ -1,8 +1,9 @@
-"""Pulling messages of a durable consumer: an answer comes at once, with all that is there, and waits for no company.
+"""Pulling messages of a consumer: an answer comes at once, with all that is there, and waits for no company.
 
 Asked with both `no_wait` and `expires`, nats-server 2.12 waits for the first message, gives it with all others that
 are there, and ends the request. nats-py knows no such fetch: it may hold a message back until a second one comes or the
-time is over, and asks again every second where nothing comes.
+time is over, and asks again every second where nothing comes; its ordered consumers look four times a second whether
+the server wants to slow down. A process that waits here does nothing at all for half a minute.
 """
 
 from __future__ import annotations
@@ -11,13 +12,18 @@ import asyncio
 import contextlib
 import json
 import logging
-from collections.abc import AsyncGenerator
+import secrets
+from collections.abc import AsyncGenerator, AsyncIterator
+from dataclasses import replace
 from typing import Final
 
 import nats.errors
+import nats.js.api as js
 from nats.aio.msg import Msg
 
+from railbus_shared.bus.client import bus_errors
 from railbus_shared.bus.connection import Bus
+from railbus_shared.errors import BusUnavailable
 from railbus_shared.topology import Consumer
 from railbus_shared.waiting import is_any_set_within, is_set_within
 
@@ -28,7 +34,9 @@ _LATE_S: Final = 3.0  # until a request is given up whose end the server has not
 _RETRY_S: Final = 1.0
 _PAUSE_S: Final = 0.25
 _COMPANY_S: Final = 0.1  # for the end of a request that has brought messages; it comes with them
-_DRAIN_S: Final = 2.0
+_CLOSE_S: Final = 2.0
+_UNUSED_S: Final = 90.0  # until the server forgets a consumer whose process has died
+_TAIL_LIMIT: Final = 256
 _STATUS: Final = "Status"
 _HEARTBEAT: Final = "100"
 _ENDS: Final = {"404", "408"}
@@ -42,62 +50,127 @@ async def pulled(
 
     What comes while it stops is handed back, for whoever else consumes.
     """
-    mailbox = _Mailbox(stopping, limit)
-    bus.on_connection(mailbox.connection_changed)
     while not stopping.is_set():
-        mailbox.clear()
         if not bus.is_connected:
-            await is_any_set_within((stopping, mailbox.news), _PAUSE_S)
+            await is_set_within(stopping, _PAUSE_S)
             continue
         try:
-            async with contextlib.aclosing(_while_connected(bus, consumer, mailbox)) as batches:
-                async for messages in batches:
+            async with _puller(bus, consumer.stream, consumer.name, stopping=stopping, limit=limit) as puller:
+                while (messages := await puller.next_messages()) is not None:
                     yield messages
+                await puller.hand_back()
         except (nats.errors.Error, OSError, TimeoutError) as exc:
             logger.warning("cannot fetch", extra={"consumer": consumer.name, "problem": repr(exc)})
-            await is_any_set_within((stopping,), _RETRY_S)
+            await is_set_within(stopping, _RETRY_S)
 
 
-async def _while_connected(bus: Bus, consumer: Consumer, mailbox: _Mailbox) -> AsyncGenerator[list[Msg], None]:
-    client, inbox = bus.client, bus.client.new_inbox()
-    subject = f"$JS.API.CONSUMER.MSG.NEXT.{consumer.stream}.{consumer.name}"
-    request = json.dumps({"batch": mailbox.limit, "no_wait": True, "expires": int(_EXPIRES_S * 1e9)}).encode()
-    subscription = await client.subscribe(inbox, cb=mailbox.put)
+class Tail:
+    """A consumer of one's own, which acknowledges nothing, over one connection."""
+
+    def __init__(self, puller: _Puller, *, num_pending: int) -> None:
+        self.num_pending = num_pending
+        """Messages that were there when it was made."""
+        self._puller = puller
+
+    async def next_messages(self) -> list[Msg] | None:
+        """The next ones, in order and without gaps, once there are any; None after the connection has changed.
+
+        Raises BusUnavailable if the server does not know the consumer any more.
+        """
+        with bus_errors("the consumer"):
+            return await self._puller.next_messages()
+
+
+@contextlib.asynccontextmanager
+async def tailing(bus: Bus, stream: str, config: js.ConsumerConfig) -> AsyncIterator[Tail]:
+    """A consumer with `config`'s filter and beginning; it is gone at the end, or soon after its process is.
+
+    Raises BusUnavailable, RequestTimeout, NotFound.
+    """
+    name = f"tail-{secrets.token_hex(8)}"
+    whole = replace(
+        config, name=name, ack_policy=js.AckPolicy.NONE, mem_storage=True, num_replicas=1, inactive_threshold=_UNUSED_S
+    )
+    with bus_errors(stream):
+        info = await bus.client.jetstream().add_consumer(stream, whole)
     try:
-        while not mailbox.is_cut and not mailbox.stopping.is_set():
-            await client.publish(subject, request, reply=inbox)
-            messages = await mailbox.next_messages()
-            if messages:
-                yield messages
-            else:
-                await is_any_set_within((mailbox.stopping,), _PAUSE_S)  # in case the server keeps on saying no
-        if bus.is_connected:
-            async with asyncio.timeout(_DRAIN_S):
-                await subscription.drain()  # type: ignore[no-untyped-call]
-            for message in mailbox.take():
-                await message.nak()
+        async with _puller(bus, stream, name, stopping=asyncio.Event(), limit=_TAIL_LIMIT) as puller:
+            yield Tail(puller, num_pending=int(info.num_pending or 0))
     finally:
-        with contextlib.suppress(nats.errors.Error):
-            await subscription.unsubscribe()
+        with contextlib.suppress(nats.errors.Error, TimeoutError, OSError):
+            if bus.is_connected:
+                async with asyncio.timeout(_CLOSE_S):
+                    await bus.client.jetstream().delete_consumer(stream, name)
 
 
-class _Mailbox:
-    """What comes in answer to pull requests, one after the other."""
+@contextlib.asynccontextmanager
+async def _puller(
+    bus: Bus, stream: str, consumer: str, *, stopping: asyncio.Event, limit: int
+) -> AsyncIterator[_Puller]:
+    puller = _Puller(bus, f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}", stopping=stopping, limit=limit)
+    forget = bus.on_connection(puller.connection_changed)
+    try:
+        with bus_errors(stream):
+            await puller.open()
+        yield puller
+    finally:
+        forget()
+        await puller.close()
 
-    def __init__(self, stopping: asyncio.Event, limit: int) -> None:
-        self.stopping = stopping
-        self.limit = limit
-        self.news = asyncio.Event()
-        self.is_cut = False
-        """Whether the connection has changed, so that no answer comes any more."""
+
+class _Puller:
+    """Asks with one pull request after the other, over one connection."""
+
+    def __init__(self, bus: Bus, subject: str, *, stopping: asyncio.Event, limit: int) -> None:
+        self._bus = bus
+        self._subject = subject
+        self._stopping = stopping
+        self._limit = limit
+        self._inbox = bus.client.new_inbox()
+        self._request = json.dumps({"batch": limit, "no_wait": True, "expires": int(_EXPIRES_S * 1e9)}).encode()
+        self._news = asyncio.Event()
         self._messages: list[Msg] = []
         self._status = ""
+        self._is_cut = False
+
+    async def open(self) -> None:
+        self._subscription = await self._bus.client.subscribe(self._inbox, cb=self._put)
+
+    async def close(self) -> None:
+        with contextlib.suppress(nats.errors.Error):
+            await self._subscription.unsubscribe()
 
     def connection_changed(self, _: bool) -> None:
-        self.is_cut = True
-        self.news.set()
+        """No answer comes any more; what has come is still good."""
+        self._is_cut = True
+        self._news.set()
 
-    async def put(self, message: Msg) -> None:
+    async def next_messages(self) -> list[Msg] | None:
+        """What comes next, at least one message; None once the connection has changed or all is to stop.
+
+        Raises BusUnavailable if the server refuses such requests.
+        """
+        while not self._is_cut and not self._stopping.is_set():
+            await self._bus.client.publish(self._subject, self._request, reply=self._inbox)
+            messages = await self._answer()
+            if messages:
+                return messages
+            if not self._is_cut:
+                await is_set_within(
+                    self._stopping, _PAUSE_S
+                )  # in case the server keeps on saying that nothing is there
+        return None
+
+    async def hand_back(self) -> None:
+        """Have the server give to others what has come since."""
+        if self._is_cut or not self._bus.is_connected:
+            return
+        async with asyncio.timeout(_CLOSE_S):
+            await self._subscription.drain()  # type: ignore[no-untyped-call]
+        for message in self._taken():
+            await message.nak()
+
+    async def _put(self, message: Msg) -> None:
         status = (message.headers or {}).get(_STATUS, "") if not message.reply else ""
         if status == _HEARTBEAT:
             return
@@ -105,35 +178,32 @@ class _Mailbox:
             self._status = status
         else:
             self._messages.append(message)
-        if status or len(self._messages) in {1, self.limit}:
-            self.news.set()
+        if status or len(self._messages) in {1, self._limit}:
+            self._news.set()
 
-    def clear(self) -> None:
-        """Forget what came over an earlier connection: the server delivers it again."""
-        self.take()
-        self.is_cut = False
+    async def _answer(self) -> list[Msg]:
+        """What one request brings; none if it ends without any."""
+        await is_any_set_within((self._news, self._stopping), _EXPIRES_S + _LATE_S)
+        while self._messages and not self._is_complete:
+            self._news.clear()
+            if not await is_set_within(self._news, _COMPANY_S):
+                break
+        if self._stopping.is_set():
+            return []  # `hand_back` has them
+        status = self._status
+        messages = self._taken()
+        if status and status not in _ENDS and not messages:
+            raise BusUnavailable(f"NATS refuses to be asked by {self._subject!r}: status {status}")
+        return messages
 
-    def take(self) -> list[Msg]:
+    def _taken(self) -> list[Msg]:
         """All messages that have come; the next request begins anew."""
         taken, self._messages, self._status = self._messages, [], ""
-        self.news.clear()
+        self._news.clear()
+        if self._is_cut:
+            self._news.set()
         return taken
-
-    async def next_messages(self) -> list[Msg]:
-        """What one request brings, none if it ends without any; raises if the server refuses such requests."""
-        await is_any_set_within((self.news, self.stopping), _EXPIRES_S + _LATE_S)
-        while self._messages and not self._is_complete:
-            self.news.clear()
-            if not await is_set_within(self.news, _COMPANY_S):
-                break
-        if self.stopping.is_set():
-            return []  # `take` hands them back
-        status = self._status
-        messages = self.take()
-        if status and status not in _ENDS and not messages:
-            raise nats.errors.Error(f"the server refuses pull requests with status {status}")
-        return messages
 
     @property
     def _is_complete(self) -> bool:
-        return bool(self._status) or self.is_cut or len(self._messages) >= self.limit or self.stopping.is_set()
+        return bool(self._status) or self._is_cut or len(self._messages) >= self._limit or self._stopping.is_set()
