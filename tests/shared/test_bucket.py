@@ -125,6 +125,41 @@ async def test_a_watch_of_an_empty_bucket_ends_its_snapshot(bus: Bus) -> None:
         watching.cancel()
 
 
+async def test_a_watch_tells_a_thousand_keys_and_ends_its_snapshot_once_while_others_write(bus: Bus) -> None:
+    bucket = Bucket(bus, bus.subjects.jobs)
+    for first in range(0, 1000, 250):
+        await bucket.write_all([Write(f"key{number}", {"n": number}, 0) for number in range(first, first + 250)])
+    told: asyncio.Queue[Entry | SnapshotEnd] = asyncio.Queue()
+    async with asyncio.TaskGroup() as tasks, asyncio.timeout(PATIENCE_S):
+        watching = tasks.create_task(_collect(bucket, told))
+        for number in range(50):
+            await bucket.put(f"key{number}", {"n": -1})
+        await bucket.put("last", {})
+        seen: list[Entry | SnapshotEnd] = []
+        while not (seen and isinstance(seen[-1], Entry) and seen[-1].key == "last"):
+            seen.append(await told.get())
+        watching.cancel()
+    assert seen.count(SnapshotEnd()) == 1
+    newest = {entry.key: entry.value for entry in seen if isinstance(entry, Entry)}
+    assert newest == {f"key{n}": {"n": -1 if n < 50 else n} for n in range(1000)} | {"last": {}}
+
+
+async def test_a_watch_leaves_neither_consumer_nor_subscription_behind(bus: Bus) -> None:
+    async def num_consumers() -> int:
+        info = await bus.client.jetstream().stream_info(f"KV_{bus.subjects.jobs}")
+        return int(info.state.consumer_count)
+
+    before = len(bus.client._subs)
+    told: asyncio.Queue[Entry | SnapshotEnd] = asyncio.Queue()
+    async with asyncio.TaskGroup() as tasks, asyncio.timeout(PATIENCE_S):
+        watching = tasks.create_task(_collect(Bucket(bus, bus.subjects.jobs), told))
+        await told.get()
+        assert await num_consumers() == 1
+        watching.cancel()
+    assert await num_consumers() == 0
+    assert len(bus.client._subs) == before
+
+
 async def test_a_watch_begins_anew_after_a_restart_of_the_server(bus: Bus, server: Server) -> None:
     bucket = Bucket(bus, bus.subjects.jobs)
     await bucket.create("a", {"n": 1})

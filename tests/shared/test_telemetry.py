@@ -298,6 +298,30 @@ async def test_every_event_is_stored_exactly_once_through_restarts_of_the_server
     assert sorted(found, key=str) == sorted(((telemetry.producer, number) for number in range(1, 601)), key=str)
 
 
+class _Portions:
+    """A sink that remembers what came together."""
+
+    def __init__(self) -> None:
+        self.portions: list[list[str]] = []
+
+    async def send(self, events: Sequence[JsonMap]) -> None:
+        self.portions.append([str(event["type"]) for event in events])
+
+
+async def test_metrics_wait_for_company_and_a_fact_takes_them_along() -> None:
+    sink = _Portions()
+    telemetry = LearningTelemetry("runner", host="h").with_sink(sink)
+    running = asyncio.ensure_future(telemetry.run())
+    for _ in range(3):
+        telemetry.event("train.metrics", loss=1.0)
+        await asyncio.sleep(0)
+    await until(lambda: sink.portions == [["train.metrics"] * 3])
+    telemetry.event("train.metrics", loss=1.0)
+    telemetry.event("job.placed")
+    await until(lambda: sink.portions[1:] == [["train.metrics", "job.placed"]])
+    running.cancel()
+
+
 async def test_events_of_which_one_was_stored_before_are_all_stored_once(bus: Bus) -> None:
     """An atomic batch with it is refused whole; and one that cannot be stored keeps no other back."""
     facts = [_event(number, "job.placed") for number in range(1, 21)]

@@ -1,6 +1,6 @@
 """The trainer's producer of events: complete maps, numbered without gaps, sent to the runner in batches.
 
-A batch goes out when it holds 256 events, or when something is recorded a tenth of a second after it was begun; a loop
+A batch goes out when it holds 256 events, or when something is recorded a fifth of a second after it was begun; a loop
 that records nothing calls `flush_if_due`. Recording is safe from any thread; the events of one producer leave in order.
 """
 
@@ -22,7 +22,7 @@ from railbus_shared.contracts.model import JsonMap
 from railbus_shared.telemetry import plain
 
 _MAX_EVENTS: Final = 256
-_FLUSH_S: Final = 0.1
+_FLUSH_S: Final = 0.2
 MAX_TEXT_CHARS: Final = 32_768
 """Of one text in an event; longer ones are cut, so that a full batch fits into a frame."""
 
@@ -93,7 +93,7 @@ class Recorder:
                 self._send(Events.model_construct(events=tuple(events)))
 
     def flush_if_due(self) -> None:
-        """Send what has waited for a tenth of a second."""
+        """Send what has waited for a fifth of a second."""
         if self._buffer and self._clock_s() >= self._due_s:
             self.flush()
 

@@ -170,9 +170,10 @@ class Bucket:
                 for message in messages:
                     with contextlib.suppress(WireError):
                         yield self._entry(message)
-                    if left > 0 and int(message.metadata.num_pending or 0) == 0:
-                        left = 0
+                    is_last = left == 1 or int(message.metadata.num_pending or 0) == 0
+                    if left > 0 and is_last:
                         yield SnapshotEnd()
+                    left = 0 if is_last else max(0, left - 1)
 
     def _entry(self, message: Msg) -> Entry:
         """From a direct get, whose headers name subject and sequence, or from a consumer."""
