@@ -259,7 +259,7 @@ def test_strangers_that_are_tolerated_do_not_count_and_what_a_job_leaves_behind_
     watched.marked_at = watched.now
     (cordon,) = watched.look(after_s=CLEAR_S).cordons
     assert cordon.reason.endswith("these processes compute on it: 4711")
-    watched.gpus.pids[GPU] = [1]
+    watched.gpus.pids[GPU], watched.gpus.used_bytes[GPU] = [1], 3 * GIB  # the strangers' own
     assert told(watched.look()) == ["device.uncordoned"]
 
 

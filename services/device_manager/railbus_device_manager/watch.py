@@ -119,12 +119,14 @@ class DeviceWatch:
         """With what the reading alone does not say."""
         if device.kind != "gpu":
             return device
+        used, pids = device.memory_used_bytes, self._counted(device, use)
         was_lifted = device.id in self._dirty and device.id not in use.cordons  # by a person: it is to be used as it is
-        least = device.memory_used_bytes if was_lifted else self._idle_bytes.get(device.id, device.memory_used_bytes)
+        is_strangers = self._tolerates_strangers and not pids
+        least = used if was_lifted or is_strangers else self._idle_bytes.get(device.id, used)
         if device.healthy:
-            self._idle_bytes[device.id] = least = min(least, device.memory_used_bytes)
+            self._idle_bytes[device.id] = least = min(least, used)
         shares = division(use.leases.get(device.id, ()), wanted=device.shares)
-        return device.changed(memory_idle_bytes=least, shares=shares, compute_pids=self._counted(device, use))
+        return device.changed(memory_idle_bytes=least, shares=shares, compute_pids=pids)
 
     def _counted(self, device: DeviceInfo, use: Use) -> tuple[int, ...]:
         """The processes that keep the device from being granted; without those that were there before, if so set."""
