@@ -30,7 +30,7 @@ ONLY_IN = {
     "nats": ("railbus_shared.bus",),
     "pynvml": ("railbus_device_manager.nvml",),
     "torch": ("railbus_runner",),
-    "obstore": ("railbus_dataloader.objectstore",),
+    "obstore": ("railbus_dataloader.objectstore", "railbus_runner.objects"),
     "click": ("railbus.cli",),
     "rich": ("railbus.cli",),
     "pyarrow": (

@@ -16,6 +16,7 @@ import obstore
 import pytest
 from obstore.store import from_url
 
+import railbus
 import small_datasets
 from railbus_dataloader import objectstore
 from railbus_dataloader.objectstore import ObjectStoreSource
@@ -23,7 +24,7 @@ from railbus_dataloader.sources import WantedFile
 from railbus_shared import files
 from railbus_shared.data.index import DatasetIndex
 from railbus_shared.data.writer import append_dataset
-from railbus_shared.errors import BadSetting, NoSource, ShardCorrupt, TransferBroken
+from railbus_shared.errors import BadSetting, DatasetNotFound, NoSource, ShardCorrupt, TransferBroken
 from railbus_shared.layout import Layout
 
 pytestmark = pytest.mark.timeout(60)  # the server takes 5 to 20 s to start on a busy machine
@@ -101,6 +102,24 @@ async def test_a_shard_comes_from_an_origin_range_by_range(
     await source.fetch(want, into)
     assert files.sha256_file(into) == want.sha256
     assert await source.describe("e") is None
+
+
+def test_a_script_opens_a_dataset_in_a_bucket_and_its_shards_come_when_they_are_read(
+    s3_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {**AWS, "AWS_ENDPOINT_URL": s3_url, "XDG_CACHE_HOME": str(tmp_path / "cache")}.items():
+        monkeypatch.setenv(name, value)
+    layout, origin = Layout(tmp_path / "x"), f"s3://bucket/{tmp_path.name}"
+    small_datasets.write(layout, 30, num_shards=3)
+    upload(layout, origin)
+    dataset = railbus.open_dataset(f"{origin}/d", split="train")
+    assert [path.exists() for path in dataset.paths.values()] == [False] * 3
+    assert dataset[29]["id"].item() == 29
+    assert [path.exists() for path in dataset.paths.values()] == [False, False, True]
+    seen = [batch["id"].tolist() for batch in dataset.stream(batch_size=10, shuffle=False)]
+    assert [number for batch in seen for number in batch] == list(range(30))
+    with pytest.raises(DatasetNotFound, match="no dataset lies there"):
+        railbus.open_dataset(f"{origin}/e")
 
 
 async def test_a_new_version_at_an_origin_is_seen_and_the_old_one_is_not_mixed_with_it(

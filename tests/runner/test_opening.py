@@ -93,7 +93,7 @@ def test_a_file_url_is_a_folder(layout: Layout) -> None:
     assert len(open_dataset(layout.dataset("d").as_uri())) == 30
 
 
-@pytest.mark.parametrize("url", ["s3://bucket/d", "https://host/d", "file://host/d"])
+@pytest.mark.parametrize("url", ["ftp://bucket/d", "https://host/d", "file://host/d"])
 def test_another_url_is_refused_with_a_way_out(url: str) -> None:
     with pytest.raises(NotSupported, match="copy the dataset"):
         open_dataset(url)

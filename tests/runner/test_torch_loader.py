@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy.random  # noqa: F401 - or a forked worker imports it, and may collect a former loader in the midst of it
 import pytest
 import torch
 from torch.utils.data import DataLoader

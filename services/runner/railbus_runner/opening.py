@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from railbus_runner.gathering import Batch, Gatherer
+from railbus_runner.objects import SCHEMES, StoredDataset, open_object_store
 from railbus_runner.pipeline import Transform
 from railbus_runner.places import Part
 from railbus_runner.reading import Ranges, Shuffle
@@ -33,21 +34,30 @@ if TYPE_CHECKING:
 
 
 def open_dataset(path_or_url: str | Path, *, split: str | None = None, version: int | None = None) -> Dataset:
-    """The dataset in a folder, for instance `learning/datasets/digits`, or at a `file://` URL of one.
+    """The dataset in a folder, for instance `learning/datasets/digits`, or at a URL of one: `file://`, `s3://`, `gs://`.
+
+    Out of object storage (`pip install 'railbus[objects]'`) each shard comes into this user's cache when it is first
+    read, and stays there.
 
     Args:
         path_or_url: of the folder that holds `schema.json`, `index.json` and `shards/`.
         split: the only one that is wanted; all samples unless given.
         version: an older one; the newest unless given.
 
-    Raises DatasetNotFound, SchemaInvalid, IndexInvalid, NotFound for a split or version, NotSupported for another URL.
+    Raises DatasetNotFound, SchemaInvalid, IndexInvalid, NotFound for a split or version, NotSupported for another URL,
+    NoSource if object storage cannot be asked.
     """
-    folder = _folder(path_or_url)
-    index = DatasetIndex.load(folder, version)
+    stored: StoredDataset | None = None
+    if str(path_or_url).partition("://")[0] in SCHEMES:
+        stored = open_object_store(str(path_or_url), version=version)
+        index, folder = stored.index, stored.folder
+    else:
+        folder = _folder(path_or_url)
+        index = DatasetIndex.load(folder, version)
     selection = Selection.of([(0, index.shard_map.samples)] if split is None else [])
     if split is not None:
         selection = Selection.of_split(index.split(split))
-    return Dataset(index, folder, split=split, selection=selection)
+    return Dataset(index, folder, split=split, selection=selection, stored=stored)
 
 
 class Dataset:
@@ -58,12 +68,22 @@ class Dataset:
         paths: of the shards, by their numbers.
     """
 
-    def __init__(self, index: DatasetIndex, folder: Path, *, split: str | None, selection: Selection) -> None:
+    def __init__(
+        self,
+        index: DatasetIndex,
+        folder: Path,
+        *,
+        split: str | None,
+        selection: Selection,
+        stored: StoredDataset | None = None,
+    ) -> None:
+        """`stored` brings shards that lie in object storage."""
         self.index = index
         self._split = split
         self._selection = selection
         self.paths = ShardPaths(index.shard_map, folder / "shards")
-        self._verify = HashedHere(index, self.paths, memory=user_memory())
+        self._stored = stored
+        self._verify = stored or HashedHere(index, self.paths, memory=user_memory())
 
     def __repr__(self) -> str:
         name, version = self.index.about.name, self.index.shard_map.version
@@ -131,6 +151,7 @@ class Dataset:
             device=torch.device(device),
             transform=transform,
             workers=workers,
+            is_fetched=self._stored is not None and not self._stored.is_complete,
             ensure_verified=self._verify,
         )
 
@@ -175,7 +196,7 @@ def _folder(path_or_url: str | Path) -> Path:
     url = urlsplit(text)
     if url.scheme != "file" or url.netloc not in {"", "localhost"}:
         raise NotSupported(
-            f"path_or_url has value {text!r}: only folders and file:// URLs are opened here",
+            f"path_or_url has value {text!r}: only folders, file://, s3:// and gs:// URLs are opened here",
             hint="let the dataloader fetch it for a job, or copy the dataset to this host",
         )
     return Path(unquote(url.path))

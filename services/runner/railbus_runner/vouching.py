@@ -86,7 +86,8 @@ class NotFetched:
         raise NotSupported(
             f"dataset {self._dataset!r} lies on another host or in object storage, and a copy of its stream in another "
             f"process cannot have shard {numbers[0]} fetched: torch's DataLoader makes one for each of its workers",
-            hint="iterate over the stream itself with `ctx.stream(..., workers=N)`, or use DataLoader(num_workers=0)",
+            hint="iterate over a stream that has workers of its own, as by `ctx.stream(..., workers=N)`, or use "
+            "DataLoader(num_workers=0)",
         )
 
 
