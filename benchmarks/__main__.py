@@ -19,6 +19,7 @@ NAMES: Final = (
     "data",
     "import_speed",
     "scheduler",
+    "table_speed",
     "remote_shard",
     "remote_trainer",
     "stream_overhead",

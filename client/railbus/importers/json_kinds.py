@@ -40,6 +40,33 @@ class Kind:
         self._least, self._most = 0, -1
         self._sort: Sort = "json"
 
+    def see_all(self, values: list[Any], *, lines: list[int]) -> None:
+        """Look at values, many at once where all are numbers, texts or flat lists of numbers; raises as `see` does."""
+        types = set(map(type, values))
+        if types == {str}:
+            self._see_sort("text", values, lines=lines)
+            if self._words is not None:
+                self._words.update(values)
+                self._words = self._words if len(self._words) <= MAX_CLASSES else None
+        elif types <= {int, float} and (arrays := _plain(values)):
+            self._see_sort("number", values, lines=lines)
+            self._widen_all(arrays)
+        elif types == {list} and (arrays := _plain([item for value in values for item in value])):
+            self._see_sort("numbers", values, lines=lines)
+            self._widen_all(arrays)
+            self._lengths.update(map(len, values))
+            self._is_nested_unevenly |= self._inner not in {None, ()}
+            self._inner = ()
+        else:
+            for value, line in zip(values, lines, strict=True):
+                self.see(value, line=line)
+
+    def _see_sort(self, sort: Sort, values: list[Any], *, lines: list[int]) -> None:
+        """Values that are all of one sort."""
+        if sort not in self._lines:
+            self._lines[sort] = lines[0]
+            self._check(sort, values[0], line=lines[0])
+
     def see(self, value: object, *, line: int) -> None:
         """Look at a value; raises InvalidField as soon as it does not go with those before it."""
         sort, array = _sorted(value)
@@ -90,6 +117,11 @@ class Kind:
         if array.size:
             found: Dtype = "bool" if kind == "b" else "int64" if kind == "i" else "float32"
             self._dtype = found if _WIDTH[found] > _WIDTH[self._dtype] else self._dtype
+
+    def _widen_all(self, arrays: list[Array]) -> None:
+        """As `_widen`, for numbers that are none of them too large."""
+        for array in arrays:
+            self._widen(array, line=0)
 
     def _measure(self, array: Array) -> None:
         """Take note of the shape of a list."""
@@ -159,6 +191,22 @@ class Kind:
             return np.array(values, dtype)
         empty = np.zeros((0, *(self._inner or ())), dtype)
         return ragged([np.array(value, dtype) if value else empty for value in values], empty=empty)
+
+
+def _plain(items: list[Any]) -> list[Array]:
+    """Whole numbers and floats, each as an array; nothing if there are other things, or one too large."""
+    types = set(map(type, items))
+    if not types <= {int, float}:
+        return []
+    arrays: list[Array] = []
+    for one in types:
+        array = np.array(items if len(types) == 1 else [item for item in items if type(item) is one])
+        # A whole number beyond 64 bits makes floats or objects of them all.
+        is_fit = array.dtype == np.int64 if one is int else float(np.abs(array).max()) <= _FLOAT32_MAX
+        if not is_fit:
+            return []
+        arrays.append(array)
+    return arrays
 
 
 def _sorted(value: object) -> tuple[Sort, Array | None]:

@@ -39,9 +39,9 @@ class JsonLines:
         self._options = options
         self._kinds: dict[str, Kind] = {}
         samples = 0
-        for number, row in self._rows("looking"):
-            self._see(number, row, is_first=samples == 0)
-            samples += 1
+        for numbers, rows in self._blocks("looking"):
+            self._see_block(numbers, rows, is_first=samples == 0)
+            samples += len(rows)
         if not self._kinds:
             raise unreadable(path.name, "it holds no rows with fields", hint="give one JSON map a line")
         self._names = column_names(self._kinds)
@@ -51,6 +51,17 @@ class JsonLines:
         size = path.stat().st_size // samples
         columns = {name: self._kinds[key].column() for key, name in self._names.items()}
         self.outline = Outline(columns=columns, samples=samples, sample_bytes=size)
+
+    def _see_block(self, numbers: list[int], rows: list[Mapping[str, Any]], *, is_first: bool) -> None:
+        if is_first:
+            self._see(numbers[0], rows[0], is_first=True)
+        start = int(is_first)
+        if all(row.keys() == self._kinds.keys() for row in rows):
+            for key, kind in self._kinds.items():
+                kind.see_all([row[key] for row in rows[start:]], lines=numbers[start:])
+        else:
+            for number, row in zip(numbers[start:], rows[start:], strict=True):
+                self._see(number, row, is_first=False)
 
     def _see(self, number: int, row: Mapping[str, object], *, is_first: bool) -> None:
         for key in row:
@@ -62,30 +73,35 @@ class JsonLines:
             kind.see(row.get(key), line=number)
 
     def chunks(self) -> Iterator[Chunk]:
-        rows: list[Mapping[str, Any]] = []
-        size = 0
-        for _, row in self._rows("reading"):
-            rows.append(row)
-            size += self.outline.sample_bytes
-            if len(rows) == CHUNK_ROWS or size > CHUNK_BYTES:
-                yield self._chunk(rows)
-                rows, size = [], 0
-        if rows:
+        for _, rows in self._blocks("reading"):
             yield self._chunk(rows)
 
     def _chunk(self, rows: list[Mapping[str, Any]]) -> Chunk:
         return {name: self._kinds[key].values([row.get(key) for row in rows]) for key, name in self._names.items()}
 
-    def _rows(self, stage: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
-        """Maps with their line numbers; empty lines are passed over."""
+    def _blocks(self, stage: str) -> Iterator[tuple[list[int], list[Mapping[str, Any]]]]:
+        """Some maps at a time, with their line numbers; empty lines are passed over."""
+        numbers: list[int] = []
+        rows: list[Mapping[str, Any]] = []
+        size = 0
         for number, line in enumerate(lines(self._path, report=self._options.report, stage=stage), 1):
             if not line.strip():
                 continue
-            try:
-                row = orjson.loads(line)
-            except orjson.JSONDecodeError as exc:
-                problem = f"line {number} is not valid JSON: {exc}: {line[:_SHOWN]!r}"
-                raise unreadable(self._path.name, problem) from exc
-            if not isinstance(row, dict):
-                raise unreadable(self._path.name, f"line {number} is no map: {line[:_SHOWN]!r}")
-            yield number, cast("Mapping[str, Any]", row)
+            numbers.append(number)
+            rows.append(self._row(number, line))
+            size += len(line)
+            if len(rows) == CHUNK_ROWS or size > CHUNK_BYTES:
+                yield numbers, rows
+                numbers, rows, size = [], [], 0
+        if rows:
+            yield numbers, rows
+
+    def _row(self, number: int, line: str) -> Mapping[str, Any]:
+        try:
+            row = orjson.loads(line)
+        except orjson.JSONDecodeError as exc:
+            problem = f"line {number} is not valid JSON: {exc}: {line[:_SHOWN]!r}"
+            raise unreadable(self._path.name, problem) from exc
+        if not isinstance(row, dict):
+            raise unreadable(self._path.name, f"line {number} is no map: {line[:_SHOWN]!r}")
+        return cast("Mapping[str, Any]", row)
