@@ -60,7 +60,8 @@ class RailbusClient(Client):
         self._ps = LargePayloads(self)
 
     async def _connect_to_server(self, s: Srv) -> None:
-        if not self._transport and s.uri.scheme not in {"ws", "wss"}:
+        is_open = bool(self._transport)  # pyright: ignore[reportGeneralTypeIssues] - nats-py says that it is never true
+        if not is_open and s.uri.scheme not in {"ws", "wss"}:
             self._transport = LargeReads()  # type: ignore[no-untyped-call]
         await super()._connect_to_server(s)
 
