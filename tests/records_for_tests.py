@@ -25,6 +25,7 @@ from railbus_shared.happenings import (
 
 STATES: tuple[JobState, ...] = get_args(JobState)
 CAUSES: tuple[EndCause, ...] = get_args(EndCause)
+LOSSES = tuple(cause for cause in CAUSES if cause not in {"ok", "cancelled"})
 T0, T1, T2 = (f"2026-11-26T00:00:0{second}.000000000Z" for second in range(3))
 ERROR = ErrorBody(code="TRAINER_LOST", message="the trainer was killed")
 
@@ -58,8 +59,8 @@ _NAMES = st.sampled_from(["ada", "ben"])
 _POLICIES = st.fixed_dictionaries(
     {},
     optional={
-        "also_on": st.lists(st.sampled_from(CAUSES), max_size=2),
-        "never_on": st.lists(st.sampled_from(CAUSES), max_size=2),
+        "also_on": st.lists(st.sampled_from(LOSSES), max_size=2),
+        "never_on": st.lists(st.sampled_from(LOSSES), max_size=2),
         "backoff_s": st.sampled_from([0.0, 2.0]),
         "max_backoff_s": st.sampled_from([0.0, 5.0]),
     },

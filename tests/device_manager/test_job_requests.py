@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import pytest
 
+from histories import violations
 from played_cluster import JOB, History, PlayedRunner, device_manager, played_runner
 from railbus.client import Client
 from railbus_device_manager.job_requests import next_number, retried_spec, retry_id
@@ -16,7 +17,7 @@ from railbus_shared.contracts.jobs import CheckpointRef, JobRecord
 from railbus_shared.contracts.model import Contract
 from railbus_shared.contracts.requests import CancelJob, HoldJob, JobList, JobRef, ListJobs, RetryJob, SetPriority
 from railbus_shared.errors import Conflict, JobNotFound, RunnerLost
-from railbus_shared.happenings import Saved
+from railbus_shared.happenings import Saved, Stopping
 from railbus_shared.records import Applied
 from railbus_shared.settings import CommonSettings
 from records_for_tests import record, spec
@@ -168,6 +169,25 @@ async def test_a_refused_start_goes_back_into_the_queue_and_its_device_is_free(c
     decision = await cluster.runner.end(job)
     assert (decision.record.state, decision.record.attempt) == ("succeeded", 1)
     assert decision.record.lease_epoch >= 2
+
+
+async def test_a_job_of_higher_priority_is_made_room_for_after_a_checkpoint(cluster: Cluster) -> None:
+    low = await cluster.submit_running(stop_grace_s=9)
+    high = await cluster.submit(priority=10)
+    await until(lambda: bool(cluster.runner.stops))
+    (stop,) = cluster.runner.stops
+    assert (stop.job, stop.reason, stop.grace_s) == (low, "preempted", 9)
+    assert (await cluster.job(low)).preempted_by == high
+    await cluster.runner.apply(low, Stopping(1, "a"))
+    await cluster.runner.apply(low, Saved(1, "a", CheckpointRef(number=1, step=5, sha256="0" * 64)))
+    await cluster.runner.end(low, "preempted")
+    await until(lambda: cluster.runner.has(high))
+    waiting = await cluster.job(low)
+    assert (waiting.state, waiting.attempt, waiting.end_cause, waiting.preempted_by) == ("queued", 0, "preempted", None)
+    await cluster.runner.end(high)
+    await until(lambda: cluster.runner.has(low))
+    assert (await cluster.runner.end(low)).record.attempt == 1
+    assert violations(cluster.history.events) == []
 
 
 async def test_cancel_and_finish_at_once_have_one_end_of_which_both_are_told(cluster: Cluster) -> None:

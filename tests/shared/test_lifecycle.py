@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from railbus_shared.contracts.jobs import FINAL_STATES, EndCause, ErrorBody, JobRecord, JobState
-from railbus_shared.errors import Conflict, StaleLeaseEpoch
+from railbus_shared.errors import Conflict, InvalidField, StaleLeaseEpoch
 from railbus_shared.happenings import (
     HAPPENINGS,
     CancelAsked,
@@ -307,7 +307,13 @@ def test_a_job_may_say_what_is_tried_again() -> None:
     never = spec(retry={"never_on": ["signal"], "also_on": ["signal"]})
     found = ended(record("running", of=never), "signal")
     assert (found.state, found.reason) == ("failed", "the trainer was killed")
-    assert ended(record("running", of=spec(retry={"also_on": ["ok"]})), "ok").state == "succeeded"
+
+
+@pytest.mark.parametrize("field", ["also_on", "never_on"])
+@pytest.mark.parametrize("cause", ["ok", "cancelled"])
+def test_what_always_ends_a_job_cannot_be_asked_to_be_tried_again(field: str, cause: str) -> None:
+    with pytest.raises(InvalidField, match=f"'{cause}' always ends a job"):
+        spec(retry={field: [cause]})
 
 
 @pytest.mark.parametrize("cause", ["device_oom", "host_oom"])

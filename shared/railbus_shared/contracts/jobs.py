@@ -139,6 +139,13 @@ class RetryPolicy(Contract):
     log_rules: Items[LogRule] = Field(default=(), max_length=32)
     """Looked at before the runner's own rules."""
 
+    @field_validator("also_on", "never_on")
+    @classmethod
+    def _causes_are_losses(cls, causes: tuple[EndCause, ...]) -> tuple[EndCause, ...]:
+        if asked := {"ok", "cancelled"}.intersection(causes):
+            raise ValueError(f"{min(asked)!r} always ends a job")
+        return causes
+
 
 _ENV_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}\Z")
 _ENV_REFUSED: Final = ("RAILBUS_", "LD_", "NATS_", "PYTHON")
