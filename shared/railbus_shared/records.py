@@ -10,7 +10,7 @@ from typing import Final
 from railbus_shared import clock
 from railbus_shared.bus.bucket import Bucket, Write
 from railbus_shared.contracts.jobs import JobRecord
-from railbus_shared.errors import Conflict, JobNotFound, RailbusError, RequestTimeout, RevisionConflict
+from railbus_shared.errors import Conflict, JobNotFound, RailbusError, RequestTimeout, RevisionConflict, TransientError
 from railbus_shared.happenings import Happening
 from railbus_shared.lifecycle import Decision, decide
 
@@ -115,6 +115,9 @@ class JobRecords:
             except RequestTimeout:
                 unknown.append(decision)
                 continue
+            except TransientError:
+                unknown.append(decision)  # a connection that breaks may have carried it
+                raise
             return Applied(decision, revision)
         raise RequestTimeout(f"job {job!r} was changed by others {_MAX_TRIES} times in a row", hint="try again")
 
