@@ -19,6 +19,8 @@ from railbus_shared.contracts.jobs import JobRecord
 
 _CLEARED_S: Final = 120.0
 """How long devices that were cleared for a job are kept for it alone, behind the grace of those that made room."""
+_FORGOTTEN: Final = 1e-3
+"""So many devices, on average, count for nothing."""
 _REST_S: Final = 600.0
 """How long a job that made room is left alone."""
 
@@ -82,7 +84,9 @@ class Ledger:
 
     def recent(self, now: float) -> dict[str, float]:
         """How many devices each owner held lately, on average."""
-        return {owner: used for owner in self._used if (used := self._recent(owner, now)) > 1e-3}
+        known = {owner: self._recent(owner, now) for owner in self._used}
+        self._used = {owner: self._used[owner] for owner, used in known.items() if used > _FORGOTTEN}
+        return {owner: known[owner] for owner in self._used}
 
     def cleared_for(self, now: float) -> dict[str, str]:
         """Devices that were taken from preempted jobs, and the queued job that is to get them."""

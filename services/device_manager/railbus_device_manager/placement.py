@@ -70,7 +70,7 @@ def decide_waiting(queue: list[Waiting], cluster: Cluster) -> Decision:
     """`decide` for jobs whose wishes are known already."""
     look = _Pass(cluster, queue)
     for job in in_order(queue, cluster):
-        if look.is_over:
+        if look.is_over_for(job):
             break
         if job.wish not in look.hopeless:
             look.consider(job)
@@ -99,16 +99,12 @@ class _Pass:
             for slot in slots:
                 self.decision.keep(slot, JobId(job), NEVER)
 
-    @property
-    def is_over(self) -> bool:
-        """Whether no job behind could get or keep anything."""
+    def is_over_for(self, job: Waiting) -> bool:
+        """Whether neither this job nor one behind it could get or keep anything."""
         decision = self.decision
-        return (
-            not any(self._reservations.values())
-            and not decision.num_free
-            and not decision.kept_for
-            and not self._cleared
-        )
+        if decision.num_free or decision.kept_for or self._cleared or any(self._reservations.values()):
+            return False
+        return not (self._rooms and self._policy.preempts and self._cluster.lowest_priority < job.priority)
 
     def consider(self, job: Waiting) -> None:
         """Let a job have its turn."""
@@ -131,10 +127,11 @@ class _Pass:
         for slot in cleared:
             self.decision.give_back(slot)
         found = Search(pools_of(job.wish, self._cluster)).now(self.decision)
-        if found is not None:
-            self._start(job, found)
+        if found is None:
+            self._keep(job, cleared, NEVER)
             return
-        self._keep(job, cleared, NEVER)
+        self._start(job, found)
+        self._forget()  # what it leaves of the cleared devices is open again
 
     def _behind(self, job: Waiting, search: Search) -> Found | None:
         """Devices that others keep and that the job will have left when they are needed."""
@@ -160,6 +157,7 @@ class _Pass:
         if room is not None:
             self.decision.clear(room.preemptions)
             self._keep(job, room.slots, NEVER)
+            self._forget()  # what victims leave beyond the need may be room for others
         elif self._reservations[search.kind]:
             nearest = search.nearest(self.decision)
             if nearest is not None:
@@ -168,6 +166,12 @@ class _Pass:
                 self._keep(job, nearest.slots, nearest.at)
         elif (search.is_shut or not self.decision.kept_for) and not self._cleared and not self._may_find_room(job):
             self.hopeless.add(job.wish)
+
+    def _forget(self) -> None:
+        """There is more than there was: look at everything anew."""
+        self._searches.clear()
+        self._no_room.clear()
+        self.hopeless.clear()
 
     def _keep(self, job: Waiting, slots: Iterable[Slot], until: float) -> None:
         self.decision.ages[job.id] = job.rank
