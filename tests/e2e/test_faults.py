@@ -19,7 +19,7 @@ from railbus.client import Client
 from railbus_runner import processes
 from railbus_shared.contracts.jobs import JobRecord
 from running_up import RunningUp, finished, until_event
-from until import until
+from until import PATIENCE_S, until
 
 pytestmark = pytest.mark.timeout(120)  # starts services that import torch
 
@@ -68,6 +68,23 @@ async def test_a_trainer_that_ignores_sigterm_and_leaves_daemons_is_gone_when_it
     assert [pid for pid in pids if processes.process_info(pid) is not None] == []
     assert not cwd.exists()
     assert [data["exit_code"] for data in _of_type(events, "job.cancelled")] == [-9]
+
+
+async def test_a_job_that_waits_for_its_data_is_cancelled_without_its_grace(up: RunningUp) -> None:
+    async with up.client() as client:
+        first = await _submit(client, "heedless", stop_grace_s=0.0)
+        await until_event(client, first, "train.metrics")
+        job = await _submit(client, "quick", stop_grace_s=600.0)
+        up.kill("dataloader", signal.SIGSTOP)
+        try:
+            await client.cancel(first)
+            await until_event(client, job, "job.started")
+            await client.cancel(job)
+            record, events = await _end_of(client, job)
+        finally:
+            up.kill("dataloader", signal.SIGCONT)
+    assert record.state == "cancelled"
+    assert not _of_type(events, "app.worked")
 
 
 async def test_a_trainer_that_takes_no_steps_is_reminded_by_sigterm_if_it_handles_that(up: RunningUp) -> None:
@@ -165,7 +182,7 @@ async def test_a_working_directory_that_is_not_allowed_is_refused_with_the_setti
 
 async def test_an_attempt_goes_on_after_nats_was_silent_for_less_and_for_more_than_a_lease(up: RunningUp) -> None:
     """Past its lease the trainer waits, which is no stall; its leases have lapsed then, and are taken up again."""
-    paced = {"entrypoint": "paced:train", "params": {"epochs": 30, "pause_s": 0.03}, "checkpoint": {"every_steps": 20}}
+    paced = {"entrypoint": "paced:train", "params": {"epochs": 300, "pause_s": 0.03}, "checkpoint": {"every_steps": 20}}
     async with up.client() as client:
         job = (await client.submit({**JOB, **paced, "stall_s": 4.0, "on_stall": "end"})).id
     for count, silent_s in ((1, 2), (2, 9)):  # leases live for 6 s
@@ -177,9 +194,14 @@ async def test_an_attempt_goes_on_after_nats_was_silent_for_less_and_for_more_th
         finally:
             up.kill("nats", signal.SIGCONT)
     async with up.client() as client:
+        awaited: dict[str, Any] = await until_event(client, job, "job.lease_awaited")
+        async with asyncio.timeout(PATIENCE_S):
+            async for event in client.follow(job):
+                if event["type"] == "job.checkpointed" and int(str(event["step"])) > awaited["step"]:
+                    break
+        await client.cancel(job)
         record, events = await _end_of(client, job)
     told = [event["type"] for event in events]
-    assert (record.state, record.attempt, record.lease_epoch) == ("succeeded", 1, 1), record
-    assert told.count("job.started") == told.count("job.succeeded") == 1
+    assert (record.state, record.attempt, record.lease_epoch) == ("cancelled", 1, 1), record
+    assert told.count("job.started") == 1
     assert not {"job.requeued", "job.stalled", "attempt.fenced"} & set(told)
-    assert "job.lease_awaited" in told

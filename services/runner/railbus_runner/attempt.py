@@ -86,6 +86,7 @@ class Attempt:
         self._link = TrainerLink()
         self._trainer: ProcessId | None = None
         self._end = Evidence(record.spec)
+        self._has_plan = False
         self._kill = asyncio.Event()
         self._deadlines = DeadlineTeller(self._link)
         self._claim = Claim(self.ref, record, records=tools.records, telemetry=tools.context.telemetry)
@@ -118,6 +119,7 @@ class Attempt:
         only be its death before its time. To stop again means sooner, not later.
         """
         loop = asyncio.get_running_loop()
+        grace_s = grace_s if self._has_plan else 0.0  # one that has not begun has nothing to save
         loop.call_later(grace_s, self._kill.set)
         before = self._end.stop
         if before is None or (before.reason, stop.reason) == ("preempted", "cancelled"):
@@ -151,6 +153,7 @@ class Attempt:
                 try:
                     opened = await self._unless_killed(self._prepare())
                     if opened is not None:
+                        self._has_plan = True
                         await self._link.send(self._plan(opened))  # one that is gone already is to be heard out, too
                         await self._serve(outputs, trainer)
                 finally:
