@@ -71,6 +71,16 @@ def test_people_get_a_table_that_fits_80_columns() -> None:
     assert max(len(line) for line in text.splitlines()) <= 80
 
 
+def test_what_is_brief_stays_on_one_line_of_a_terminal_and_whole_for_programs() -> None:
+    columns, row = (Column("JOB", "id"), Column("WHY", "brief")), ["j-1", "waits for a device " * 8]
+    terminal, pipe = io.StringIO(), io.StringIO()
+    show(columns, [row], console=Console(file=terminal, width=40, force_terminal=True, no_color=True))
+    show(columns, [row], console=Console(file=pipe, width=40))
+    assert len(terminal.getvalue().splitlines()) == 2
+    assert "…" in terminal.getvalue()
+    assert str(row[1]).strip() in pipe.getvalue()
+
+
 @pytest.mark.parametrize(
     ("environ", "plain"),
     [

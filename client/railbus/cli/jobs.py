@@ -32,7 +32,7 @@ _COLUMNS: Final = (
     Column("MODEL"),
     Column("STEP", "number"),
     Column("WHEN", "time"),
-    Column("WHERE OR WHY"),
+    Column("WHERE OR WHY", "brief"),
 )
 _GROUP_COLUMNS: Final = tuple(Column("VALUES") if one.title == "MODEL" else one for one in _COLUMNS)
 
@@ -149,7 +149,7 @@ def _pairs(record: JobRecord) -> dict[str, Cell]:
         "job": record.id,
         "name": spec.name,
         "state": shown_state(record),
-        "reason": record.reason or None,
+        "reason": _reason(record),
         "end": _end(record),
         "model": spec.model,
         "dataset": spec.dataset,
@@ -170,6 +170,12 @@ def _pairs(record: JobRecord) -> dict[str, Cell]:
         "error": f"{record.error.code}: {record.error.message}" if record.error else None,
     }
     return {name: value for name, value in pairs.items() if value is not None}
+
+
+def _reason(record: JobRecord) -> str | None:
+    """Nothing where the error says the same."""
+    said = record.error.message if record.error else ""
+    return record.reason if record.reason not in {"", said} else None
 
 
 def _end(record: JobRecord) -> str | None:

@@ -7,7 +7,7 @@ TERM=dumb, everything is said in full: RFC 3339 times, bytes, no colour, nothing
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal, TextIO
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from railbus_shared.contracts.jobs import JobRecord
 
-Kind = Literal["text", "id", "number", "bytes", "time", "until", "state", "hash"]
+Kind = Literal["text", "brief", "id", "number", "bytes", "time", "until", "state", "hash"]
 Cell = str | int | float | None
 
 STATE_STYLES: Final[Mapping[str, str]] = {
@@ -46,6 +46,10 @@ STATE_STYLES: Final[Mapping[str, str]] = {
 }
 _PLAIN_SETTINGS: Final = ("NO_COLOR", "CI")
 _HASH_SHOWN: Final = 12
+_GAP: Final = 2
+"""Between two columns of a table."""
+_LEAST: Final = 16
+"""Width of a cell that is cut, however narrow the terminal."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,7 @@ class Column:
 
     title: str
     kind: Kind = "text"
-    """Only text is folded where the terminal is narrow."""
+    """Where the terminal is narrow, text is folded, what is brief is cut, and all else stays as it is."""
 
 
 def is_plain(stream: TextIO, environ: Mapping[str, str] = os.environ) -> bool:
@@ -71,7 +75,10 @@ def show(columns: Sequence[Column], rows: Sequence[Sequence[Cell]], *, console: 
     from rich.text import Text
 
     now_ns = clock.now_ns()
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold dim")
+    texts = [
+        [humane(cell, column.kind, now_ns=now_ns) for cell, column in zip(row, columns, strict=True)] for row in rows
+    ]
+    table = Table(box=None, padding=(0, _GAP, 0, 0), pad_edge=False, header_style="bold dim")
     for column in columns:
         table.add_column(
             column.title,
@@ -79,10 +86,23 @@ def show(columns: Sequence[Column], rows: Sequence[Sequence[Cell]], *, console: 
             overflow="fold",
             no_wrap=column.kind != "text",
         )
-    for row in rows:
-        cells = [(humane(cell, column.kind, now_ns=now_ns), column) for cell, column in zip(row, columns, strict=True)]
+    for row_texts in _cut(columns, texts, width=console.width):
+        cells = zip(row_texts, columns, strict=True)
         table.add_row(*(Text(text, style=_style(text, column.kind)) for text, column in cells))
     console.print(table)
+
+
+def _cut(columns: Sequence[Column], rows: Sequence[Sequence[str]], *, width: int) -> Iterator[list[str]]:
+    """The rows with what is brief cut to what the other columns leave of the width."""
+    longest = [max(map(len, texts)) for texts in zip([column.title for column in columns], *rows, strict=True)]
+    is_brief = [column.kind == "brief" for column in columns]
+    taken = sum(length + _GAP for length, brief in zip(longest, is_brief, strict=True) if not brief)
+    left = max(_LEAST, width - taken)
+    for row in rows:
+        yield [
+            f"{text[: left - 1]}…" if brief and len(text) > left else text
+            for text, brief in zip(row, is_brief, strict=True)
+        ]
 
 
 def plain_table(columns: Sequence[Column], rows: Sequence[Sequence[Cell]]) -> str:
@@ -90,6 +110,16 @@ def plain_table(columns: Sequence[Column], rows: Sequence[Sequence[Cell]]) -> st
     lines = [[column.title for column in columns], *([_full(cell) for cell in row] for row in rows)]
     widths = [max(len(line[at]) for line in lines) for at in range(len(columns))]
     return "\n".join("  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines)
+
+
+def say(text: str, *, console: Console) -> None:
+    """A sentence, broken between words where the terminal is narrow."""
+    if not console.is_terminal:
+        click.echo(text, file=console.file)
+        return
+    from rich.text import Text
+
+    console.print(Text(text))
 
 
 def show_pairs(pairs: Mapping[str, Cell], *, console: Console) -> None:

@@ -8,7 +8,7 @@ import click
 
 from railbus.cli import exit_codes
 from railbus.cli.job_names import find_job
-from railbus.cli.render import Cell, Column, print_json, show, show_pairs, to_console, until
+from railbus.cli.render import Cell, Column, print_json, say, show, show_pairs, to_console, until
 from railbus.cli.session import connected, json_option, root_option, run
 from railbus_shared import clock
 
@@ -106,7 +106,7 @@ def _show_sweep(jobs: JobFile, console: Console) -> None:
 
 def show_why(found: Why, *, title: str, console: Console) -> None:
     """The headline, then what stands behind it."""
-    click.echo(f"{title}: {found.text}", file=console.file)
+    say(f"{title}: {found.text}", console=console)
     show_pairs({name: value for name, value in _pairs(found).items() if value is not None}, console=console)
     if found.hosts:
         click.echo(file=console.file)
