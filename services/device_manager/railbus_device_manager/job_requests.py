@@ -30,7 +30,7 @@ _RETRY_ID: Final = re.compile(r"(.*)-r([1-9][0-9]*)\Z")
 class Known(Protocol):
     """Ids that are taken."""
 
-    def __contains__(self, job: str) -> bool: ...
+    def __contains__(self, job: str, /) -> bool: ...
 
 
 class JobRequests:

@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 DESCRIPTION: Final = Description("telemetry", "Every event on disk once: the logs tree, and questions about it.")
 _TICK_S: Final = 1.0
-_GAP_S: Final = 0.2  # between two batches, each of which is flushed to disk
+_GAP_S: Final = 0.5  # between two batches, each of which is flushed to disk, unless somebody waits for them
 _FLUSH_S: Final = 40.0  # longer than a lost delivery takes to come again
 _POLL_S: Final = 0.05
 
@@ -47,6 +47,7 @@ class TelemetryService:
         self._series: LogSeries | None = None
         self._lock = asyncio.Lock()
         self._progress = asyncio.Condition()
+        self._hurry = asyncio.Event()
         self._problem = "standing by: another telemetry service writes this root"
         metrics = context.metrics
         self._lines = metrics.counter("log_lines_written", "Events appended to the log files.")
@@ -75,6 +76,7 @@ class TelemetryService:
                     stopping=self._context.stopping,
                     batch=self._settings.batch,
                     gap_s=_GAP_S,
+                    hurry=self._hurry,
                 )
                 await end(rotating)
             await self._close()
@@ -162,6 +164,7 @@ class TelemetryService:
         bus = self._context.bus
         last = await bus.last_sequence(bus.subjects.events_stream)
         written = 0
+        self._hurry.set()
         try:
             async with asyncio.timeout(_FLUSH_S):
                 while (written := await bus.acknowledged(event_consumer(bus.subjects))) < last:
@@ -171,6 +174,8 @@ class TelemetryService:
                 f"events up to {last} are not on disk after {_FLUSH_S:g} s, only up to {written}",
                 hint=self._problem or "ask again",
             ) from exc
+        finally:
+            self._hurry.clear()
         return Flushed(files=tuple(await self._close()))
 
     # --- one writer for each root ------------------------------------------------------------------------------------

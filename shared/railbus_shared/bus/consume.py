@@ -24,7 +24,7 @@ from railbus_shared.bus.pull import pulled
 from railbus_shared.errors import RailbusError, RejectedError, TaskError, WireError
 from railbus_shared.logs import log_context
 from railbus_shared.topology import Consumer
-from railbus_shared.waiting import is_set_within
+from railbus_shared.waiting import is_any_set_within
 
 logger = logging.getLogger(__name__)
 
@@ -75,22 +75,25 @@ async def consume_batches(
     stopping: asyncio.Event,
     batch: int = 256,
     gap_s: float = 0.0,
+    hurry: asyncio.Event | None = None,
 ) -> None:
     """Hand messages over in batches and acknowledge each message of a batch, and no other.
 
     `handle` returns whether the batch is done with. If it is not, nothing is acknowledged, and the same messages come
     again when the consumer's `ack_wait` has passed; `handle` must therefore know what it has done already. A message
     whose delivery was lost with a connection comes again in the same way, after younger ones. Batches that are not full
-    begin at least `gap_s` after one another, so that few messages make few batches.
+    begin at least `gap_s` after one another, so that few messages make few batches; not while `hurry` is set.
     """
+    reasons = (stopping,) if hurry is None else (stopping, hurry)
     loop = asyncio.get_running_loop()
     async with contextlib.aclosing(pulled(bus, consumer, stopping=stopping, limit=batch)) as pulls:
         async for messages in pulls:
             began_s = loop.time()
             if await handle([_delivery(message) for message in messages]):
                 await _ack(bus, messages)
-            if len(messages) < batch:
-                await is_set_within(stopping, began_s + gap_s - loop.time())
+            rest_s = began_s + gap_s - loop.time()
+            if len(messages) < batch and rest_s > 0:
+                await is_any_set_within(reasons, rest_s)
 
 
 async def _handled(handle: Handle, deliveries: list[Delivery]) -> Sequence[Exception | None]:
