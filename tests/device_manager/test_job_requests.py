@@ -211,4 +211,4 @@ async def test_cancel_and_finish_at_once_have_one_end_of_which_both_are_told(clu
         }
         assert asked.cancel_requested == final.cancel_requested
     ends = [event for event in cluster.history.events if event["type"] in {"job.succeeded", "job.cancelled"}]
-    assert len({event["job"] for event in ends}) == len(ends)
+    assert len({str(event["job"]) for event in ends}) == len(ends)

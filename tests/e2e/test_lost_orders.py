@@ -47,7 +47,7 @@ async def test_an_attempt_ends_within_a_renewal_although_no_order_to_stop_arrive
 
     async def has_saved(lease_epoch: int) -> bool:
         now = await record()
-        return now.state == "running" and now.lease_epoch == lease_epoch and now.checkpoint not in {None, before}
+        return now.state == "running" and now.lease_epoch == lease_epoch and now.checkpoint not in (None, before)
 
     settings = {"lease_ttl_s": "6", "runner_entrypoint_dirs": f'["{entrypoints}"]'}
     async with running_host(common, tmp_path / "a", "a", TRAINING, **settings):
