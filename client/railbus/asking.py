@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import getpass
 import re
-from collections.abc import AsyncGenerator
 from typing import Final, TypeVar
 
 from railbus_shared.bus.connection import Bus
-from railbus_shared.bus.follow import follow
 from railbus_shared.contracts.model import Contract
 
 A = TypeVar("A", bound=Contract)
@@ -33,14 +30,6 @@ class Asker:
     async def tell(self, area: str, verb: str, request: Contract) -> None:
         """Ask for something whose answer says nothing that is needed; raises like `ask`."""
         await self.bus.request(self.bus.subjects.request(area, verb), request.to_map(), timeout_s=_ANSWER_S)
-
-    async def events_of(self, job: str) -> AsyncGenerator[dict[str, object], None]:
-        """A job's events of every area from its beginning, until the one that ends it."""
-        async with contextlib.aclosing(follow(self.bus, self.bus.subjects.event("*", job, ">"))) as events:
-            async for event in events:
-                yield event
-                if event.get("type") in FINAL_EVENTS:
-                    return
 
 
 def somebody() -> str:

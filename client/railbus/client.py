@@ -20,6 +20,7 @@ from typing import Final, Self
 from railbus.asking import FINAL_EVENTS as FINAL_EVENTS  # noqa: PLC0414 - part of the client's face
 from railbus.asking import Asker, somebody
 from railbus.ending import ended
+from railbus.following import events_of
 from railbus.job import Job
 from railbus.leasing import TTL_S, DeviceLease, leased, preference
 from railbus_shared import clock
@@ -212,7 +213,7 @@ class _DataRequests(Asker):
 
     def follow(self, job: str) -> AsyncGenerator[dict[str, object], None]:
         """A job's events of every area (job, train, checkpoint, …) from its beginning, until the one that ends it."""
-        return self.events_of(job)
+        return events_of(self, job)
 
     async def follow_all(self) -> AsyncGenerator[dict[str, object], None]:
         """Every event from now on."""

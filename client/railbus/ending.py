@@ -15,7 +15,7 @@ from railbus_shared.contracts.requests import JobRef
 from railbus_shared.errors import TransientError
 from railbus_shared.waiting import beside, is_set_within
 
-_LOOK_S: Final = 2.0
+_LOOK_S: Final = 3.0
 """Between two looks at the record of a single job; each further hundred of jobs makes it longer by as much."""
 _RETRY_S: Final = 0.5
 PATIENCE_S: Final = 300.0

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Self
 
 from railbus.asking import Asker, somebody
 from railbus.ending import ended
+from railbus.following import events_of
 from railbus_shared.contracts.jobs import JobRecord, JobState
 from railbus_shared.contracts.requests import CancelJob, HoldJob, JobRef, RetryJob, SetPriority
 from railbus_shared.contracts.waiting import Why
@@ -57,7 +58,7 @@ class Job:
 
     def events(self) -> AsyncGenerator[dict[str, object], None]:
         """Its events of every area (job, train, checkpoint, …) from its beginning, until the one that ends it."""
-        return self._asker.events_of(self.id)
+        return events_of(self._asker, self.id)
 
     async def why(self) -> Why:
         """Why it is where it is: what it waits for, who has that, when it may start."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import click
 
@@ -15,9 +15,6 @@ from railbus.cli.tell import Teller, print_event
 if TYPE_CHECKING:
     from railbus.client import Client
     from railbus_shared.contracts.jobs import JobRecord
-
-_LAST_EVENTS_S: Final = 5.0
-"""How long a job's last events may be on their way when its record says already that it has ended."""
 
 
 def _any(_: Mapping[str, object]) -> bool:
@@ -32,20 +29,12 @@ async def follow_job(
     is_wanted: Callable[[Mapping[str, object]], bool] = _any,
 ) -> JobRecord:
     """Tell a job's events until its end, to stdout, as JSON lines if asked for; returns its last record."""
-    from railbus_shared.waiting import beside, is_set_within
-
     write = print_event if as_json else Teller(to_console()).tell
-    is_told = asyncio.Event()
-
-    async def tell() -> None:
+    async with _leaving(f"left job {job}, which goes on; follow it again: railbus logs -f {job}"):
         async for event in client.follow(job):
             if is_wanted(event):
                 write(event)
-        is_told.set()
-
-    async with _leaving(f"left job {job}, which goes on; follow it again: railbus logs -f {job}"), beside(tell()):
         (record,) = await client.wait([job])
-        await is_set_within(is_told, _LAST_EVENTS_S)  # of a job of long ago they are no longer in the stream
     return record
 
 

@@ -1,0 +1,77 @@
+"""The events of one job, from its beginning to its end.
+
+The last of them may never come: whoever is killed between writing that a job has ended and telling it tells nothing. So
+the job's record is looked at as well, and what was told until a little later is the whole story.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator
+from typing import Final
+
+from railbus.asking import FINAL_EVENTS, Asker
+from railbus_shared.bus.follow import follow
+from railbus_shared.contracts.jobs import JobRecord
+from railbus_shared.contracts.requests import JobRef
+from railbus_shared.errors import JobNotFound, RailbusError, TransientError
+from railbus_shared.waiting import beside, is_set_within
+
+_LAST_EVENTS_S: Final = 5.0
+"""How long a job's last events may be on their way when its record says already that it has ended."""
+_LOOK_S: Final = 3.0
+_MAX_WAITING: Final = 1000
+
+Event = dict[str, object]
+
+
+async def events_of(asker: Asker, job: str) -> AsyncGenerator[Event, None]:
+    """A job's events of every area, until the one that ends it, or until its record has ended without one.
+
+    Raises BusUnavailable, NoResponder or RequestTimeout if the first subscription does not succeed.
+    """
+    story = _Story(asker, job)
+    async with beside(story.hear()), beside(story.watch_record()):
+        while (told := await story.queue.get()) is not None:
+            if isinstance(told, RailbusError):
+                raise told
+            yield told
+
+
+class _Story:
+    """Two tasks that fill one queue: events, then None for the end, or the error that ends it."""
+
+    def __init__(self, asker: Asker, job: str) -> None:
+        self.queue: asyncio.Queue[Event | RailbusError | None] = asyncio.Queue(_MAX_WAITING)
+        self._asker = asker
+        self._job = job
+        self._is_told = asyncio.Event()
+
+    async def hear(self) -> None:
+        """Put every event into the queue."""
+        subject = self._asker.bus.subjects.event("*", self._job, ">")
+        try:
+            async with contextlib.aclosing(follow(self._asker.bus, subject)) as events:
+                async for event in events:
+                    await self.queue.put(event)
+                    if event.get("type") in FINAL_EVENTS:
+                        break
+        except RailbusError as exc:
+            await self.queue.put(exc)
+        self._is_told.set()
+        await self.queue.put(None)
+
+    async def watch_record(self) -> None:
+        """End the story where the record has ended and no event says so."""
+        while not await self._has_ended():
+            if await is_set_within(self._is_told, _LOOK_S):
+                return
+        if not await is_set_within(self._is_told, _LAST_EVENTS_S):
+            await self.queue.put(None)
+
+    async def _has_ended(self) -> bool:
+        """Not while there is no record: the job may have been published a moment ago, or nobody is there to ask."""
+        with contextlib.suppress(JobNotFound, TransientError):
+            return (await self._asker.ask("jobs", "get", JobRef(id=self._job), JobRecord)).is_final
+        return False
