@@ -7,9 +7,11 @@ import math
 import pytest
 
 from cluster_for_tests import active, device, host_report, job, lease, runner
+from railbus_device_manager.cluster import Cluster
 from railbus_device_manager.ledger import Ledger
 from railbus_device_manager.manager import ClusterFacts, DeviceManager
 from railbus_device_manager.run_times import RunTimes
+from railbus_device_manager.wishes import Waiting
 from railbus_shared import clock
 from railbus_shared.contracts.jobs import JobRecord
 
@@ -155,22 +157,22 @@ def times(*records: JobRecord) -> RunTimes:
 
 
 @pytest.mark.parametrize(
-    ("past", "limit_s", "longest", "expected", "basis"),
+    ("past", "limit_s", "latest", "expected", "basis"),
     [
         ((), None, math.inf, math.inf, ""),
-        ((), 60.0, 60, 60, "its time limit"),
+        ((), 60.0, 160, 60, "its time limit"),
         ((10, 20), None, math.inf, math.inf, ""),
-        ((10, 20, 60), None, 60, 20, "how long the last 3 jobs like it took"),
-        ((10, 20, 60), 30.0, 30, 20, "how long the last 3 jobs like it took"),
-        ((10, 20, 60), 15.0, 15, 15, "its time limit"),
+        ((10, 20, 60), None, 160, 20, "how long the last 3 jobs like it took"),
+        ((10, 20, 60), 30.0, 130, 20, "how long the last 3 jobs like it took"),
+        ((10, 20, 60), 15.0, 115, 15, "its time limit"),
     ],
 )
 def test_run_times_come_from_the_limit_and_from_three_or_more_jobs_like_it(
-    past: tuple[float, ...], limit_s: float | None, longest: float, expected: float, basis: str
+    past: tuple[float, ...], limit_s: float | None, latest: float, expected: float, basis: str
 ) -> None:
-    known = times(*map(took, past))
-    spec = job("j-9", time_limit_s=limit_s).spec
-    assert (known.longest_s(spec), known.expected_s(spec), known.basis(spec)) == (longest, expected, basis)
+    known, waits = times(*map(took, past)), job("j-9", time_limit_s=limit_s)
+    assert (known.expected_s(waits.spec), known.basis(waits.spec)) == (expected, basis)
+    assert Cluster((), {}, now=100.0, run_times=known).latest_end(Waiting.of(waits)) == latest
 
 
 def test_failed_and_repeated_jobs_and_those_of_another_model_tell_nothing() -> None:
@@ -180,7 +182,7 @@ def test_failed_and_repeated_jobs_and_those_of_another_model_tell_nothing() -> N
 
 def test_old_run_times_are_forgotten() -> None:
     known = times(*[took(1000)] * 5, *[took(10)] * 20)
-    assert known.longest_s(job("j-9").spec) == 10
+    assert known.longest_s(("classifier", "m")) == 10
 
 
 # --- in the facts ----------------------------------------------------------------------------------------------------

@@ -19,9 +19,9 @@ from typing import Final
 
 from railbus_device_manager.run_times import RunTimes
 from railbus_device_manager.sharing import shares_needed
-from railbus_device_manager.wishes import Wish, fits, kinds_of, wish
+from railbus_device_manager.wishes import Waiting, Wish, fits, kinds_of, wish
 from railbus_shared.contracts.devices import DeviceInfo, RunnerReport
-from railbus_shared.contracts.jobs import DeviceKind, JobRecord, JobSpec
+from railbus_shared.contracts.jobs import DeviceKind, JobRecord
 from railbus_shared.contracts.requests import DeviceState
 from railbus_shared.names import HostId
 
@@ -144,9 +144,9 @@ class Cluster:
             holder.record.priority if holder is not None and holder.can_be_preempted else NEVER for holder in known
         )
 
-    def latest_end(self, spec: JobSpec) -> float:
-        """When a job that starts now has surely ended; NEVER where that is not known."""
-        return self.now + self.run_times.longest_s(spec)
+    def latest_end(self, job: Waiting) -> float:
+        """When a job that starts now has ended, by its limit or as all like it; NEVER where that is not known."""
+        return self.now + min(job.limit_s, self.run_times.longest_s(job.run_kind))
 
 
 @dataclass(frozen=True, eq=False, slots=True)

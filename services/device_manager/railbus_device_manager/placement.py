@@ -110,7 +110,7 @@ class _Pass:
         """Let a job have its turn."""
         if self._policy.quotas and self.decision.used.get(job.owner, 0.0) + job.units > self._policy.quota(job.owner):
             return  # it keeps nothing: its owner's jobs must end first
-        if job.id in self._cleared:
+        if self._cleared and job.id in self._cleared:
             self._enter(job, self._cleared.pop(job.id))
             return
         search = self._searches.get(job.wish)
@@ -137,14 +137,14 @@ class _Pass:
         """Devices that others keep and that the job will have left when they are needed."""
         if not self.decision.kept_for or search.is_shut:
             return None
-        ends_at = self._cluster.latest_end(job.record.spec)
+        ends_at = self._cluster.latest_end(job)
         return search.until(ends_at, self.decision) if ends_at != NEVER else None
 
     def _start(self, job: Waiting, found: Found) -> None:
         decision, cluster = self.decision, self._cluster
         slots = found.chosen()
         shares = found.pool.need(slots[0])
-        latest = cluster.latest_end(job.record.spec)
+        latest = cluster.latest_end(job)
         for slot in slots:
             decision.take(slot, found.pool.need(slot), JobId(job.id), ends_at=latest)
         decision.used[job.owner] = decision.used.get(job.owner, 0.0) + job.units

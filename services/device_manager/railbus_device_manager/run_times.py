@@ -50,9 +50,9 @@ class RunTimes:
         while len(self._kinds) > _MOST_KINDS:
             self._kinds.popitem(last=False)
 
-    def longest_s(self, spec: JobSpec) -> float:
-        """What a job takes at most: its time limit, or the longest that jobs like it took; infinite if unknown."""
-        return min(_limit_s(spec), self._like(spec).longest_s)
+    def longest_s(self, run_kind: tuple[str, str]) -> float:
+        """The longest that the last jobs of an entrypoint and model took; infinite if unknown."""
+        return self._kinds.get(run_kind, _UNKNOWN).longest_s
 
     def expected_s(self, spec: JobSpec) -> float:
         """What a job takes, probably: the median of jobs like it, and not more than its time limit."""

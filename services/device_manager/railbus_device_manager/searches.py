@@ -103,12 +103,10 @@ class Search:
         """The best devices that a job may have which has ended by `end`; those that others keep are among them."""
         if end > self._latest_end:
             return None  # told before
-        pools = [entry.pool for entry in self._all if entry.pool.may_start]
-        found = [one for pool in pools if (one := found_in(pool, decision, end=end)) is not None]
-        if found:
-            return min(found, key=lambda one: one.fit)
-        self._latest_end = max((_latest_end(pool, decision) for pool in pools), default=-NEVER)
-        return None
+        latest = [(_latest_end(entry.pool, decision), entry.pool) for entry in self._all if entry.pool.may_start]
+        self._latest_end = max((at for at, _ in latest), default=-NEVER)
+        found = [found_in(pool, decision, end=end) for at, pool in latest if at >= end]
+        return min((one for one in found if one is not None), key=lambda one: one.fit, default=None)
 
     def nearest(self, decision: Decision) -> Reservation | None:
         """The devices that a job will have first, of those that nobody keeps yet."""
@@ -151,11 +149,14 @@ def _shared(pool: Pool, decision: Decision, end: float) -> Found | None:
 
 def _latest_end(pool: Pool, decision: Decision) -> float:
     """Latest end of a job that could still have enough devices of the pool; -NEVER if none can."""
-    ends = sorted(
-        (decision.open_until[slot.number] for slot in pool.slots if decision.free[slot.number] >= pool.need(slot)),
-        reverse=True,
-    )
-    return ends[pool.count - 1] if len(ends) >= pool.count else -NEVER
+    free, open_until = decision.free, decision.open_until
+    if pool.wish.devices.fraction is None:
+        ends = [open_until[slot.number] for slot in pool.slots if free[slot.number] == slot.shares]
+    else:
+        ends = [open_until[slot.number] for slot in pool.slots if free[slot.number] >= pool.need(slot)]
+    if len(ends) < pool.count:
+        return -NEVER
+    return max(ends) if pool.count == 1 else sorted(ends, reverse=True)[pool.count - 1]
 
 
 def reservation_in(pool: Pool, decision: Decision) -> Reservation | None:

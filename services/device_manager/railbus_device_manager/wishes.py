@@ -6,6 +6,7 @@ two of them are equal only if they are the same object, which makes them quick t
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
@@ -38,6 +39,10 @@ class Waiting:
     count: int
     units: float
     """What it counts for in quotas and shares: devices, or a part of one."""
+    limit_s: float
+    """Its time limit; infinite without one."""
+    run_kind: tuple[str, str]
+    """Jobs of one entrypoint and model take similar times."""
     is_held: bool
     """Whether a person holds it back, or it is about to be cancelled."""
 
@@ -58,6 +63,8 @@ class Waiting:
             age=(record.sequence, record.id),
             count=spec.devices.count,
             units=units(spec.devices),
+            limit_s=math.inf if spec.time_limit_s is None else spec.time_limit_s,
+            run_kind=(spec.entrypoint, spec.model),
             is_held=record.cancel_requested or record.held_by is not None,
         )
 
