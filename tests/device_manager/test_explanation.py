@@ -111,6 +111,17 @@ def test_devices_that_are_being_cleared_are_a_word_of_their_own() -> None:
     assert ask(made, WAITS).headline == "reclaiming"
 
 
+def test_a_job_for_which_others_make_room_says_who() -> None:
+    waits = job("j-9", kind="gpu", priority=5)
+    made = manager(runs(1, "a-gpu0", limit_s=500), waits, a=1)
+    soon = ask(made, waits)
+    assert (soon.headline, soon.text) == ("reclaiming", "waits for j-1 to make room for it")
+    assert (soon.expected_start, soon.expected_basis) == (None, "as soon as j-1 has saved and ended")
+    made.facts.apply_record("j-1", runs(1, "a-gpu0").changed(preempted_by="j-9"), now=11)
+    assert made.plan(12).preemptions == []
+    assert ask(made, waits, now=12).text == soon.text
+
+
 def test_every_host_has_its_own_reason() -> None:
     waits = job("j-9", kind="gpu", count=2)
     made = manager(runs(1, "a-gpu0"), waits, a=2, b=1, c=2, d=2, e=2)

@@ -122,6 +122,15 @@ class Cluster:
         return dict(used)
 
     @functools.cached_property
+    def making_room(self) -> dict[str, list[str]]:
+        """Jobs that have been told to make room, by the job for which they do."""
+        found: dict[str, list[str]] = defaultdict(list)
+        for name, holder in self.holders.items():
+            if holder.record.preempted_by is not None:
+                found[holder.record.preempted_by].append(name)
+        return dict(found)
+
+    @functools.cached_property
     def yields_to(self) -> list[float]:
         """The highest priority among the holders of each device; NEVER where one of them may not be preempted."""
         return [self._priority_of(slot) for slot in self.slots]

@@ -10,7 +10,7 @@ from railbus_device_manager.decisions import Decision
 from railbus_device_manager.forecast import Forecast, forecast
 from railbus_device_manager.manager import DeviceManager
 from railbus_device_manager.placement import decide_waiting, in_order
-from railbus_device_manager.reasons import Reason, headline, never_fits, on_host
+from railbus_device_manager.reasons import Reason, headline, making_room, never_fits, on_host
 from railbus_device_manager.wishes import Waiting
 from railbus_shared import clock
 from railbus_shared.contracts.jobs import JobRecord
@@ -39,7 +39,8 @@ def why(
     decision, turns = decide_waiting(queue, cluster), list(in_order(queue, cluster))
     place = next((number for number, turn in enumerate(turns, start=1) if turn.id == job.id), None)
     found = obstacle or _starting(job, decision) or headline(job, cluster, decision)
-    expected = _expected(job, turns, found, cluster)
+    leaving = making_room(job, cluster, decision)
+    expected = _after(leaving) if leaving else _expected(job, turns, found, cluster)
     return Why(
         job=record.id if is_submitted else None,
         state="queued",
@@ -60,6 +61,12 @@ def _starting(job: Waiting, decision: Decision) -> Reason | None:
         if placement.job_id == job.id:
             return Reason("starting", f"starts on {placement.host} with {', '.join(placement.device_ids)}")
     return None
+
+
+def _after(leaving: Sequence[str]) -> Forecast:
+    return Forecast(
+        None, f"as soon as {' and '.join(leaving)} {'has' if len(leaving) == 1 else 'have'} saved and ended"
+    )
 
 
 def _expected(job: Waiting, turns: Sequence[Waiting], found: Reason, cluster: Cluster) -> Forecast:

@@ -43,10 +43,17 @@ def headline(job: Waiting, cluster: Cluster, decision: Decision) -> Reason:
     if not pools:
         never = never_fits(job, cluster)
         return never or Reason("out_of_service", _out_of_order(job, cluster))
+    if leaving := making_room(job, cluster, decision):
+        return Reason("reclaiming", f"waits for {' and '.join(leaving)} to make room for it")
     nearest = nearest_pool(pools, decision, job)
     wanted = described(nearest.kind, job.wish.devices)
     has = f"{_tally(job, nearest.slots, decision)}{_runner_trouble(nearest, cluster)}"
     return Reason(_word(job, nearest, decision), f"waits for {wanted}: {nearest.host} has {has}")
+
+
+def making_room(job: Waiting, cluster: Cluster, decision: Decision) -> list[str]:
+    """Running jobs whose devices this one gets."""
+    return [*cluster.making_room.get(job.id, ()), *(one.job_id for one in decision.preemptions if one.by == job.id)]
 
 
 def never_fits(job: Waiting, cluster: Cluster) -> Reason | None:
