@@ -23,6 +23,7 @@ MAX_NODES: Final = 100_000  # maps and arrays in one message; a batch of 1000 ev
 _MAX_ITEMS: Final = 65_536
 _INT_DIGITS: Final = 20  # of 2**64 - 1; orjson turns larger numbers into inexact floats
 _SCALARS: Final = frozenset({str, int, bool, type(None)})
+_STR: Final = frozenset({str})
 
 
 class Encoding(Enum):
@@ -127,7 +128,7 @@ class _Counter:
         built = dict(pairs)
         if len(built) != len(pairs):
             raise BadMessage("a map in the payload has the same key twice", hint="give each key once")
-        if not all(type(key) is str for key in built):
+        if not _STR.issuperset(map(type, built)):
             raise BadMessage("a map in the payload has a key that is not a string", hint="use string keys")
         return built
 
@@ -185,7 +186,7 @@ def _check_shape(root: Mapping[str, object]) -> None:
 def _values(container: object) -> Iterable[object]:
     if not isinstance(container, Mapping):
         return cast("Iterable[object]", container)
-    if not all(isinstance(key, str) for key in container):
+    if not (_STR.issuperset(map(type, container)) or all(isinstance(key, str) for key in container)):
         raise BadMessage("a map in the payload has a key that is not a string", hint="use string keys")
     return container.values()
 
