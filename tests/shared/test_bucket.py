@@ -94,6 +94,15 @@ async def test_a_snapshot_holds_every_key_but_the_deleted(bus: Bus) -> None:
     assert found["key299"].value == {"n": 299}
 
 
+async def test_a_snapshot_holds_more_keys_than_the_server_gives_at_once(bus: Bus) -> None:
+    bucket = Bucket(bus, bus.subjects.leases)
+    for first in range(0, 1500, 500):
+        await bucket.write_all([Write(f"key{number}", {"n": number}, 0, 600) for number in range(first, first + 500)])
+    await bucket.remove("key7")
+    found = await bucket.snapshot()
+    assert {key: entry.value for key, entry in found.items()} == {f"key{n}": {"n": n} for n in range(1500) if n != 7}
+
+
 async def _collect(bucket: Bucket, into: asyncio.Queue[Entry | SnapshotEnd]) -> None:
     async with contextlib.aclosing(bucket.watch()) as watch:
         async for entry in watch:

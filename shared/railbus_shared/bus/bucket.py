@@ -23,6 +23,7 @@ _OPERATION: Final = "KV-Operation"
 _EXPECTED: Final = "Nats-Expected-Last-Subject-Sequence"
 _RETRY_S: Final = 0.25
 _SNAPSHOT_TIMEOUT_S: Final = 3.0
+_READ_ALL_S: Final = 10.0
 _SNAPSHOT_MAX: Final = 1024  # of the server, for one multi-get
 
 
@@ -108,10 +109,19 @@ class Bucket:
             await self._bus.publish(self._outgoing(Write(key, None, -1)))
 
     async def snapshot(self) -> dict[str, Entry]:
-        """All keys and values, for a bucket of at most 1024 keys; one request.
+        """All keys and values; one request where there are at most 1024 keys, those that were deleted counted.
 
         Source: ADR-31, multi-get of nats-server 2.11.
         """
+        found = await self._multi_get()
+        if found is not None:
+            return found
+        with bus_errors(self._stream):
+            async with asyncio.timeout(_READ_ALL_S):
+                return await self.read_all()
+
+    async def _multi_get(self) -> dict[str, Entry] | None:
+        """None if there are too many."""
         client = self._bus.client
         inbox = client.new_inbox()
         subscription = await client.subscribe(inbox)
@@ -125,6 +135,8 @@ class Bucket:
                     status = (reply.headers or {}).get("Status")
                     if status in {"204", "404"}:
                         return found
+                    if status == "413":
+                        return None
                     if status is not None:
                         raise BusUnavailable(f"bucket {self._name!r} cannot be read: {reply.headers}")
                     entry = self._entry(reply)
