@@ -29,7 +29,7 @@ from railbus_shared import clock, leases
 from railbus_shared.bus.bucket import Bucket
 from railbus_shared.bus.endpoints import AnyEndpoint, Endpoint
 from railbus_shared.contracts.devices import AttemptRef, HostReport, RunnerReport
-from railbus_shared.contracts.jobs import ErrorBody, JobRecord
+from railbus_shared.contracts.jobs import ACTIVE_STATES, ErrorBody, JobRecord
 from railbus_shared.contracts.requests import Nothing, StartAttempt, StopAttempt
 from railbus_shared.effects import tell
 from railbus_shared.errors import (
@@ -236,14 +236,15 @@ class RunnerService:
             return
 
     async def _give_back(self) -> None:
+        host = self._context.common.host
         for entry in (await self._jobs.read_all()).values():
+            value = entry.value or {}
+            if value.get("host") != host or value.get("state") not in ACTIVE_STATES:
+                continue  # there may be ten thousand, and checking each takes longer than all the rest
             try:
-                record = JobRecord.parse(entry.value or {})
+                await self._give_back_one(JobRecord.parse(value))
             except WireError as exc:
                 logger.warning("a record cannot be read", extra={"job": entry.key, "problem": str(exc)})
-                continue
-            if record.is_active and record.host == self._context.common.host:
-                await self._give_back_one(record)
 
     async def _give_back_one(self, record: JobRecord) -> None:
         lost = RunnerLost(f"the runner of {record.host!r} ended while the job was {record.state}")
