@@ -93,7 +93,8 @@ class _Pass:
         self._searches: dict[Wish, Search] = {}
         self._no_room: dict[Wish, float] = {}
         self._rooms = cluster.policy.rooms
-        self._reservations = dict.fromkeys(cluster.by_kind, cluster.policy.reservations)
+        known = [kind for kind, hosts in cluster.by_kind.items() if hosts]
+        self._reservations = dict.fromkeys(known, cluster.policy.reservations)
         self._cleared = _cleared(cluster, queue) if cluster.cleared_for else {}
         for job, slots in self._cleared.items():
             for slot in slots:
@@ -158,7 +159,7 @@ class _Pass:
             self.decision.clear(room.preemptions)
             self._keep(job, room.slots, NEVER)
             self._forget()  # what victims leave beyond the need may be room for others
-        elif self._reservations[search.kind]:
+        elif self._reservations.get(search.kind):
             nearest = search.nearest(self.decision)
             if nearest is not None:
                 is_known = nearest.at != NEVER
