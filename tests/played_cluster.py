@@ -146,6 +146,7 @@ async def played_runner(
             asyncio.TaskGroup() as tasks,
         ):
             work = [tasks.create_task(runner.live()), tasks.create_task(telemetry.run())]
+            await bus.check_jetstream()
             yield runner
             await telemetry.flush(timeout_s=5)
             await end(*work)
@@ -169,6 +170,7 @@ async def device_manager(
         ):
             telling = tasks.create_task(telemetry.run())
             running = tasks.create_task(service.run())
+            await bus.check_jetstream()  # once this is answered, the server knows of the subscriptions before it
             yield service
             stopping.set()
             await running

@@ -86,10 +86,16 @@ class Manager:
         while True:
             await self.sim.sleep(self.sim.random.uniform(0.2, 1.0))
             with contextlib.suppress(TransientError):
-                if self.sim.faults != NONE and self.sim.random.random() < 0.1:
-                    await self.placer._look(self)  # as one that was paused right after it had looked at its key
+                if self.sim.faults != NONE and self.sim.random.random() < 0.2:
+                    await self._look_with_old_eyes()
                 else:
                     await self.placer.turn(self)
+
+    async def _look_with_old_eyes(self) -> None:
+        """As one that was paused after it had looked at its key, or after it had read the reports."""
+        if self.sim.random.random() < 0.5:
+            self.reports._read_at_s = self.sim.now
+        await self.placer._look(self)
 
     def read_all(self) -> None:
         """What the watch tells first, and again after every reconnect."""

@@ -65,7 +65,12 @@ async def grant(
 
 
 async def _free_keys(bucket: Bucket, device: DeviceInfo, wanted: int | None) -> list[tuple[int, int]]:
-    """Shares that can be leased, with the revisions of their keys; raises NoFreeDevice if they are too few."""
+    """Shares that can be leased, with the revisions of their keys; raises NoFreeDevice if they are too few.
+
+    A mark is looked at here as well: whoever asks may have read it before it was put.
+    """
+    if await bucket.get(reclaim_key(device.id)) is not None:
+        raise NoFreeDevice(f"device {device.id!r} is being reclaimed", hint="see `railbus devices`")
     if device.shares == 1:
         return [(0, await _free_revision(bucket, lease_key(device.id, 0)))]
     found: list[tuple[int, int]] = []
@@ -91,6 +96,11 @@ async def leases_of(bucket: Bucket, *, holder: str, lease_epoch: int) -> list[He
         if entry.value is not None and is_lease_key(key)
     ]
     return [one for one in live if (one.lease.holder, one.lease.lease_epoch) == (holder, lease_epoch)]
+
+
+def reclaim_key(device: str) -> str:
+    """Of the mark that keeps a device from being granted."""
+    return f"{device}.reclaim"
 
 
 def is_lease_key(key: str) -> bool:

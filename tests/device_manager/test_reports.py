@@ -11,6 +11,7 @@ from railbus_shared.bus.bucket import Entry
 from railbus_shared.bus.connection import Bus
 from railbus_shared.contracts.devices import Cordon
 from railbus_shared.contracts.model import Contract
+from railbus_shared.leases import reclaim_key
 
 
 def entries(*found: tuple[str, Contract | None, int]) -> dict[str, Entry]:
@@ -73,6 +74,20 @@ async def test_a_reading_that_was_overtaken_by_a_later_one_is_neither_taken_over
     reports.apply({}, entries(("a", HOST, 1), ("a.runner", runner("a"), 2)), now=3)
     assert (facts.hosts["a"], facts.runners["a"]) == (newer, busy)
     assert (facts.host_heard_at["a"], facts.runner_heard_at["a"]) == (2, 2)
+
+
+async def test_a_mark_is_known_at_once_and_outlives_a_reading_that_was_asked_for_before_it(
+    reports: Reports, facts: ClusterFacts
+) -> None:
+    made = mark("a-gpu0", "j-1")
+    await reports.mark(made)
+    marked_s = facts.marked_at["a-gpu0"]
+    assert facts.marks == {"a-gpu0": made}
+    assert set(await reports.leases.snapshot()) == {reclaim_key("a-gpu0")}
+    reports.apply({}, {}, now=marked_s + 1, asked_at=marked_s - 1)
+    assert facts.marks == {"a-gpu0": made}
+    reports.apply({}, {}, now=marked_s + 2, asked_at=marked_s + 1)
+    assert facts.marks == {}
 
 
 async def test_what_may_be_granted_or_not_any_more_concerns_placing_and_a_heartbeat_does_not(

@@ -7,7 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from railbus_device_manager.manager import ClusterFacts, DeviceManager
+from railbus_device_manager.manager import DeviceManager
+from railbus_device_manager.reports import Reports
 from railbus_shared import conclusion, lifecycle
 from railbus_shared.bus.bucket import Write
 from simulated_bus import Simulation
@@ -63,7 +64,10 @@ def _believe_processes_gone(patch: pytest.MonkeyPatch) -> None:
 
 
 def _forget_reclaim_marks(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(ClusterFacts, "apply_mark", lambda *_, **__: None)
+    async def forget(*_: object) -> None:
+        return
+
+    patch.setattr(Reports, "mark", forget)
 
 
 def _forget_cancellations(patch: pytest.MonkeyPatch) -> None:

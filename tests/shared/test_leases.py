@@ -69,6 +69,16 @@ async def test_several_devices_are_leased_all_or_none(bucket: Bucket) -> None:
         await _grant(bucket)
 
 
+async def test_a_device_that_is_being_reclaimed_is_not_leased_whoever_has_not_heard_of_it(bucket: Bucket) -> None:
+    await bucket.put(leases.reclaim_key("h-cpu1"), {"v": 1})
+    with pytest.raises(NoFreeDevice, match="'h-cpu1' is being reclaimed"):
+        await _grant(bucket, 0, 1)
+    await _grant(bucket, 0)
+    await bucket.remove(leases.reclaim_key("h-cpu1"))
+    await _grant(bucket, 1)
+    assert await _holders(bucket) == {"h-cpu0": "j-1", "h-cpu1": "j-1"}
+
+
 async def test_a_release_leaves_the_leases_of_others_alone(bucket: Bucket) -> None:
     held = await _grant(bucket, 0)
     await leases.release(bucket, held)
@@ -146,8 +156,8 @@ async def test_leases_of_shares_are_renewed_taken_up_again_and_found_together(bu
     for one in held:
         await _until_gone(bucket, one.lease.key)
     again = await leases.regrant(bucket, held, ttl_s=60)
-    await bucket.put("h-gpu0.reclaim", {"v": 1})
     await _part(bucket, "j-2", 1, of=8)
+    await bucket.put("h-gpu0.reclaim", {"v": 1})
     found = await leases.leases_of(bucket, holder="j-1", lease_epoch=7)
     assert {one.lease.key: one.revision for one in found} == {one.lease.key: one.revision for one in again}
     assert await leases.leases_of(bucket, holder="j-1", lease_epoch=6) == []

@@ -200,7 +200,7 @@ class Placer:
         for attempt in lost:
             await self._requeue(attempt)
         for mark in self._manager.released_marks():
-            await self._reports.leases.remove(f"{mark.device}.reclaim")
+            await self._reports.leases.remove(leases.reclaim_key(mark.device))
             self._facts.apply_mark(mark.device, None, now=clock.boottime_s())
             self._telemetry.event("device.reclaimed", device=mark.device, job=mark.job, lease_epoch=mark.lease_epoch)
         decision = self._manager.plan(clock.boottime_s())

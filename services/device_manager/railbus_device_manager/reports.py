@@ -21,7 +21,7 @@ from railbus_shared.bus.connection import Bus
 from railbus_shared.contracts.devices import Cordon, HostReport, Lease, ReclaimMark, RunnerReport
 from railbus_shared.contracts.model import Contract
 from railbus_shared.errors import WireError
-from railbus_shared.leases import is_lease_key
+from railbus_shared.leases import is_lease_key, reclaim_key
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ class Reports:
 
     async def mark(self, mark: ReclaimMark) -> None:
         """Keep a device from being granted; known at once, also while an older reading is on its way."""
-        await self.leases.put(f"{mark.device}.reclaim", mark.to_map())
+        await self.leases.put(reclaim_key(mark.device), mark.to_map())
         self._marked_s[mark.device] = clock.boottime_s()
         self._facts.apply_mark(mark.device, mark, now=self._marked_s[mark.device])
 

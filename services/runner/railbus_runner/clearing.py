@@ -18,6 +18,7 @@ from railbus_shared.contracts.checks import CheckDevices, CheckedDevices
 from railbus_shared.contracts.devices import AttemptRef, ReclaimMark
 from railbus_shared.contracts.jobs import EndCause, ErrorBody
 from railbus_shared.errors import DeviceBroken, RailbusError
+from railbus_shared.leases import reclaim_key
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +55,7 @@ class Clearing:
             mark = ReclaimMark(
                 device=device, host=self._host, job=ref.job, lease_epoch=ref.lease_epoch, marked_at=clock.now()
             )
-            await self._leases.put(f"{device}.reclaim", mark.to_map())
+            await self._leases.put(reclaim_key(device), mark.to_map())
 
 
 def unclear(checked: CheckedDevices | None, gpus: Sequence[str]) -> list[str]:
