@@ -51,7 +51,7 @@ logger = logging.getLogger(__name__)
 _LEADER_KEY: Final = "placer"
 _LEADER_TTL_S: Final = 5
 _START_S: Final = 5.0
-_LOST_GRACE_S: Final = 2.0
+_LOST_GRACE_S: Final = 1.5
 _BELIEVED_S: Final = 0.5
 """For so long a whole reading of reports and leases holds, with what is heard since; what expires is not heard."""
 _MAX_BREATH_S: Final = 0.25
@@ -169,7 +169,7 @@ class Placer:
         try:
             async with asyncio.TaskGroup() as tasks:
                 while True:
-                    await is_set_within(self._news, period_s)
+                    await is_set_within(self._news, self._pause_s(period_s))
                     self._news.clear()
                     began_s = clock.boottime_s()
                     try:
@@ -179,6 +179,13 @@ class Placer:
                     await asyncio.sleep(min(clock.boottime_s() - began_s, _MAX_BREATH_S))
         finally:
             await self._leadership.resign()
+
+    def _pause_s(self, period_s: float) -> float:
+        """Until the next look that no news will ask for: when an attempt counts as lost, or a back-off is over."""
+        now_s = clock.boottime_s()
+        dues = [since + _LOST_GRACE_S for since in self._facts.leaseless_since.values()]
+        left = [due - now_s for due in (*dues, *self._facts.held_until.values()) if due > now_s]
+        return min([period_s, *left])
 
     async def turn(self, tasks: Tasks) -> None:
         """Look at the queue, if this process is the one that places; raises TransientError."""
