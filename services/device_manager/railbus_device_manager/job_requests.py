@@ -23,6 +23,7 @@ from railbus_shared.records import JobRecords
 from railbus_shared.subjects import Subjects
 
 _MAX_ID: Final = 64
+_BELIEVED_S: Final = 0.5  # a reading of the buckets; many may ask again and again what their jobs wait for
 _MAX_LIST_BYTES: Final = wire.MAX_BYTES - 4096
 _RETRY_ID: Final = re.compile(r"(.*)-r([1-9][0-9]*)\Z")
 
@@ -61,7 +62,7 @@ class JobRequests:
         if record.state != "queued":
             return record
         with contextlib.suppress(TransientError):  # then the reason is what was known a moment ago
-            await self._reports.refresh()
+            await self._reports.refresh(older_than_s=_BELIEVED_S)
         return _with_reason(record, self._placer.reasons([record.id]))
 
     async def list_jobs(self, request: ListJobs) -> JobList:
