@@ -6,6 +6,7 @@ python -m benchmarks [NAME [ARGUMENT...]]
 from __future__ import annotations
 
 import importlib
+import signal
 import sys
 from typing import Final
 
@@ -33,6 +34,7 @@ def main() -> int:
         print(f"no benchmark is called {name!r}; there are: {', '.join(NAMES)}", file=sys.stderr)
         return 2
     del sys.argv[1:2]
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what was started is ended on the way out
     for chosen in [name] if name else NAMES:
         importlib.import_module(f"benchmarks.{chosen}").main()
         print(flush=True)
