@@ -14,6 +14,7 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final, Protocol
 
 import uvloop
@@ -23,7 +24,7 @@ from railbus_shared.bus import topology
 from railbus_shared.bus.connection import Bus, BusClosed
 from railbus_shared.bus.endpoints import AnyEndpoint, serving
 from railbus_shared.bus.sink import BusSink
-from railbus_shared.errors import ConfigError, RailbusError, TransientError, shorten
+from railbus_shared.errors import ConfigError, NotFound, RailbusError, TransientError, shorten
 from railbus_shared.metrics import Metrics, version
 from railbus_shared.settings import CommonSettings, HttpSettings, without_password
 from railbus_shared.telemetry import LearningTelemetry
@@ -117,6 +118,7 @@ class _Life:
         self._telemetry = telemetry
         self._metrics = Metrics(description.name)
         self._stopping = asyncio.Event()
+        self._reconnected = asyncio.Event()
         self._bus = Bus(common, name=description.name, inbox=f"_RINBOX.{description.name}")
         self._service: Service | None = None
         self._phase = "connecting"
@@ -146,10 +148,31 @@ class _Life:
         context = Context(self._common, self._bus, self._telemetry, self._metrics, self._stopping)
         self._telemetry.with_sink(BusSink(self._bus), metrics=self._metrics)
         self._service = self._make(context)
-        async with self._background(self._bus.run(), self._telemetry.run()):
-            await self._work(self._service, url)
-            self._telemetry.event("service.stopped", service=name, pid=os.getpid())
-            await self._telemetry.flush(timeout_s=_FLUSH_S)
+        try:
+            async with self._background(self._bus.run(), self._telemetry.run(), self._watch_store()):
+                await self._work(self._service, url)
+                self._telemetry.event("service.stopped", service=name, pid=os.getpid())
+                await self._telemetry.flush(timeout_s=_FLUSH_S)
+        except* NotFound:
+            await self._check_store()  # that the store is another one says more than what was missed in it first
+            raise
+
+    async def _watch_store(self) -> None:
+        """See after every reconnect whether NATS still has this store; raises StoreMissing, IncarnationMismatch."""
+        while True:
+            await self._reconnected.wait()
+            self._reconnected.clear()
+            await self._check_store()
+
+    async def _check_store(self) -> None:
+        try:
+            await topology.check(self._bus, self._marker)
+        except TransientError as exc:
+            logger.info("store not looked at: NATS is away again", extra={"problem": str(exc)})
+
+    @property
+    def _marker(self) -> Path:
+        return self._common.layout.state / "store.json"
 
     async def _work(self, service: Service, url: str) -> None:
         """Answer and run until the service has drained; what it still holds when its grace is over is abandoned."""
@@ -203,7 +226,7 @@ class _Life:
             try:
                 async with self._limited(0):
                     await self._bus.connect()
-                    await topology.ensure(self._bus, self._common.layout.state / "store.json")
+                    await topology.ensure(self._bus, self._marker)
             except (TransientError, TimeoutError) as exc:
                 logger.warning("waiting for NATS", extra={"problem": str(exc)})
                 await self._bus.close()
@@ -219,6 +242,7 @@ class _Life:
         self._metrics.connected.set(int(connected))
         if connected:
             self._metrics.reconnects.inc()
+            self._reconnected.set()
 
     async def _checks(self) -> Mapping[str, str]:
         """What /readyz tells: NATS and JetStream first, then the service's own."""

@@ -220,14 +220,17 @@ async def test_wrong_credentials_end_a_service_with_one_line_and_2(tmp_path: Pat
         server.stop()
 
 
-async def test_a_wiped_store_is_not_made_anew(server: Server, common: CommonSettings, tmp_path: Path) -> None:
+async def test_a_wiped_store_is_not_made_anew_by_who_starts_or_runs(
+    server: Server, common: CommonSettings, tmp_path: Path
+) -> None:
     async with _tiny(common, tmp_path) as tiny:
         await tiny.until_ready()
-        tiny.signal(signal.SIGTERM)
-        assert await tiny.ended() == 0
-    server.kill()
-    shutil.rmtree(server.folder / "store")
-    server.start()
+        server.kill()
+        shutil.rmtree(server.folder / "store")
+        server.start()
+        assert await tiny.ended() == 2
+        assert [line["error"]["code"] for line in tiny.log if isinstance(line.get("error"), dict)] == ["STORE_MISSING"]
+    (tmp_path / "tiny.log").unlink()
     async with _tiny(common, tmp_path) as tiny:
         assert await tiny.ended() == 2
         (line,) = [line for line in tiny.log if line["level"] == "error"]

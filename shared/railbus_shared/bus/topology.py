@@ -41,6 +41,18 @@ async def ensure(bus: Bus, marker: Path) -> None:
     _write_marker(marker, bus.incarnation, wanted)
 
 
+async def check(bus: Bus, marker: Path) -> None:
+    """See that the store is still the one that `ensure` found; makes nothing.
+
+    Raises StoreMissing, IncarnationMismatch, BusUnavailable, RequestTimeout.
+    """
+    wanted, known = topology(bus.subjects), _read_marker(marker)
+    await _incarnation(bus, wanted, {"incarnation": [bus.incarnation]})
+    for stream in wanted.streams:
+        if stream.name in known.get("streams", []) and await _stream_metadata(bus, stream.name) is None:
+            raise _missing(stream.name)
+
+
 async def _incarnation(bus: Bus, wanted: Topology, known: dict[str, list[str]]) -> str:
     """The store's incarnation, made with the first stream if the store is new; compared with the marker's."""
     first = wanted.streams[0]
