@@ -47,19 +47,26 @@ class Host:
 
 @contextlib.asynccontextmanager
 async def running_host(
-    common: CommonSettings, root: Path, name: str, services: tuple[str, ...], **settings: str
+    common: CommonSettings,
+    root: Path,
+    name: str,
+    services: tuple[str, ...],
+    *,
+    launcher: tuple[str, ...] = (sys.executable, "-m"),
+    env: dict[str, str] | None = None,
+    **settings: str,
 ) -> AsyncIterator[Host]:
-    """Ready services of host `name` on `root`; `settings` are of `RAILBUS_*`."""
+    """Ready services of host `name` on `root`; `settings` are of `RAILBUS_*`, `env` is the rest, `launcher` runs them."""
     host = Host(name, Layout(root))
     host.layout.datasets.mkdir(parents=True, exist_ok=True)
     own = {"NATS_URL": common.nats_url, "ROOT": str(root), "HOST": name, "RUN_DIR": str(host.layout.state / "run")}
     own |= {f"{service.upper()}_HTTP_PORT": "0" for service in services} | {"DATALOADER_SCAN_S": "0.2"}
     own |= {key.upper(): value for key, value in settings.items()}
     kept = {key: value for key, value in os.environ.items() if not key.startswith("RAILBUS_")}
-    environment = {**kept, **{f"RAILBUS_{key}": value for key, value in own.items()}}
+    environment = {**kept, **{f"RAILBUS_{key}": value for key, value in own.items()}, **(env or {})}
     try:
         for service in services:
-            command = [sys.executable, "-m", f"railbus_{service}"]
+            command = [*launcher, f"railbus_{service}"]
             with host.log(service).open("ab") as output:
                 host.processes[service] = await asyncio.create_subprocess_exec(
                     *command, env=environment, stdout=output, stderr=output

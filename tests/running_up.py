@@ -158,13 +158,15 @@ class RunningUp:
             await client.close()
 
 
-def start_up(folder: Path, *arguments: str, env: dict[str, str] | None = None) -> RunningUp:
-    """Start `railbus up` on `<folder>/learning` with free ports; returns at once."""
+def start_up(
+    folder: Path, *arguments: str, env: dict[str, str] | None = None, launcher: tuple[str, ...] = ("-m",)
+) -> RunningUp:
+    """Start `railbus up` on `<folder>/learning` with free ports; returns at once. `launcher` runs the module."""
     root = folder / "learning"
     entrypoints = folder / "entrypoints"
     entrypoints.mkdir(exist_ok=True)
     (entrypoints / "paced.py").write_text(PACED)
-    command = [sys.executable, "-m", "railbus.cli.main", "--root", str(root), "up", "--nats-port", "0"]
+    command = [sys.executable, *launcher, "railbus.cli.main", "--root", str(root), "up", "--nats-port", "0"]
     command += ["--http-port-base", "0", "--entrypoints", str(entrypoints), *arguments]
     output = folder / "up.txt"
     kept = {name: value for name, value in os.environ.items() if not name.startswith("RAILBUS_")}

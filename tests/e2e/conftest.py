@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import fail_points
 from railbus.importing import import_dataset
 from railbus_shared.layout import Layout
 from running_up import RunningUp, start_up
@@ -14,9 +15,9 @@ from running_up import RunningUp, start_up
 SHORT = {"RAILBUS_LEASE_TTL_S": "6", "RAILBUS_HEARTBEAT_S": "0.5"}
 
 
-def _running(folder: Path, **settings: str) -> Iterator[RunningUp]:
+def _running(folder: Path, *, launcher: tuple[str, ...] = ("-m",), **settings: str) -> Iterator[RunningUp]:
     import_dataset(Layout(folder / "learning"), "digits")
-    up = start_up(folder, env={**SHORT, **settings})
+    up = start_up(folder, env={**SHORT, **settings}, launcher=launcher)
     try:
         up.wait_until(up.is_ready, timeout_s=60, what="all services ready")
         yield up
@@ -28,6 +29,13 @@ def _running(folder: Path, **settings: str) -> Iterator[RunningUp]:
 @pytest.fixture(scope="module")
 def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningUp]:
     yield from _running(tmp_path_factory.mktemp("up"))
+
+
+@pytest.fixture(scope="module")
+def failing_up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningUp]:
+    """Its services kill themselves at points that are armed in the folder above its root."""
+    folder = tmp_path_factory.mktemp("up")
+    yield from _running(folder, launcher=(fail_points.__file__,), FAIL_POINTS=str(folder))
 
 
 @pytest.fixture

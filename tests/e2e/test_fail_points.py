@@ -1,0 +1,89 @@
+"""kill -9 between two steps that belong together, under `railbus up`: the job ends once, with the bits of an undisturbed run.
+
+What kills itself is the service that makes the change of the record which the point names (see `fail_points`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import pytest
+
+from fail_points import arm
+from histories import FINAL, violations
+from railbus.client import Client
+from railbus_shared.errors import TransientError
+from running_up import RunningUp
+from until import until
+
+pytestmark = pytest.mark.timeout(180)  # starts services that import torch, kills them, and trains
+
+JOB: dict[str, Any] = {
+    "model": "paced",
+    "dataset": "digits",
+    "entrypoint": "paced:train",
+    "params": {"epochs": 2, "pause_s": 0.01},
+    "seed": 7,
+    "checkpoint": {"every_steps": 10},
+    "devices": {"kind": "cpu"},
+}
+_expected: list[object] = []
+"""The weights of an undisturbed run."""
+
+
+async def _through(client: Client, up: RunningUp, job: str) -> list[dict[str, Any]]:
+    """What the logs tell of a job once it has ended and its devices are free again."""
+
+    async def is_over() -> bool:
+        with contextlib.suppress(TransientError):  # whoever would answer may have died just now
+            return (await client.job(job)).is_final
+        return False
+
+    async def are_free() -> bool:
+        with contextlib.suppress(TransientError):
+            return all(device.state == "free" for device in (await client.devices()).devices)
+        return False
+
+    await until(is_over, seconds=90)
+    await until(are_free, seconds=60)
+    await client.flush()
+    return [line for line in up.log_lines() if line.get("job") == job]
+
+
+def _weights(lines: list[dict[str, Any]]) -> set[object]:
+    return {line["data"]["sha256"] for line in lines if line["type"] == "app.weighed"}
+
+
+@pytest.mark.parametrize(
+    ("point", "attempts", "lease_epochs", "told"),
+    [
+        ("before.Placed", 1, {1}, set()),  # leases are granted and the record does not know
+        ("after.Placed", 1, {2}, set()),  # the record knows and no runner has been asked
+        ("after.Started", 2, {2}, set()),  # the record says running and nothing has been forked
+        ("before.Saved", 2, {2}, {"checkpoint.swept"}),  # a checkpoint has its name and the record does not name it
+        ("after.Saved", 2, {2}, {"checkpoint.completed", "checkpoint.resumed"}),  # it does, and the meta is a draft
+        ("after.Ended", 1, {1}, set()),  # it does, and the leases are not given back
+    ],
+)
+async def test_a_service_that_dies_between_two_steps_costs_nothing_but_time(
+    failing_up: RunningUp, point: str, attempts: int, lease_epochs: set[int], told: set[str]
+) -> None:
+    up, folder = failing_up, failing_up.root.parent
+    async with up.client() as client:
+        if not _expected:
+            lines = await _through(client, up, (await client.submit({**JOB, "model": "undisturbed"})).id)
+            _expected.extend(_weights(lines))
+        arm(folder, point)
+        job = (await client.submit({**JOB, "model": f"paced-{point.lower()}"})).id
+        lines = await _through(client, up, job)
+        record = await client.job(job)
+    assert not (folder / point).exists(), "nobody came to the point"
+    assert (record.state, record.attempt) == ("succeeded", attempts), record
+    assert record.lease_epoch in lease_epochs
+    assert _weights(lines) == set(_expected)
+    types = {line["type"] for line in lines}
+    assert told <= types
+    assert ("checkpoint.resumed" in types) == ("checkpoint.resumed" in told)
+    assert violations(lines) == []
+    assert len([line for line in lines if line["type"] in FINAL]) <= 1
