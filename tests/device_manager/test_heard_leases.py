@@ -78,6 +78,16 @@ def test_the_end_of_a_lease_whose_attempt_is_not_over_is_left_to_a_whole_reading
     assert facts.leaseless_since == {"j-1": 3.1}
 
 
+def test_a_lease_is_looked_for_when_its_life_is_over_since_it_was_last_heard_of() -> None:
+    facts = ClusterFacts()
+    reports = Reports(Bus(CommonSettings(), name="test", inbox="_INBOX"), facts, lease_ttl_s=15)
+    reports.hear_lease(_entry(1, "j-1"), now=1.0)
+    reports.hear_lease(_entry(2, "j-1"), now=6.0)
+    assert reports.lapses() == [pytest.approx(21.1)]
+    reports.hear_lease(_entry(3, None), now=8.0)
+    assert reports.lapses() == []
+
+
 @pytest.mark.parametrize("key", ["a-cpu0.reclaim", "a-gpu0.reclaim"])
 def test_a_mark_is_no_lease(key: str) -> None:
     facts = ClusterFacts()

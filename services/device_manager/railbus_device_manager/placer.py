@@ -181,11 +181,11 @@ class Placer:
             await self._leadership.resign()
 
     def _pause_s(self, period_s: float) -> float:
-        """Until the next look that no news will ask for: when an attempt counts as lost, or a back-off is over."""
+        """Until the next look that no news will ask for: a lease lapses, an attempt is lost, or a back-off is over."""
         now_s = clock.boottime_s()
-        dues = [since + _LOST_GRACE_S for since in self._facts.leaseless_since.values()]
-        left = [due - now_s for due in (*dues, *self._facts.held_until.values()) if due > now_s]
-        return min([period_s, *left])
+        lost = [since + _LOST_GRACE_S for since in self._facts.leaseless_since.values()]
+        dues = (*lost, *self._facts.held_until.values(), *self._reports.lapses())
+        return min([period_s, *(due - now_s for due in dues if due > now_s)])
 
     async def turn(self, tasks: Tasks) -> None:
         """Look at the queue, if this process is the one that places; raises TransientError."""

@@ -12,7 +12,7 @@ import contextlib
 import logging
 import math
 from collections.abc import Callable, Mapping
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from railbus_device_manager.manager import ClusterFacts
 from railbus_shared import clock
@@ -27,12 +27,16 @@ logger = logging.getLogger(__name__)
 
 C = TypeVar("C", bound=Contract)
 
+_LAPSE_S: Final = 0.1  # the server may be so late in removing a key
+
 
 class Reports:
     """Reads the buckets and tells the facts."""
 
-    def __init__(self, bus: Bus, facts: ClusterFacts) -> None:
+    def __init__(self, bus: Bus, facts: ClusterFacts, *, lease_ttl_s: float = math.inf) -> None:
+        """`lease_ttl_s` is the life of jobs' leases: one that was not renewed for so long is looked for at once."""
         self._facts = facts
+        self._lease_ttl_s = lease_ttl_s
         self.devices = Bucket(bus, bus.subjects.devices)
         self.leases = Bucket(bus, bus.subjects.leases)
         self._heard: dict[str, int] = {}
@@ -53,7 +57,8 @@ class Reports:
     async def refresh(self, *, older_than_s: float = 0.0) -> None:
         """Read everything as it is now; two requests, and none if the last reading is not older."""
         asked_s = clock.boottime_s()
-        if older_than_s > 0 and asked_s - self._read_at_s < older_than_s:
+        is_young = older_than_s > 0 and asked_s - self._read_at_s < older_than_s
+        if is_young and not any(self._read_at_s < lapse <= asked_s for lapse in self.lapses()):
             return
         self._is_outdated = False
         leases, devices = await self.leases.snapshot(), await self.devices.snapshot()
@@ -68,6 +73,11 @@ class Reports:
         await self.leases.put(reclaim_key(mark.device), mark.to_map())
         self._marked_s[mark.device] = clock.boottime_s()
         self._facts.apply_mark(mark.device, mark, now=self._marked_s[mark.device])
+
+    def lapses(self) -> list[float]:
+        """When each lease of a job lapses, unless it is renewed before; for those whose last renewal was heard."""
+        heard = self._lease_heard_s
+        return [heard[key] + self._lease_ttl_s + _LAPSE_S for key in self._facts.leases if key in heard]
 
     async def watch_leases(self, changed: Callable[[], None]) -> None:
         """Hear of leases that are granted or ended, until cancelled; `changed` is called at an end."""

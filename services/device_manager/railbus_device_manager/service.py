@@ -80,7 +80,7 @@ class DeviceManagerService:
         )
         self._manager = DeviceManager(_facts(settings), policy(settings))
         self._began_s = clock.boottime_s()
-        self._reports = Reports(bus, self._manager.facts)
+        self._reports = Reports(bus, self._manager.facts, lease_ttl_s=common.lease_ttl_s)
         self._host_devices = HostDevices(
             context, inventory, self._reports, self._manager, tolerates_strangers=settings.tolerate_strangers
         )
