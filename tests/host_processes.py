@@ -56,7 +56,7 @@ async def running_host(
     env: dict[str, str] | None = None,
     **settings: str,
 ) -> AsyncIterator[Host]:
-    """Ready services of host `name` on `root`; `settings` are of `RAILBUS_*`, `env` is the rest, `launcher` runs them."""
+    """Ready services of host `name` on `root`; `settings` are of `RAILBUS_*`, `launcher` runs modules."""
     host = Host(name, Layout(root))
     host.layout.datasets.mkdir(parents=True, exist_ok=True)
     own = {"NATS_URL": common.nats_url, "ROOT": str(root), "HOST": name, "RUN_DIR": str(host.layout.state / "run")}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
@@ -212,3 +213,28 @@ async def test_cancel_and_finish_at_once_have_one_end_of_which_both_are_told(clu
         assert asked.cancel_requested == final.cancel_requested
     ends = [event for event in cluster.history.events if event["type"] in {"job.succeeded", "job.cancelled"}]
     assert len({str(event["job"]) for event in ends}) == len(ends)
+
+
+async def test_a_cancel_while_the_start_is_under_way_ends_the_job_once_and_frees_its_device(cluster: Cluster) -> None:
+    """Sixty races, in which the cancellation is asked for between 0 and 12 ms after the submission was accepted."""
+    met: set[str] = set()
+    for race in range(60):
+        job = await cluster.submit()
+        await asyncio.sleep(race % 20 / 1600)
+        asked = await cluster.ask("cancel", CancelJob(id=job))
+        met.add(asked.state)
+        if cluster.runner.has(job):  # it has begun: its runner was told to stop it, or has yet to be
+            await cluster.runner.end(job, "cancelled")
+        await until(functools.partial(_is_cancelled, cluster, job))
+    assert len(met) > 1, "every cancellation came at the same moment"
+    last = await cluster.submit_running()
+    await cluster.runner.end(last)
+    ends = [event["job"] for event in cluster.history.events if event["type"] == "job.cancelled"]
+    assert len(ends) == len(set(ends)) == 60
+    assert violations(cluster.history.events) == []
+
+
+async def _is_cancelled(cluster: Cluster, job: str) -> bool:
+    if cluster.runner.has(job):
+        await cluster.runner.end(job, "cancelled")
+    return (await cluster.job(job)).state == "cancelled"

@@ -55,7 +55,7 @@ async def leader(bus: Bus) -> str:
 async def test_a_placer_that_is_stopped_with_leases_in_hand_or_killed_costs_nothing_but_time(
     common: CommonSettings, bus: Bus, tmp_path: Path
 ) -> None:
-    """It has granted leases when it is stopped; they lapse, another places the job, and then it goes on where it was."""
+    """It holds leases when it is stopped; they lapse, another places the job, and then it goes on where it was."""
     settings, history, client = common.model_copy(update={"lease_ttl_s": 6}), History(), Client(bus)
     async with (
         played_runner(settings, "a", history=history) as runner,

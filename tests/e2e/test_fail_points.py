@@ -1,4 +1,4 @@
-"""kill -9 between two steps that belong together, under `railbus up`: the job ends once, with the bits of an undisturbed run.
+"""kill -9 between two steps that belong together, under `railbus up`: the job ends once, with the bits it would have.
 
 What kills itself is the service that makes the change of the record which the point names (see `fail_points`).
 """
