@@ -139,6 +139,15 @@ def test_every_host_has_its_own_reason() -> None:
     )
 
 
+def test_a_device_that_somebody_has_and_nobody_gets_afterwards_is_out_of_service_and_has_no_end() -> None:
+    made = manager(runs(1, "a-gpu0"), waits := job("j-9", kind="gpu"))
+    made.facts.apply_host("a", host_report("a", device("a-gpu0"), draining=True), heard_at=0)
+    made.facts.apply_lease("a-gpu0", lease("a-gpu0", "j-1"), now=0)
+    told = ask(made, waits)
+    assert (told.headline, told.expected_start, told.can_ever_start) == ("out_of_service", None, True)
+    assert told.text == "waits for 1 gpu device in order: a-gpu0 is draining"
+
+
 def test_a_job_that_does_not_wait_says_what_it_does() -> None:
     record = runs(1, "a-gpu0")
     told = ask(manager(record), record)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -181,3 +182,11 @@ def test_every_victim_is_lower_needed_and_asked_once_and_its_place_is_kept(
         assert all(slot.free or set(slot.holders) <= set(asked) for slot in kept)
         own = {one.job_id for one in decision.preemptions if one.by == name}
         assert all(any(victim in slot.holders for slot in kept) for victim in own)
+
+
+@pytest.mark.parametrize("word", ["draining", "cordoned", "unhealthy"])
+def test_nobody_makes_room_on_a_device_that_would_not_be_granted_afterwards(word: str) -> None:
+    made = cluster({"a-gpu0": running(50), "b-gpu0": running(51, 1)})
+    retired, kept = made.devices[0].changed(retired=word), made.devices[1]
+    assert victims(HIGH, on=replace(made, devices=(retired,), pools={})) == []
+    assert victims(HIGH, on=replace(made, devices=(retired, kept), pools={})) == ["j-51"]

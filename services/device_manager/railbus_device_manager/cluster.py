@@ -109,7 +109,7 @@ class Cluster:
         found: dict[DeviceKind, dict[HostId, list[Slot]]] = {"gpu": {}, "cpu": {}}
         ordered = sorted(self.slots, key=lambda slot: (slot.host, slot.order))
         for slot in ordered:
-            if slot.state.state not in _OUT_OF_SERVICE:
+            if not is_out_of_service(slot.state):
                 found[slot.kind].setdefault(slot.host, []).append(slot)
         return found
 
@@ -291,5 +291,5 @@ def _may_start(wanted: Wish, runner: RunnerReport | None) -> bool | None:
 
 
 def is_out_of_service(state: DeviceState) -> bool:
-    """Whether the device takes no jobs, whoever asks."""
-    return state.state in _OUT_OF_SERVICE
+    """Whether the device takes no jobs, whoever asks; also one that somebody still has who may keep it to the end."""
+    return state.retired is not None or state.state in _OUT_OF_SERVICE

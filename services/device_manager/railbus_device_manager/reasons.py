@@ -199,7 +199,7 @@ def _out_of_order(job: Waiting, cluster: Cluster) -> str:
 
 def _listed(broken: Sequence[DeviceState]) -> str:
     listed = ", ".join(
-        f"{state.device.id} is {state.state}"
+        f"{state.device.id} is {state.retired or state.state}"
         + (f" ({state.device.health_reason})" if state.device.health_reason else "")
         for state in broken[:_LISTED]
     )

@@ -78,6 +78,9 @@ class JobList(Contract):
     """Records that met the request, also those beyond the limit and those before `before`."""
 
 
+RetiredWord = Literal["draining", "cordoned", "unhealthy"]
+
+
 class DeviceState(Contract):
     """A device and who has it."""
 
@@ -88,6 +91,8 @@ class DeviceState(Contract):
     """Of the shares of a GPU that is shared; `state` is `free` while a share is."""
     free_shares: int = Field(default=0, ge=0)
     """Of a device with several `shares`."""
+    retired: RetiredWord | None = None
+    """Why the device is granted to nobody once its holders have gone; None for one that will be."""
 
 
 class DeviceList(Contract):
