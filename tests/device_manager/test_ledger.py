@@ -199,3 +199,12 @@ def test_an_owner_who_used_much_goes_behind_one_who_used_nothing() -> None:
     made.facts.apply_lease("a-gpu0", None, now=50)
     made.facts.apply_record("j-1", ENDED, now=50)
     assert [placement.job_id for placement in made.plan(50).placements] == ["j-3"]
+
+
+def test_what_a_job_was_held_for_is_no_waiting() -> None:
+    waits = job("j-1")
+    assert told((3, waits), (5, waits.changed(reason="waits"))).queued_since == {"j-1": 3}
+    held = waits.changed(held_by="ann")
+    assert told((3, held)).queued_since == {}
+    assert told((3, held), (60, waits)).queued_since == {"j-1": 60}
+    assert told((3, waits), (60, held), (70, waits)).queued_since == {"j-1": 70}

@@ -54,6 +54,7 @@ class Ledger:
     waiting: dict[str, Waiting] = field(default_factory=dict)
     """Queued jobs, as placement looks at them."""
     queued_since: dict[str, float] = field(default_factory=dict)
+    """By job; a job that is held does not wait yet."""
     running: dict[str, Running] = field(default_factory=dict)
     run_times: RunTimes = field(default_factory=RunTimes)
     _used: dict[str, tuple[float, float]] = field(default_factory=dict)
@@ -66,9 +67,11 @@ class Ledger:
         if record is not None and record.state == "queued":
             if job not in self.waiting or self.waiting[job].record is not record:
                 self.waiting[job] = Waiting.of(record)
-            self.queued_since.setdefault(job, now)
         else:
             self.waiting.pop(job, None)
+        if job in self.waiting and not self.waiting[job].is_held:
+            self.queued_since.setdefault(job, now)
+        else:
             self.queued_since.pop(job, None)
         self._account(job, before, record, now)
         if record is not None and record.is_active:
