@@ -19,6 +19,7 @@ from railbus_runner.curves import Curves
 from railbus_runner.endings import RunnerGone
 from railbus_runner.frames import (
     Deadline,
+    Ended,
     Events,
     Frame,
     FrameBuffer,
@@ -32,6 +33,7 @@ from railbus_runner.frames import (
 from railbus_runner.recorder import MAX_TEXT_CHARS, Recorder, RecordingHandler
 from railbus_shared import clock
 from railbus_shared.contracts.events import Event
+from railbus_shared.contracts.jobs import ErrorBody
 from railbus_shared.contracts.model import JsonMap
 from railbus_shared.errors import BadMessage
 
@@ -112,6 +114,13 @@ def test_an_answer_is_found_behind_orders_which_are_obeyed_too(end: RunnerEnd) -
     assert end.channel.ask(Verify(shards=(3,)), Verified) == Verified(shards=(3,))
     assert end.channel.deadline_boottime_s == 9.0
     assert end.received() == [Verify(shards=(3,))]
+
+
+def test_the_error_of_code_that_met_a_name_that_is_no_unicode_is_told_in_escapes() -> None:
+    error = ErrorBody(code="ENTRYPOINT_FAILED", message="ValueError: no file " + os.fsdecode(b"\xff."))
+    (frame,) = FrameBuffer().feed(pack(Ended(outcome="failed", error=error)))
+    assert isinstance(frame, Ended)
+    assert frame.error == error.changed(message="ValueError: no file \\udcff.")
 
 
 def test_a_frame_that_no_trainer_takes_is_an_error(end: RunnerEnd) -> None:

@@ -190,8 +190,8 @@ _FRAME: Final[TypeAdapter[Frame]] = TypeAdapter(Annotated[Frame, Field(discrimin
 
 
 def pack(frame: Frame) -> bytes:
-    """A frame as it goes into the socket."""
-    body = cast("bytes", msgpack.packb(frame.model_dump(mode="json"), use_bin_type=True))
+    """A frame as it goes into the socket; of text that is no Unicode, such as a file's name may be, the escapes."""
+    body = cast("bytes", msgpack.packb(frame.model_dump(mode="json"), unicode_errors="backslashreplace"))
     if len(body) > MAX_FRAME_BYTES:
         raise BadMessage(f"a {frame.f!r} frame has {len(body)} bytes, more than {MAX_FRAME_BYTES}")
     return _LENGTH.pack(len(body)) + body
