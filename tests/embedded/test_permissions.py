@@ -175,7 +175,7 @@ REQUESTS = [f"railbus.req.{area}.x" for area in ("jobs", "devices", "data", "run
 ASKS = {
     HUMAN: ("jobs", "devices", "data", "telemetry"),  # a runner obeys the device_manager alone
     "device_manager": ("data", "runner"),
-    "runner": ("devices", "data"),
+    "runner": ("data",),
     "dataloader": ("data",),
     "telemetry": (),
 }
@@ -204,6 +204,13 @@ async def test_a_stream_is_moved_and_closed_by_its_runner_only(
 ) -> None:
     subjects = {verb: f"railbus.req.data.h1.{verb}" for verb in ("open", "verify", "progress", "close")}
     assert await _may_publish(cluster, user, list(subjects.values())) == [subjects[verb] for verb in expected]
+
+
+@pytest.mark.parametrize("user", USERS)
+async def test_a_runner_has_devices_checked_and_nobody_else_does(cluster: Cluster, user: str) -> None:
+    subjects = ["railbus.req.devices.h1.check", "railbus.req.devices.cordon", "railbus.req.devices.revoke"]
+    expected = {"runner": subjects[:1], HUMAN: subjects[1:]}.get(user, [])
+    assert await _may_publish(cluster, user, subjects) == expected
 
 
 @pytest.mark.parametrize("user", USERS)

@@ -72,7 +72,7 @@ def permissions(prefix: str = DEFAULT_PREFIX) -> dict[str, Permissions]:
     roles = {
         "device_manager": _Role(("jobs", "devices"), ("runner", "data"), every_bucket, submits=True),
         "dataloader": _Role(("data",), ("data",), (subjects.datasets,)),
-        "runner": _Role(("runner",), ("data", "devices"), (subjects.jobs, subjects.leases, subjects.devices)),
+        "runner": _Role(("runner",), ("data", "devices.*"), (subjects.jobs, subjects.leases, subjects.devices)),
         "telemetry": _Role(("telemetry",), (), ()),
     }
     granted = {name: _of_service(name, role, subjects) for name, role in roles.items()}
@@ -119,6 +119,7 @@ def _of_human(subjects: Subjects) -> Permissions:
         ),
         publish_deny=(
             *(subjects.request("data.*", verb) for verb in _OF_HOSTS),
+            subjects.request("devices.*", "check"),  # the runner's: it has the driver read at once, again and again
             *_touching(event_consumer(subjects)),
         ),
         subscribe=(f"{USER_INBOX}.>", subjects.all_events),
