@@ -9,7 +9,7 @@ import os
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -53,15 +53,15 @@ async def running_host(
     services: tuple[str, ...],
     *,
     launcher: tuple[str, ...] = (sys.executable, "-m"),
-    env: dict[str, str] | None = None,
-    **settings: str,
+    env: Mapping[str, str] | None = None,
+    settings: Mapping[str, str] | None = None,
 ) -> AsyncIterator[Host]:
     """Ready services of host `name` on `root`; `settings` are of `RAILBUS_*`, `launcher` runs modules."""
     host = Host(name, Layout(root))
     host.layout.datasets.mkdir(parents=True, exist_ok=True)
     own = {"NATS_URL": common.nats_url, "ROOT": str(root), "HOST": name, "RUN_DIR": str(host.layout.state / "run")}
     own |= {f"{service.upper()}_HTTP_PORT": "0" for service in services} | {"DATALOADER_SCAN_S": "0.2"}
-    own |= {key.upper(): value for key, value in settings.items()}
+    own |= {key.upper(): value for key, value in (settings or {}).items()}
     kept = {key: value for key, value in os.environ.items() if not key.startswith("RAILBUS_")}
     environment = {**kept, **{f"RAILBUS_{key}": value for key, value in own.items()}, **(env or {})}
     try:

@@ -95,7 +95,7 @@ async def train_far_away(common: CommonSettings, folder: Path, case: Case) -> Ou
     }
     async with (
         running_host(common, folder / "a", "a", ("dataloader",)),
-        running_host(common, folder / "b", "b", TRAINING, **settings) as b,
+        running_host(common, folder / "b", "b", TRAINING, settings=settings) as b,
         Client.connect(common) as client,
     ):
         await until(lambda: _is_known(client))

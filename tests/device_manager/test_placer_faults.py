@@ -39,9 +39,7 @@ async def placing(common: CommonSettings, folder: Path, name: str) -> AsyncItera
         ("device_manager",),
         launcher=(sys.executable, fail_points.__file__),
         env={fail_points.FOLDER: str(folder)},
-        device_manager_cpu_slots="0",
-        lease_ttl_s="6",
-        heartbeat_s="0.5",
+        settings={"device_manager_cpu_slots": "0", "lease_ttl_s": "6", "heartbeat_s": "0.5"},
     ) as host:
         yield host
 

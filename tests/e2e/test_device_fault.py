@@ -37,7 +37,7 @@ async def test_an_attempt_whose_device_broke_ends_as_device_fault_and_the_job_go
     (tmp_path / "paced.py").write_text(PACED)
     settings = {"heartbeat_s": "0.5", "runner_entrypoint_dirs": json.dumps([str(tmp_path)])}
     settings |= {"runner_grace_s": "5", "device_manager_cpu_slots": "1"}
-    async with running_host(common, tmp_path / "a", "a", TRAINING, **settings), Client.connect(common) as client:
+    async with running_host(common, tmp_path / "a", "a", TRAINING, settings=settings), Client.connect(common) as client:
         job = (await client.submit(JOB)).id
         await until_event(client, job, "job.checkpointed", count=2)
         order = {"job": job, "lease_epoch": 1, "reason": "device_fault", "why": "device a-gpu0: XID 79"}

@@ -50,7 +50,7 @@ async def test_an_attempt_ends_within_a_renewal_although_no_order_to_stop_arrive
         return now.state == "running" and now.lease_epoch == lease_epoch and now.checkpoint not in (None, before)
 
     settings = {"lease_ttl_s": "6", "runner_entrypoint_dirs": f'["{entrypoints}"]'}
-    async with running_host(common, tmp_path / "a", "a", TRAINING, **settings):
+    async with running_host(common, tmp_path / "a", "a", TRAINING, settings=settings):
         job, before = (await client.submit(JOB)).id, None
         await until(lambda: has_saved(1), seconds=60)
         await records.apply(job, PreemptAsked(1, "j-other"))

@@ -229,7 +229,8 @@ async def test_a_wiped_store_is_not_made_anew_by_who_starts_or_runs(
         shutil.rmtree(server.folder / "store")
         server.start()
         assert await tiny.ended() == 2
-        assert [line["error"]["code"] for line in tiny.log if isinstance(line.get("error"), dict)] == ["STORE_MISSING"]
+        told = [error for line in tiny.log if isinstance(error := line.get("error"), dict)]
+        assert [error["code"] for error in told] == ["STORE_MISSING"]
     (tmp_path / "tiny.log").unlink()
     async with _tiny(common, tmp_path) as tiny:
         assert await tiny.ended() == 2
