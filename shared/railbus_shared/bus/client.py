@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
@@ -13,7 +14,7 @@ import nats.js.errors
 from nats.aio.client import PING_PROTO, Client, Srv
 from nats.aio.msg import Msg
 
-from railbus_shared.bus.payloads import LargePayloads, LargeReads
+from railbus_shared.bus.payloads import READ_BYTES, LargePayloads, LargeReads
 from railbus_shared.errors import (
     BadMessage,
     BusUnavailable,
@@ -60,10 +61,18 @@ class RailbusClient(Client):
         self._ps = LargePayloads(self)
 
     async def _connect_to_server(self, s: Srv) -> None:
-        is_open = bool(self._transport)  # pyright: ignore[reportGeneralTypeIssues] - nats-py says that it is never true
-        if not is_open and s.uri.scheme not in {"ws", "wss"}:
-            self._transport = LargeReads()  # type: ignore[no-untyped-call]
-        await super()._connect_to_server(s)
+        if s.uri.scheme in {"ws", "wss"}:
+            await super()._connect_to_server(s)
+            return
+        if not isinstance(self._transport, LargeReads):
+            self._transport = LargeReads()
+        s.last_attempt = time.monotonic()
+        await self._transport.connect(s.uri, READ_BYTES, self.options["connect_timeout"])
+
+    async def _close(self, status: int, do_cbs: bool = True) -> None:
+        if isinstance(self._transport, LargeReads):
+            self._transport.end()
+        await super()._close(status, do_cbs)
 
     async def publish_parts(self, subject: str, *parts: bytes | memoryview) -> None:
         """Publish parts as one payload, without copying them: they must stay as they are until they have been sent.

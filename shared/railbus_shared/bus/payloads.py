@@ -22,9 +22,33 @@ _LARGE_BYTES: Final = 1 << 16
 
 
 class LargeReads(TcpTransport):
-    """A connection that is read in large pieces."""
+    """A connection that is read in large pieces, and whose end nothing holds up."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._is_ending = False
+
+    def end(self) -> None:
+        """The client closes: what the other side does not take any more is let go.
+
+        nats-py writes what is pending even where the server has cut the connection; that fails, and nobody would hear
+        that the client is closed.
+        """
+        self._is_ending = True
+
+    def writelines(self, payload: list[bytes]) -> None:
+        if not (self._is_ending and self._io_writer is not None and self._io_writer.is_closing()):
+            super().writelines(payload)  # type: ignore[no-untyped-call]
+
+    async def drain(self) -> None:
+        try:
+            await super().drain()  # type: ignore[no-untyped-call]
+        except OSError:
+            if not self._is_ending:
+                raise
 
     async def connect(self, uri: ParseResult, buffer_size: int, connect_timeout: int) -> None:
+        self._is_ending = False
         await super().connect(uri, max(buffer_size, READ_BYTES), connect_timeout)
 
     async def read(self, buffer_size: int) -> bytes:
