@@ -1,9 +1,10 @@
 """Whether a recorded history of jobs keeps the promises: a function over their events, in whatever order they lie.
 
 Every event of a change of a record carries the record's revision, which gives all changes of all jobs one order. Events
-may be missing, since whoever is killed takes untold ones along, and may be doubled; they may not contradict a promise:
+may be missing, since whoever is killed takes untold ones along, but for the ends of jobs; and they may be doubled, as
+those who follow them may hear them. They may not contradict a promise:
 
-- a job has at most one final state, and nothing of it comes after;
+- a job has at most one final state, and nothing of it comes after; in the log it stands exactly once (`untold`);
 - a lease epoch is placed once and started once, and epochs never fall;
 - nothing is saved by an attempt once the job is placed again, and steps do not fall within one;
 - a device is in one attempt at a time, as far as the ends of attempts are known.
@@ -11,7 +12,7 @@ may be missing, since whoever is killed takes untold ones along, and may be doub
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
@@ -44,6 +45,12 @@ def violations(events: Iterable[Mapping[str, object]], *, holders: bool = True) 
         of_jobs[fact.job].append(fact)
     found = [word for own in of_jobs.values() for word in (*_ends(own), *_epochs(own), *_saves(own))]
     return [*found, *_holders(facts)] if holders else found
+
+
+def untold(log: Iterable[Mapping[str, object]], jobs: Iterable[str]) -> dict[str, int]:
+    """Jobs whose end does not stand in a log exactly once, and how often it does."""
+    ends = Counter(str(event["job"]) for event in log if event["type"] in FINAL)
+    return {job: ends[job] for job in jobs if ends[job] != 1}
 
 
 def unended(events: Iterable[Mapping[str, object]]) -> set[str]:

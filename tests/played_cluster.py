@@ -27,7 +27,7 @@ from railbus_shared.metrics import Metrics
 from railbus_shared.records import Applied, JobRecords
 from railbus_shared.service import Context
 from railbus_shared.settings import CommonSettings
-from railbus_shared.telemetry import LearningTelemetry
+from railbus_shared.telemetry import LearningTelemetry, Sink
 from railbus_shared.waiting import end
 
 JOB: dict[str, object] = {"model": "m", "dataset": "d", "entrypoint": "classifier", "devices": {"kind": "cpu"}}
@@ -132,7 +132,7 @@ class PlayedRunner:
 
 @contextlib.asynccontextmanager
 async def played_runner(
-    common: CommonSettings, host: str, *, history: History, devices: int = 1
+    common: CommonSettings, host: str, *, history: Sink, devices: int = 1
 ) -> AsyncIterator[PlayedRunner]:
     """A host with so many CPU slots."""
     settings = common.model_copy(update={"host": host})
@@ -154,7 +154,7 @@ async def played_runner(
 
 @contextlib.asynccontextmanager
 async def device_manager(
-    common: CommonSettings, host: str, *, history: History, preempt_after_s: float = 15.0
+    common: CommonSettings, host: str, *, history: Sink, preempt_after_s: float = 15.0
 ) -> AsyncIterator[DeviceManagerService]:
     """One that has no devices of its own, serving."""
     settings = common.model_copy(update={"host": host})

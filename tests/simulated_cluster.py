@@ -16,17 +16,20 @@ from typing import Any, cast
 
 import pytest
 
-from histories import violations
+from histories import FINAL, untold, violations
 from railbus_device_manager import orders as orders_module
 from railbus_device_manager import placer as placer_module
 from railbus_device_manager import reports as reports_module
+from railbus_device_manager import untold as untold_module
 from railbus_device_manager.manager import DeviceManager
 from railbus_device_manager.orders import Orders
 from railbus_device_manager.placer import Placer
 from railbus_device_manager.reports import Reports
 from railbus_shared import clock
 from railbus_shared.bus.bucket import Entry
+from railbus_shared.bus.contents import Contents
 from railbus_shared.contracts.jobs import JobRecord
+from railbus_shared.effects import tell_queued
 from railbus_shared.errors import RailbusError, TransientError
 from railbus_shared.happenings import (
     CancelAsked,
@@ -37,7 +40,6 @@ from railbus_shared.happenings import (
     Released,
 )
 from railbus_shared.records import HeldRecord, JobRecords
-from railbus_shared.telemetry import About
 from records_for_tests import spec
 from simulated_bus import NONE, Actor, Faults, SimulatedBucket, SimulatedBus, Simulation
 from simulated_host import LEASE_TTL_S, OVER, Host, Recorder, Telling
@@ -74,8 +76,20 @@ class Manager:
         self.placer = Placer(
             cast("Any", self.bus), manager, self.reports, cast("Any", self.telemetry), lease_ttl_s=LEASE_TTL_S
         )
+        vars(self.placer._untold)["_told"] = self.told
         self.orders = Orders(cast("Any", self.bus), cast("Any", self.telemetry))
         self.sim.spawn(self.actor, self._place())
+
+    async def told(self, _jobs: object) -> list[Contents]:
+        """The ends that the stream of events holds."""
+
+        def look() -> list[Contents]:
+            ends = [event for event in self.recorder.events if event["type"] in FINAL]
+            subjects = (self.bus.subjects.event("job", str(end["job"]), str(end["type"])[4:]) for end in ends)
+            return [Contents(frozenset(subjects), first_ns=0)]
+
+        found: list[Contents] = await self.sim.ask_store(self.actor, look)
+        return found
 
     def create_task(self, coro: Any, /) -> object:
         """As a TaskGroup."""
@@ -137,9 +151,7 @@ class Manager:
             held = await self.records.create(made)
         except TransientError:
             return False
-        if held.record == made:
-            told = {"revision": held.revision}
-            self.telemetry.record("job.queued", told, about=About(made.id), severity="info")
+        tell_queued(cast("Any", self.telemetry), held)
         self.placer.accept(held)
         return True
 
@@ -169,6 +181,7 @@ class Cluster:
         self.sim.faults = NONE
         self.sim.run(until_s=PATIENCE_S, is_over=lambda: self._is_broken() or self._are_over())
         self.sim.run(until_s=self.sim.now + 5, is_over=self._is_broken)  # what is on its way may do no harm either
+        silent = [f"the end of {job} is told to nobody" for job in untold(self.recorder.events, self.jobs)]
         left = [f"{job} is {self._state(job)} for ever" for job in self.jobs if not self._is_final(job)]
         kept = [
             f"{job} was promised to be cancelled" for job in self.recorder.promised if self._state(job) != "cancelled"
@@ -176,13 +189,14 @@ class Cluster:
         told = violations(self.recorder.events, holders=False)  # the processes are looked at themselves
         for actor in [*(host.actor for host in self.hosts), *(manager.actor for manager in self.managers)]:
             self.sim.kill(actor)
-        return [*self.recorder.broken, *told, *([] if self._is_broken() else [*left, *kept])]
+        return [*self.recorder.broken, *told, *([] if self._is_broken() else [*left, *kept, *silent])]
 
     def _is_broken(self) -> bool:
         return bool(self.recorder.broken)
 
     def _are_over(self) -> bool:
-        return bool(self.jobs) and self.sim.now > QUIET_AT_S and all(map(self._is_final, self.jobs))
+        is_quiet = bool(self.jobs) and self.sim.now > QUIET_AT_S
+        return is_quiet and all(map(self._is_final, self.jobs)) and not untold(self.recorder.events, self.jobs)
 
     def _state(self, job: str) -> str:
         record = self.recorder.versions.get(job)
@@ -329,6 +343,7 @@ def simulated(monkeypatch: pytest.MonkeyPatch) -> Iterator[Clock]:
     monkeypatch.setattr(reports_module, "Bucket", SimulatedBucket)
     monkeypatch.setattr(placer_module.logger, "disabled", True)
     monkeypatch.setattr(orders_module.logger, "disabled", True)
+    monkeypatch.setattr(untold_module.logger, "disabled", True)
     monkeypatch.setattr(clock, "boottime_s", told.boottime_s)
     monkeypatch.setattr(clock, "now_ns", told.now_ns)
     yield told

@@ -14,6 +14,7 @@ from typing import Any, cast
 from cluster_for_tests import device, host_report
 from railbus_shared import clock, leases
 from railbus_shared.contracts.devices import AttemptRef, HeldLease, Lease, RunnerReport
+from railbus_shared.contracts.events import EventKey
 from railbus_shared.contracts.jobs import CheckpointRef, EndCause, ErrorBody, JobRecord
 from railbus_shared.contracts.requests import StartAttempt, StopAttempt
 from railbus_shared.effects import tell
@@ -47,9 +48,13 @@ class Telling:
     def event(self, what: str, /, **data: object) -> None:
         """What is told here is about no change of a record."""
 
-    def record(self, what: str, data: object, *, about: About, severity: str) -> None:
+    def record(
+        self, what: str, data: object, *, about: About, severity: str = "info", key: EventKey | None = None
+    ) -> None:
         told = {"job": about.job, "lease_epoch": about.lease_epoch, "step": about.step}
-        self.events.append({"type": what, "data": data, "severity": severity, **told})
+        event = {"type": what, "data": data, "severity": severity, "key": key, **told}
+        if key is None or key not in {known["key"] for known in self.events}:  # as telemetry, which writes each once
+            self.events.append(event)
 
 
 class Recorder:

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, Self, cast
 from pydantic import JsonValue
 
 from railbus_shared import clock, logs, wire
-from railbus_shared.contracts.events import BATCHED_TYPES, Severity
+from railbus_shared.contracts.events import BATCHED_TYPES, EventKey, Severity
 from railbus_shared.contracts.model import JsonMap
 from railbus_shared.errors import RailbusError, TransientError
 from railbus_shared.layout import Layout
@@ -132,18 +132,26 @@ class LearningTelemetry:
         about = About(job, attempt, lease_epoch, step, trace)
         self.record(what, data, about=about, severity=severity)
 
-    def record(self, what: str, data: Mapping[str, object], *, about: About, severity: Severity = "info") -> None:
-        """Like `event`, for data that is in a map already."""
+    def record(
+        self,
+        what: str,
+        data: Mapping[str, object],
+        *,
+        about: About,
+        severity: Severity = "info",
+        key: EventKey | None = None,
+    ) -> None:
+        """Like `event`, for data that is in a map already; `key` is of what others may tell too, instead of our own."""
         kind = what if "." in what else f"app.{what}"
         if len(kind) > _MAX_TYPE or not _TYPE.match(kind):
             raise ValueError(f"event type has value {what!r}: use words of a-z, 0-9 and '_', joined by dots")
-        number = next(self._numbers)
+        producer, number = key or EventKey(self.producer, next(self._numbers))
         event: JsonMap = {
             "v": 1,
-            "id": f"{self.producer}-{number}",
+            "id": f"{producer}-{number}",
             "type": kind,
             "time": clock.now(),
-            "producer": self.producer,
+            "producer": producer,
             "number": number,
             "severity": severity,
             "source": self.source,

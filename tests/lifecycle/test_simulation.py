@@ -9,6 +9,7 @@ import pytest
 
 from railbus_device_manager.manager import DeviceManager
 from railbus_device_manager.reports import Reports
+from railbus_device_manager.untold import UntoldEnds
 from railbus_shared import conclusion, lifecycle
 from railbus_shared.bus.bucket import Write
 from simulated_bus import Simulation
@@ -78,6 +79,10 @@ def _never_look_for_lost_attempts(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(DeviceManager, "lost", lambda *_, **__: [])
 
 
+def _never_look_for_untold_ends(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(UntoldEnds, "take_due", lambda *_: {})
+
+
 def _write_without_comparing(patch: pytest.MonkeyPatch) -> None:
     write = Simulation.write
 
@@ -97,6 +102,7 @@ def _write_without_comparing(patch: pytest.MonkeyPatch) -> None:
         (_write_without_comparing, ("has processes of", "is no step", "goes back", "after", "of lease epoch")),
         (_forget_cancellations, ("was promised to be cancelled",)),
         (_never_look_for_lost_attempts, ("for ever",)),
+        (_never_look_for_untold_ends, ("is told to nobody",)),
     ],
 )
 def test_a_broken_rule_is_seen(

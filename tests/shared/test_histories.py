@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from histories import unended, violations
+from histories import unended, untold, violations
 
 Event = dict[str, object]
 
@@ -63,3 +63,8 @@ def test_a_broken_promise_is_named(more: Event, said: str) -> None:
 def test_jobs_without_an_end_are_named() -> None:
     assert unended(GOOD) == set()
     assert unended([*GOOD, event(20, "queued", job="j-9", epoch=0)]) == {"j-9"}
+
+
+def test_jobs_whose_end_is_not_told_exactly_once_are_named() -> None:
+    assert untold(GOOD, ["j-1", "j-2"]) == {}
+    assert untold([*GOOD, event(14, "cancelled", job="j-2")], ["j-1", "j-2", "j-3"]) == {"j-2": 2, "j-3": 0}

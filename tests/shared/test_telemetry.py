@@ -226,6 +226,11 @@ def test_events_of_other_jobs_types_and_producers_never_share_a_batch() -> None:
     assert _decoded(events) == events
 
 
+def test_a_fact_that_is_told_twice_under_one_key_is_one_message() -> None:
+    events = [_event(1, "job.failed"), _event(2, "job.placed"), _event(1, "job.failed", source="runner")]
+    assert [message.msg_id for message in messages(events, subjects=SUBJECTS)] == ["p-1", "p-2"]
+
+
 def test_a_field_that_only_some_events_of_a_batch_have_stays_with_those() -> None:
     events = [_event(1), _event(2, attempt=3), _event(3, severity="error")]
     assert _decoded(events) == events

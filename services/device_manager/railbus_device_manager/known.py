@@ -60,6 +60,11 @@ class KnownJobs:
         known = self._jobs.get(job)
         return 0 if known is None else known.revision
 
+    def held(self, job: str) -> HeldRecord:
+        """The newest record of a job that is known."""
+        known = self._jobs[job]
+        return HeldRecord(known.record(), known.revision)
+
     def accept(self, held: HeldRecord) -> bool:
         """Take a record over; False if it is not newer than what is known. Clocks differ and jump; revisions do not."""
         record = held.record

@@ -21,6 +21,7 @@ from railbus_device_manager.manager import DeviceManager, LostAttempt
 from railbus_device_manager.orders import Orders
 from railbus_device_manager.placement import Placement, Preemption
 from railbus_device_manager.reports import Reports
+from railbus_device_manager.untold import UntoldEnds
 from railbus_shared import clock, leases
 from railbus_shared.bus.bucket import Bucket, SnapshotEnd, Write
 from railbus_shared.bus.connection import Bus
@@ -125,6 +126,7 @@ class Placer:
         self._contact_since_s = clock.boottime_s()
         self.known = KnownJobs()
         """All jobs, final ones too, as far as this process has heard."""
+        self._untold = UntoldEnds(bus, telemetry, self.known)
 
     def reasons(self, among: Iterable[str]) -> Mapping[JobId, str]:
         """Why each of these jobs waits that are queued, as far as this process has heard."""
@@ -142,6 +144,8 @@ class Placer:
         """A record as this process has just written or read it; the watch tells it too, later."""
         if self.known.accept(held):
             self._facts.apply_record(held.record.id, held.record, now=clock.boottime_s())
+            if held.record.is_final:
+                self._untold.expect(held.record, now=clock.boottime_s())
             self.nudge()
 
     async def watch_records(self) -> None:
@@ -190,6 +194,8 @@ class Placer:
     async def turn(self, tasks: Tasks) -> None:
         """Look at the queue, if this process is the one that places; raises TransientError."""
         if await self._leadership.held():
+            if ended := self._untold.take_due(clock.boottime_s()):
+                tasks.create_task(self._untold.look(ended))
             await self._look(tasks)
 
     async def _look(self, tasks: Tasks) -> None:

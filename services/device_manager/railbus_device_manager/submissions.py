@@ -17,6 +17,7 @@ from railbus_shared import clock, names, wire
 from railbus_shared.bus.connection import Bus, Outgoing
 from railbus_shared.bus.consume import Delivery
 from railbus_shared.contracts.jobs import JobRecord, JobSpec
+from railbus_shared.effects import tell_queued
 from railbus_shared.errors import (
     BadMessage,
     InvalidField,
@@ -122,8 +123,8 @@ class Submissions:
         ]
         created = iter(await self._records.create_all([one for one in checked if isinstance(one, JobRecord)]))
         outcomes = [next(created) if isinstance(one, JobRecord) else one for one in checked]
-        for delivery, fresh, outcome in zip(deliveries, read, outcomes, strict=True):
-            await self._conclude(delivery, fresh, outcome)
+        for delivery, outcome in zip(deliveries, outcomes, strict=True):
+            await self._conclude(delivery, outcome)
         return [outcome if isinstance(outcome, RailbusError) else None for outcome in outcomes]
 
     async def _standing(
@@ -157,21 +158,12 @@ class Submissions:
             retry_of=_retry_of(delivery),
         )
 
-    async def _conclude(
-        self, delivery: Delivery, fresh: JobRecord | RailbusError, outcome: HeldRecord | RailbusError
-    ) -> None:
+    async def _conclude(self, delivery: Delivery, outcome: HeldRecord | RailbusError) -> None:
         """Tell everyone what became of an event; nothing yet of one that is to be tried again."""
         if isinstance(outcome, HeldRecord):
-            record, spec = outcome.record, outcome.record.spec
-            if record == fresh:
-                self._telemetry.event(
-                    "job.queued",
-                    job=record.id,
-                    model=spec.model,
-                    dataset=spec.dataset,
-                    entrypoint=spec.entrypoint,
-                    revision=outcome.revision,
-                )
+            record = outcome.record
+            if (record.sequence, record.incarnation) == (delivery.sequence, self._bus.incarnation):
+                tell_queued(self._telemetry, outcome)  # whoever had this event before may not have come to tell it
             self._accepted(outcome)
             await self._tell(delivery, record.to_map)
         elif isinstance(outcome, WireError | RejectedError):

@@ -77,12 +77,14 @@ def _portion(waiting: Sequence[Outgoing]) -> list[Outgoing]:
 
 
 def messages(events: Sequence[JsonMap], *, subjects: Subjects) -> Iterator[Outgoing]:
-    """The messages for some events, in the order of each group's first event."""
+    """The messages for some events, in the order of each group's first event; a fact that was told twice is one."""
     groups: dict[tuple[object, ...], list[JsonMap]] = {}
     for event in events:
         batched = event["type"] in BATCHED_TYPES
         key = (event["type"], event.get("job"), event["producer"]) if batched else (event["id"],)
-        groups.setdefault(key, []).append(event)
+        group = groups.setdefault(key, [])
+        if batched or not group:
+            group.append(event)
     for group in groups.values():
         for start in range(0, len(group), _MAX_EVENTS):
             yield from _fitting(group[start : start + _MAX_EVENTS], subjects)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple
 
 from pydantic import Field
 
@@ -14,6 +14,13 @@ BATCHED_TYPES: Final = frozenset({"train.metrics", "log.line", "job.output"})
 """Types that go in batches and may thin out under pressure; all others are facts, and go alone."""
 
 
+class EventKey(NamedTuple):
+    """What an event is known by; telemetry writes each key once."""
+
+    producer: str
+    number: int
+
+
 class Event(Contract):
     """One immutable fact. (producer, number) is its key; its id is both, and is the `Nats-Msg-Id`."""
 
@@ -23,9 +30,9 @@ class Event(Contract):
     """`<area>.<what>` in the past tense, for instance `job.placed`."""
     time: Time
     producer: Id
-    """One start of one process."""
+    """One start of one process; `job-queued-` and `job-ended-<incarnation>` for what more than one may have to tell."""
     number: int = Field(ge=1)
-    """Counted by the producer, without gaps."""
+    """Counted by the producer, without gaps; of those two, the job's `sequence`."""
     severity: Severity = "info"
     source: str = Field(max_length=64)
     """The kind of process: device_manager, dataloader, runner, trainer, telemetry, cli, or a user's own word."""
