@@ -1,7 +1,8 @@
 """The events of one job, from its beginning to its end.
 
-The last of them may never come: whoever is killed between writing that a job has ended and telling it tells nothing. So
-the job's record is looked at as well, and what was told until a little later is the whole story.
+The last of them may come late: whoever is killed between writing that a job has ended and telling it tells nothing, and
+a device_manager does so instead, where one runs. So the job's record is looked at as well, and what was told until a
+little later is the whole story.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ from railbus_shared.contracts.requests import JobRef
 from railbus_shared.errors import JobNotFound, RailbusError, TransientError
 from railbus_shared.waiting import beside, is_set_within
 
-_LAST_EVENTS_S: Final = 5.0
-"""How long a job's last events may be on their way when its record says already that it has ended."""
+_LAST_EVENTS_S: Final = 10.0
+"""How long a job's last events may be on their way when its record says already that it has ended; time for a
+device_manager to tell the end in another's place."""
 _LOOK_S: Final = 3.0
 _MAX_WAITING: Final = 1000
 
