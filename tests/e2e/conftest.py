@@ -47,3 +47,9 @@ def fragile_up(tmp_path: Path) -> Iterator[RunningUp]:
 def two_slots(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningUp]:
     """Two jobs at a time, whatever the machine."""
     yield from _running(tmp_path_factory.mktemp("up"), RAILBUS_DEVICE_MANAGER_CPU_SLOTS="2")
+
+
+@pytest.fixture
+def hasty_up(tmp_path: Path) -> Iterator[RunningUp]:
+    """Leases live for two seconds."""
+    yield from _running(tmp_path, RAILBUS_LEASE_TTL_S="2")

@@ -203,3 +203,15 @@ async def test_an_attempt_goes_on_after_nats_was_silent_for_less_and_for_more_th
     assert record.checkpoint.step >= awaited["step"]
     assert told.count("job.started") == 1
     assert not {"job.requeued", "job.stalled", "attempt.fenced"} & set(told)
+
+
+async def test_an_attempt_keeps_its_leases_until_its_end_is_written_however_long_the_cause_is_looked_for(
+    hasty_up: RunningUp,
+) -> None:
+    shutil.copy(FAULTY, hasty_up.root.parent / "entrypoints" / "faulty.py")
+    endless = {"log_rules": [{"pattern": "(a+)+$", "cause": "signal"}]}  # given up after 5 s, longer than they live
+    async with hasty_up.client() as client:
+        job = await _submit(client, "trap", max_attempts=3, retry=endless)
+        record, events = await _end_of(client, job)
+    assert (record.state, record.end_cause, record.lease_epoch) == ("failed", "user_error", 1)
+    assert _of_type(events, "job.requeued") == []

@@ -50,6 +50,12 @@ def hang(ctx: TrainContext) -> None:
     _stuck_in_native_code()
 
 
+def trap(_: TrainContext) -> None:
+    """Fails behind a line on which `(a+)+$` searches for ever."""
+    print("a" * 40 + "b", flush=True)
+    raise ValueError("as it should")
+
+
 def _say_ready(ctx: TrainContext) -> None:
     """What was recorded is sent with what comes a moment later."""
     ctx.log(ready=1)

@@ -45,7 +45,7 @@ from railbus_shared.logs import log_context
 from railbus_shared.records import Applied, JobRecords
 from railbus_shared.service import Context
 from railbus_shared.telemetry import new_producer
-from railbus_shared.waiting import end
+from railbus_shared.waiting import beside, end
 
 logger = logging.getLogger(__name__)
 
@@ -190,8 +190,9 @@ class Attempt:
                 self._trainer = ProcessId(pid, state.start_ticks)
                 yield outputs, self._trainer
             finally:
-                await self._reap(place)
-                await self._tidy(name)
+                async with beside(self._hold_on()):
+                    await self._reap(place)
+                    await self._tidy(name)
 
     async def _fork(self, fork: Fork, outputs: OutputPipes) -> int:
         stdout_fd, stderr_fd = outputs.writes
@@ -259,6 +260,15 @@ class Attempt:
             told = {"files": left.num_files, "names": list(left.names)}
             self._claim.event("attempt.workdir_removed", told, severity="warning")
 
+    async def _hold_on(self) -> None:
+        """Keep the leases of a trainer that has ended until that is written: else the job would be placed again.
+
+        What was lost meanwhile is found when the end is to be written.
+        """
+        if not self._end.is_fenced:
+            with contextlib.suppress(LeaseLost):
+                await self._keeper.run()
+
     async def _exit_of_killed(self) -> int | None:
         """How a trainer ended that was not waited for; None if that is not known."""
         try:
@@ -309,6 +319,16 @@ class Attempt:
 
     async def _conclude(self) -> None:
         """Write the end into the record and give the leases back; a fenced attempt writes nothing."""
+        async with beside(self._hold_on()):
+            stuck = await self._write_end()
+        if stuck is None:
+            return
+        if stuck:
+            await through_outages(lambda: self._tools.clearing.mark(self.ref, stuck))
+        await self._keeper.release()
+
+    async def _write_end(self) -> list[str] | None:
+        """The devices that are not to be granted yet, once the end is in the record; None if it is not to be."""
         cause, error = await self._end.verdict(
             self._answers.ended,
             failure=self._answers.failure,
@@ -318,7 +338,7 @@ class Attempt:
         if cause == "lease_lost":
             told = {"error": error.to_map()} if error is not None else {}
             self._claim.event("attempt.fenced", told, severity="warning")
-            return
+            return None
         gpus = [device.id for device in self._request.devices if device.kind == "gpu"]
         checked = await self._tools.clearing.check(self.ref, gpus)
         cause, error = blamed(cause, error, checked)
@@ -327,12 +347,11 @@ class Attempt:
             applied = await self._claim.apply(ended)
         except OVER as exc:
             self._claim.event("attempt.fenced", {"error": exc.to_wire()}, severity="warning")
-            return
+            return None
         self._tell_end(applied)
-        stuck = [device.id for device in self._request.devices] if self._end.stuck_pids else unclear(checked, gpus)
-        if stuck:
-            await through_outages(lambda: self._tools.clearing.mark(self.ref, stuck))
-        await self._keeper.release()
+        if self._end.stuck_pids:
+            return [device.id for device in self._request.devices]
+        return unclear(checked, gpus)
 
     def _tell_end(self, applied: Applied) -> None:
         ended = self._answers.ended
