@@ -15,7 +15,7 @@ from typing import Final
 from railbus_shared import clock
 from railbus_shared.bus.bucket import Bucket, Write, nonce
 from railbus_shared.contracts.devices import DeviceInfo, HeldLease, Lease, lease_key
-from railbus_shared.errors import LeaseLost, NoFreeDevice, RequestTimeout, RevisionConflict
+from railbus_shared.errors import LeaseLost, NoFreeDevice, RequestTimeout, RevisionConflict, WireError
 
 _MAX_TRIES: Final = 3
 
@@ -90,12 +90,12 @@ async def _free_keys(bucket: Bucket, device: DeviceInfo, wanted: int | None) -> 
 
 async def leases_of(bucket: Bucket, *, holder: str, lease_epoch: int) -> list[HeldLease]:
     """Every live lease of one attempt, whatever devices and shares; one request."""
-    live = [
+    wanted = {"holder": holder, "lease_epoch": lease_epoch}
+    return [
         HeldLease(lease=Lease.parse(entry.value), revision=entry.revision)
         for key, entry in (await bucket.snapshot()).items()
-        if entry.value is not None and is_lease_key(key)
+        if entry.value is not None and is_lease_key(key) and wanted.items() <= entry.value.items()
     ]
-    return [one for one in live if (one.lease.holder, one.lease.lease_epoch) == (holder, lease_epoch)]
 
 
 def reclaim_key(device: str) -> str:
@@ -173,18 +173,21 @@ async def revoke(bucket: Bucket, holder: str) -> tuple[Lease, ...]:
 
 
 async def _free_revision(bucket: Bucket, key: str, *, nonce_of: HeldLease | None = None) -> int:
-    """The revision on which a lease can be written; raises NoFreeDevice if someone has it."""
-    entry = await bucket.get_with_deleted(key)
+    """The revision on which a lease can be written; raises NoFreeDevice if someone has it, or it cannot be read."""
+    try:
+        entry = await bucket.get_with_deleted(key)
+        held = Lease.parse(entry.value) if entry is not None and entry.value is not None else None
+    except WireError as exc:
+        raise NoFreeDevice(f"the lease on {key!r} cannot be read: {exc.message}", hint="end what wrote it") from exc
     if entry is None:
         return 0
-    if entry.value is None:
+    if held is None:
         if nonce_of is not None and entry.revision > nonce_of.revision:
             raise NoFreeDevice(f"the lease on {key!r} was ended, by its holder or by a later one")
         return entry.revision
-    lease = Lease.parse(entry.value)
-    if nonce_of is not None and lease.nonce == nonce_of.lease.nonce:
+    if nonce_of is not None and held.nonce == nonce_of.lease.nonce:
         return entry.revision
-    raise NoFreeDevice(f"device {lease.device!r} is leased to {lease.holder!r}", hint="see `railbus devices`")
+    raise NoFreeDevice(f"device {held.device!r} is leased to {held.holder!r}", hint="see `railbus devices`")
 
 
 async def _mine(bucket: Bucket, leases: Sequence[Lease]) -> tuple[HeldLease, ...]:

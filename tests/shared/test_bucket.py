@@ -9,7 +9,7 @@ import time
 import pytest
 
 from railbus_shared.bus.bucket import Bucket, Entry, SnapshotEnd, Write
-from railbus_shared.bus.connection import Bus
+from railbus_shared.bus.connection import Bus, Outgoing
 from railbus_shared.errors import RevisionConflict
 from servers import Server
 from until import PATIENCE_S, until
@@ -186,3 +186,10 @@ async def test_a_watch_begins_anew_after_a_restart_of_the_server(bus: Bus, serve
         assert isinstance(entry, Entry)
         assert entry.key == "b"
         watching.cancel()
+
+
+async def test_a_value_that_cannot_be_decoded_hides_no_other(bus: Bus) -> None:
+    bucket = Bucket(bus, bus.subjects.leases)
+    await bucket.create("good", {"x": 1})
+    await bus.publish(Outgoing("$KV.railbus_leases.bad", b"\xc1", ""))
+    assert sorted(await bucket.snapshot()) == sorted(await bucket.read_all()) == ["good"]

@@ -13,7 +13,7 @@ import railbus_shared.bus.bucket
 from railbus_shared import leases
 from railbus_shared.bus import connection
 from railbus_shared.bus.bucket import Bucket
-from railbus_shared.bus.connection import Bus
+from railbus_shared.bus.connection import Bus, Outgoing
 from railbus_shared.contracts.devices import DeviceInfo, HeldLease, Lease
 from railbus_shared.errors import LeaseLost, NoFreeDevice, TransientError
 from railbus_shared.settings import CommonSettings
@@ -290,3 +290,14 @@ async def test_what_is_held_by_hand_can_be_revoked_by_its_name_and_jobs_leases_c
     assert await _holders(bucket) == {"h-cpu2": "ben", "h-cpu3": "j-1"}
     with pytest.raises(LeaseLost):
         await leases.renew(bucket, by_hand, ttl_s=60)
+
+
+@pytest.mark.parametrize("data", [b"\xc1", b'{"device": 7}'])
+async def test_a_device_with_a_lease_that_cannot_be_read_is_granted_to_nobody(
+    bus: Bus, bucket: Bucket, data: bytes
+) -> None:
+    await bus.publish(Outgoing("$KV.railbus_leases.h-cpu0", data, ""))
+    with pytest.raises(NoFreeDevice, match="cannot be read"):
+        await _grant(bucket, 0)
+    assert await leases.leases_of(bucket, holder="j-1", lease_epoch=1) == []
+    await _grant(bucket, 1)

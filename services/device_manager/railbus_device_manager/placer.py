@@ -180,6 +180,8 @@ class Placer:
                         await self.turn(tasks)
                     except TransientError as exc:
                         logger.info("not placed now", extra={"problem": str(exc)})
+                    except WireError as exc:  # a key of somebody's, which others need not wait for
+                        logger.error("a key cannot be read", extra={"problem": str(exc)})  # noqa: TRY400 - it says it all
                     await asyncio.sleep(min(clock.boottime_s() - began_s, _MAX_BREATH_S))
         finally:
             await self._leadership.resign()

@@ -111,6 +111,8 @@ class Bucket:
     async def snapshot(self) -> dict[str, Entry]:
         """All keys and values; one request where there are at most 1024 keys, those that were deleted counted.
 
+        As in a watch, what cannot be decoded is left out.
+
         Source: ADR-31, multi-get of nats-server 2.11.
         """
         found = await self._multi_get()
@@ -139,9 +141,10 @@ class Bucket:
                         return None
                     if status is not None:
                         raise BusUnavailable(f"bucket {self._name!r} cannot be read: {reply.headers}")
-                    entry = self._entry(reply)
-                    if entry.value is not None:
-                        found[entry.key] = entry
+                    with contextlib.suppress(WireError):
+                        entry = self._entry(reply)
+                        if entry.value is not None:
+                            found[entry.key] = entry
         finally:
             with contextlib.suppress(nats.errors.Error):
                 await subscription.unsubscribe()
