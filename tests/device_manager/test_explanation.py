@@ -148,6 +148,15 @@ def test_a_device_that_somebody_has_and_nobody_gets_afterwards_is_out_of_service
     assert told.text == "waits for 1 gpu device in order: a-gpu0 is draining"
 
 
+def test_a_job_whose_leases_are_granted_does_not_wait_for_itself() -> None:
+    made = manager(WAITS, a=1)
+    made.facts.apply_lease("a-gpu0", lease("a-gpu0", WAITS.id), now=0)
+    told = ask(made, WAITS)
+    assert (told.headline, told.text) == ("starting", "is being placed on a")
+    made.facts.apply_lease("a-gpu0", lease("a-gpu0", WAITS.id).changed(lease_epoch=0), now=1)  # of a person's
+    assert ask(made, WAITS).headline == "resources"
+
+
 def test_a_job_that_does_not_wait_says_what_it_does() -> None:
     record = runs(1, "a-gpu0")
     told = ask(manager(record), record)

@@ -45,18 +45,22 @@ class Explaining:
 
     async def why(self, request: JobRef) -> Why:
         """Raises JobNotFound."""
+        await self._refresh()  # before: a record that is older than the leases would wait for its own
         record = (await self._records.get(request.id)).record
-        return await self._explained(record, is_submitted=True)
+        return self._explained(record, is_submitted=True)
 
     async def dry_run(self, spec: JobSpec) -> Why:
         """What would become of a job; raises what its submission would be refused for."""
         await self._check(spec)
         record = new_record(spec, sequence=_YOUNGEST, incarnation="", now=clock.now())
-        return await self._explained(record, is_submitted=False)
+        await self._refresh()
+        return self._explained(record, is_submitted=False)
 
-    async def _explained(self, record: JobRecord, *, is_submitted: bool) -> Why:
+    async def _refresh(self) -> None:
         with contextlib.suppress(TransientError):  # then it is what was known a moment ago
             await self._reports.refresh()
+
+    def _explained(self, record: JobRecord, *, is_submitted: bool) -> Why:
         now = clock.boottime_s()
         offset_s = clock.now_ns() / clock.NS_PER_S - now
         return why(record, self._manager, now=now, wall_offset_s=offset_s, is_submitted=is_submitted)

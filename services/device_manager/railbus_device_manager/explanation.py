@@ -38,7 +38,7 @@ def why(
         queue.append(job)
     decision, turns = decide_waiting(queue, cluster), list(in_order(queue, cluster))
     place = next((number for number, turn in enumerate(turns, start=1) if turn.id == job.id), None)
-    found = obstacle or _starting(job, decision) or headline(job, cluster, decision)
+    found = obstacle or _granted(record, manager) or _starting(job, decision) or headline(job, cluster, decision)
     leaving = making_room(job, cluster, decision)
     expected = _after(leaving) if leaving else _expected(job, turns, found, cluster)
     return Why(
@@ -54,6 +54,14 @@ def why(
         expected_start=_wall(expected.at, wall_offset_s) if expected.at is not None else None,
         expected_basis=expected.basis,
     )
+
+
+def _granted(record: JobRecord, manager: DeviceManager) -> Reason | None:
+    """Of a job that has its leases, while its record does not say so yet."""
+    for lease in manager.facts.leases.values():
+        if (lease.holder, lease.lease_epoch) == (record.id, record.lease_epoch + 1):
+            return Reason("starting", f"is being placed on {lease.host}")
+    return None
 
 
 def _starting(job: Waiting, decision: Decision) -> Reason | None:
