@@ -55,6 +55,10 @@ def event(kind: str, *, at_s: float = 0.0, job: str = "j-1", **fields: object) -
         ),
         (event("attempt.leaked", data={"count": 2, "processes": []}), "2 processes left behind, and ended"),
         (
+            event("attempt.workdir_removed", data={"files": 1, "names": ["a\nb"]}),
+            "1 file removed with the working directory: 'a\\nb'",
+        ),
+        (
             event("device.cordoned", data={"device": "h-gpu0", "reason": "XID 79", "by": "h"}),
             "h-gpu0 takes no new jobs: XID 79 (h)",
         ),

@@ -130,7 +130,8 @@ def _what(state: DeviceState) -> str:
     heat = f"{device.temperature_c:.0f} °C" if device.temperature_c is not None else ""
     used = f"{size(device.memory_used_bytes)} used" if device.memory_used_bytes else ""
     shares = f"{state.free_shares} of {device.shares} shares free" if device.shares > 1 else ""
-    return ", ".join(part for part in (device.name, used, heat, shares, device.health_reason) if part)
+    later = f"then {state.retired}" if state.retired not in {None, state.state} else ""
+    return ", ".join(part for part in (device.name, used, heat, shares, later, device.health_reason) if part)
 
 
 async def _drain(host: str, *, draining: bool, wait: bool, as_json: bool) -> None:

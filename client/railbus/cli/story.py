@@ -208,6 +208,12 @@ def _leaked(_: Mapping[str, object], data: Data) -> Line:
     return Line(f"{_count(data.get('count'), 'process', 'processes')} left behind, and ended", "bad")
 
 
+def _workdir_removed(_: Mapping[str, object], data: Data) -> Line:
+    names = data.get("names")
+    shown = ", ".join(map(repr, names)) if isinstance(names, list) else "?"
+    return Line(f"{_count(data.get('files'), 'file', 'files')} removed with the working directory: {shown}", "bad")
+
+
 def _told_by(words: str, tone: Tone = "plain") -> Callable[[Mapping[str, object], Data], Line]:
     """A teller that says these words, with the event's facts in their places."""
 
@@ -323,6 +329,7 @@ _TELLERS: Final[Mapping[str, Callable[[Mapping[str, object], Data], Line]]] = {
     "job.lease_awaited": _told_by("stood still for {seconds} s, until its lease was renewed", "bad"),
     "attempt.leaked": _leaked,
     "attempt.stuck": _told_by("processes that cannot be ended: {pids}", "bad"),
+    "attempt.workdir_removed": _workdir_removed,
     "attempt.fenced": _told_by("the attempt is no longer the job's; nothing of it counts", "bad"),
     "device.leased": _told_by("{device} leased to {holder}"),
     "device.released": _told_by("{device} given back by {holder}"),
