@@ -156,6 +156,21 @@ async def release(bucket: Bucket, held: Sequence[HeldLease]) -> None:
             continue  # it lapsed between the look and the write, which is what was wanted
 
 
+async def by_hand(bucket: Bucket, held: Sequence[HeldLease]) -> tuple[HeldLease, ...]:
+    """The same leases as the store has them, for it alone says what they are; raises LeaseLost if one is not there.
+
+    One of a job's is not: whoever says it was granted by hand would get it.
+    """
+    found: list[HeldLease] = []
+    for one in held:
+        entry = await bucket.get(one.lease.key)
+        stored = Lease.parse(entry.value) if entry is not None and entry.value is not None else None
+        if entry is None or stored is None or (stored.nonce, stored.lease_epoch) != (one.lease.nonce, 0):
+            raise _lost(held)
+        found.append(HeldLease(lease=stored, revision=entry.revision))
+    return tuple(found)
+
+
 async def revoke(bucket: Bucket, holder: str) -> tuple[Lease, ...]:
     """End what is held by hand under this name; returns the leases that were. A job's leases are left alone."""
     ended: dict[str, Lease] = {}

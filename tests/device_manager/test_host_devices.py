@@ -26,7 +26,7 @@ from railbus_shared.bus.endpoints import AnyEndpoint, Endpoint, serving
 from railbus_shared.contracts.checks import CheckedDevices
 from railbus_shared.contracts.devices import Cordon, HeldLease
 from railbus_shared.contracts.requests import DeviceList, DeviceState, Nothing, StartAttempt, StopAttempt
-from railbus_shared.errors import InvalidField, NoFreeDevice, NotFound
+from railbus_shared.errors import InvalidField, LeaseLost, NoFreeDevice, NotFound
 from railbus_shared.metrics import Metrics
 from railbus_shared.service import Context
 from railbus_shared.settings import CommonSettings
@@ -279,11 +279,28 @@ async def test_a_lease_by_hand_is_never_taken_for_a_jobs_nor_a_jobs_for_one_by_h
     for holder in ("j-0a1b2c-7", "my-job"):
         with pytest.raises(InvalidField, match=f"{holder}.*a job's id"):
             await host.ask("lease", {"holder": holder})
-    held = [one.to_map() for one in await host.leased()]
+    held: list[dict[str, Any]] = [one.to_map() for one in await host.leased()]
     for verb in ("renew", "release"):
         with pytest.raises(InvalidField, match="its runner renews it"):
             await host.ask(verb, {"leases": held})
-    assert (await host.listed()).state == "leased"
+    forged: dict[str, object] = {
+        "leases": [{**one, "lease": {**one["lease"], "lease_epoch": 0, "holder": "ann"}} for one in held]
+    }
+    with pytest.raises(LeaseLost):
+        await host.ask("renew", forged)
+    await host.ask("release", forged)
+    state = await host.listed()
+    assert (state.state, state.holder) == ("leased", held[0]["lease"]["holder"])
+
+
+async def test_a_renewal_changes_nothing_of_a_lease_and_makes_none(host: Running) -> None:
+    held = await host.ask("lease", {"holder": "ann"})
+    (one,) = held["leases"]
+    await host.ask("renew", {"leases": [{**one, "lease": {**one["lease"], "holder": "bob"}}]})
+    assert (await host.listed()).holder == "ann"
+    with pytest.raises(LeaseLost):
+        await host.ask("renew", {"leases": [{"lease": {**one["lease"], "device": "a-gpu9"}, "revision": 0}]})
+    assert list(await host.leases.snapshot()) == [ID]
 
 
 async def test_a_drained_host_names_the_jobs_that_run_there_still(host: Running) -> None:

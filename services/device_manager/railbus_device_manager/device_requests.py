@@ -6,6 +6,7 @@ queue where it is quicker; it is never taken away again before it ends.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 
 from railbus_device_manager.choosing import choose
@@ -15,7 +16,7 @@ from railbus_device_manager.sharing import shares_needed
 from railbus_device_manager.submissions import OWN_ID
 from railbus_shared import clock, leases
 from railbus_shared.bus.endpoints import AnyEndpoint, Endpoint
-from railbus_shared.contracts.devices import Cordon
+from railbus_shared.contracts.devices import Cordon, HeldLease
 from railbus_shared.contracts.requests import (
     CordonDevice,
     DeviceList,
@@ -27,7 +28,7 @@ from railbus_shared.contracts.requests import (
     Nothing,
     RevokeLease,
 )
-from railbus_shared.errors import InvalidField, JobNotFound, NotFound
+from railbus_shared.errors import InvalidField, JobNotFound, LeaseLost, NotFound
 from railbus_shared.records import JobRecords
 from railbus_shared.service import Context
 from railbus_shared.telemetry import About
@@ -98,13 +99,18 @@ class DeviceRequests:
 
     async def _renew(self, request: HeldLeases) -> HeldLeases:
         _check_by_hand(request)
-        held = await leases.renew(self._reports.leases, request.leases, ttl_s=request.ttl_s)
+        held = await leases.by_hand(self._reports.leases, request.leases)
+        held = await leases.renew(self._reports.leases, held, ttl_s=request.ttl_s)
         return HeldLeases(leases=held, ttl_s=request.ttl_s)
 
     async def _release(self, request: HeldLeases) -> Nothing:
         _check_by_hand(request)
-        await leases.release(self._reports.leases, request.leases)
-        for device, holder in {(one.lease.device, one.lease.holder): None for one in request.leases}:
+        held: list[HeldLease] = []
+        for one in request.leases:
+            with contextlib.suppress(LeaseLost):  # it has ended before
+                held += await leases.by_hand(self._reports.leases, [one])
+        await leases.release(self._reports.leases, held)
+        for device, holder in {(one.lease.device, one.lease.holder): None for one in held}:
             self._context.telemetry.event("device.released", device=device, holder=holder)
         self._changed()
         return Nothing()
