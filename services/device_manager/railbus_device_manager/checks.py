@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Final
 
 from railbus_device_manager.submissions import check_entrypoint
+from railbus_device_manager.wishes import Wish, wish
 from railbus_shared import clock
 from railbus_shared.bus.connection import Bus
 from railbus_shared.contracts.jobs import JobSpec
@@ -49,8 +50,13 @@ class Checks:
         return [refusal or datasets[spec.dataset] for spec, refusal in zip(specs, found, strict=True)]
 
     def _judged(self, specs: Sequence[JobSpec], offered: frozenset[str] | None) -> list[RailbusError | None]:
-        """What can be told without asking anyone."""
-        return [self._judge(spec, offered) for spec in specs]
+        """What can be told without asking anyone; once for all jobs of one wish, for it takes a look at all devices."""
+        known: dict[tuple[Wish, bool], RailbusError | None] = {}
+        for spec in specs:
+            kind = wish(spec), spec.wait_for_hosts
+            if kind not in known:
+                known[kind] = self._judge(spec, offered)
+        return [known[wish(spec), spec.wait_for_hosts] for spec in specs]
 
     def _judge(self, spec: JobSpec, offered: frozenset[str] | None) -> RailbusError | None:
         try:
