@@ -132,15 +132,19 @@ async def _job(wanted: str, *, as_json: bool) -> None:
 
 
 async def _timeline(client: Client, job: str) -> list[dict[str, object]]:
-    """A job's events from the log files; none while telemetry is away, which is said."""
+    """A job's events from the log files, by time: two services tell of it, and one may be written down later.
+
+    None while telemetry is away, which is said.
+    """
     from railbus_shared.contracts.requests import QueryEvents
     from railbus_shared.errors import TransientError
 
     try:
-        return list((await client.events(QueryEvents(job=job, limit=_TIMELINE))).events)
+        found = (await client.events(QueryEvents(job=job, limit=_TIMELINE))).events
     except TransientError as exc:
         click.echo(f"no timeline: {exc.message}", err=True)
         return []
+    return sorted(found, key=lambda event: str(event.get("time", "")))
 
 
 def _pairs(record: JobRecord) -> dict[str, Cell]:
