@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -71,3 +73,38 @@ def test_what_a_former_runner_left_is_removed_but_not_what_is_in_use(workdirs: W
     assert (old.exists(), stuck.exists()) == (False, True)
     workdirs.sweep()
     assert not stuck.exists()
+
+
+SHUT = """
+import os, pathlib, tempfile
+from railbus_runner.workdirs import Workdirs
+if os.geteuid() == 0:
+    os.setuid(65534)
+with tempfile.TemporaryDirectory() as root:
+    workdirs = Workdirs(pathlib.Path(root), allowed=())
+    fresh = workdirs.make("j-1.1", wanted=None)
+    (fresh / "shut" / "inner").mkdir(parents=True)
+    (fresh / "shut" / "file").write_text("x")
+    (fresh / "shut" / "inner" / "file").write_text("x")
+    for mode, path in ((0o000, fresh / "shut" / "inner"), (0o444, fresh / "shut"), (0o500, fresh)):
+        path.chmod(mode)
+    left = workdirs.remove("j-1.1")
+    print(left.num_files, *left.names, fresh.exists())
+"""
+
+
+def test_folders_that_a_trainer_has_shut_are_removed_too() -> None:
+    """By somebody who is not root, whom no mode keeps out."""
+    shown = subprocess.run([sys.executable, "-c", SHUT], capture_output=True, text=True, check=False)
+    assert (shown.stdout.split(), shown.stderr) == (["2", "shut/file", "shut/inner/file", "False"], "")
+
+
+def test_a_link_in_place_of_the_folder_is_removed_and_not_followed(workdirs: Workdirs, tmp_path: Path) -> None:
+    folder = workdirs.make("j-1.1", wanted=None)
+    (tmp_path / "else").mkdir(mode=0o755)
+    (tmp_path / "else" / "kept").mkdir(mode=0o755)
+    folder.rmdir()
+    folder.symlink_to(tmp_path / "else")
+    assert workdirs.remove("j-1.1") == Left(0, ())
+    assert not folder.is_symlink()
+    assert (tmp_path / "else" / "kept").stat().st_mode & 0o777 == 0o755

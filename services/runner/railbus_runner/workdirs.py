@@ -6,9 +6,11 @@ root's state; it is gone once the attempt has ended, with all that is in it. It 
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -42,15 +44,14 @@ class Workdirs:
         if wanted is not None:
             return self._checked(wanted)
         fresh = self._state / attempt
-        shutil.rmtree(fresh, ignore_errors=True)
+        _remove(fresh)
         fresh.mkdir(parents=True, mode=0o700)
         return fresh
 
     def remove(self, attempt: str) -> Left:
         """Remove the fresh folder of an attempt that has ended; one that never was is no error."""
         fresh = self._state / attempt
-        files = sorted(str(path.relative_to(fresh)) for path in fresh.rglob("*") if path.is_symlink() or path.is_file())
-        shutil.rmtree(fresh, ignore_errors=True)
+        files = _remove(fresh)
         return Left(len(files), tuple(files[:_NAMED_FILES]))
 
     def sweep(self, running: Iterable[str] = ()) -> None:
@@ -58,7 +59,7 @@ class Workdirs:
         kept = set(running)
         for path in self._state.glob("*"):
             if path.name not in kept:
-                shutil.rmtree(path, ignore_errors=True)
+                _remove(path)
 
     def _checked(self, wanted: str) -> Path:
         folder = Path(wanted).resolve()
@@ -75,3 +76,30 @@ class Workdirs:
                 field="workdir", value=wanted, problem="there is no such folder on the host", hint="make it first"
             )
         return folder
+
+
+def _remove(fresh: Path) -> list[str]:
+    """Remove a folder with all that is in it, and say which files were; links are not followed."""
+    if fresh.is_symlink():  # its trainer has put it there
+        fresh.unlink(missing_ok=True)
+        return []
+    files = sorted(str(path.relative_to(fresh)) for path in _opened(fresh))
+    shutil.rmtree(fresh, ignore_errors=True)
+    return files
+
+
+def _opened(fresh: Path) -> Iterator[Path]:
+    """All files; folders that the trainer has shut are opened on the way."""
+    _open(fresh)
+    for parent, folders, names in os.walk(fresh):
+        for path in (Path(parent, name) for name in folders):
+            if path.is_symlink():
+                yield path
+            else:
+                _open(path)
+        yield from (Path(parent, name) for name in names)
+
+
+def _open(folder: Path) -> None:
+    with contextlib.suppress(OSError):  # it is gone, or another user's
+        folder.chmod(0o700)
