@@ -6,10 +6,11 @@ import io
 import os
 import pty
 
+import click
 import pytest
 from rich.console import Console
 
-from railbus.cli.render import Cell, Column, ago, duration, humane, is_plain, plain_table, show, size, until
+from railbus.cli.render import Cell, Column, ago, duration, humane, is_plain, plain_table, show, show_pairs, size, until
 from railbus_shared import clock
 
 _COLUMNS = (Column("JOB"), Column("STATE", "state"), Column("SIZE", "bytes"), Column("WHEN", "time"))
@@ -69,6 +70,17 @@ def test_people_get_a_table_that_fits_80_columns() -> None:
     text = console.export_text()
     assert "1.2 MB" in text
     assert max(len(line) for line in text.splitlines()) <= 80
+
+
+def test_long_values_of_pairs_go_on_below_their_beginning_on_a_terminal_and_stay_whole_for_programs() -> None:
+    value = " ".join(["word"] * 30)
+    terminal, pipe = io.StringIO(), io.StringIO()
+    show_pairs({"why": value}, console=Console(file=terminal, width=80, force_terminal=True))
+    show_pairs({"why": value}, console=Console(file=pipe, width=80))
+    first, below = click.unstyle(terminal.getvalue()).splitlines()
+    assert (first[:9], below[:9], " ".join((first[5:], below[5:]))) == ("why  word", "     word", value)
+    assert max(len(first), len(below)) <= 80
+    assert pipe.getvalue() == f"why  {value}\n"
 
 
 def test_what_is_brief_stays_on_one_line_of_a_terminal_and_whole_for_programs() -> None:

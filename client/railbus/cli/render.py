@@ -7,6 +7,7 @@ TERM=dumb, everything is said in full: RFC 3339 times, bytes, no colour, nothing
 from __future__ import annotations
 
 import os
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal, TextIO
@@ -123,11 +124,16 @@ def say(text: str, *, console: Console) -> None:
 
 
 def show_pairs(pairs: Mapping[str, Cell], *, console: Console) -> None:
-    """Names and values, one a line."""
+    """Names and values, one a line; on a terminal a long value goes on below its beginning."""
     width = max(len(name) for name in pairs)
     for name, value in pairs.items():
-        shown = click.style(name.ljust(width), bold=True) if console.is_terminal else name.ljust(width)
-        click.echo(f"{shown}  {_full(value)}", file=console.file)
+        if not console.is_terminal:
+            click.echo(f"{name.ljust(width)}  {_full(value)}", file=console.file)
+            continue
+        left = max(_LEAST, console.width - width - _GAP)
+        lines = textwrap.wrap(_full(value), left, break_long_words=False, break_on_hyphens=False) or [""]
+        below = "\n" + " " * (width + _GAP)
+        click.echo(f"{click.style(name.ljust(width), bold=True)}  {below.join(lines)}", file=console.file)
 
 
 def to_console(stream: TextIO | None = None) -> Console:
