@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import signal
 import subprocess
 import sys
+from typing import cast
 
 import pytest
 
+from cluster_for_tests import job
 from railbus_runner import processes
+from railbus_runner.claim import Claim
 from railbus_runner.forked import STACKS_SIGNAL
 from railbus_runner.frames import Moved
 from railbus_runner.moving import Pulse
 from railbus_runner.processes import ProcessId
 from railbus_runner.stacks import MAX_STACKS_CHARS, StacksFile, cut_stacks, take_stacks
+from railbus_runner.stall_watch import StallWatch
 from railbus_runner.stalling import StallClock, moving_every_s, watch
+from railbus_shared.contracts.devices import AttemptRef
+from railbus_shared.contracts.jobs import JobSpec
+from railbus_shared.records import JobRecords
+from railbus_shared.settings import CommonSettings
+from railbus_shared.telemetry import LearningTelemetry
 from until import PATIENCE_S
 
 
@@ -145,3 +155,25 @@ def test_of_stacks_that_are_too_long_the_end_stays_where_the_main_thread_is() ->
     assert len(cut_stacks(text)) == MAX_STACKS_CHARS
     assert cut_stacks(text).endswith("main")
     assert cut_stacks("short") == "short"
+
+
+@pytest.mark.parametrize("moves", [False, True])
+async def test_a_trainer_that_moves_while_its_stacks_are_taken_is_not_ended(
+    common: CommonSettings, *, moves: bool
+) -> None:
+    spec = {"model": "m", "dataset": "d", "entrypoint": "classifier", "stall_s": 60, "on_stall": "end"}
+    record = job("j-1").changed(spec=JobSpec.parse(spec), lease_epoch=1, state="running")
+    telemetry, ended = LearningTelemetry("runner", host=common.host), list[str]()
+    claim = Claim(AttemptRef(job="j-1", lease_epoch=1), record, records=cast("JobRecords", None), telemetry=telemetry)
+    watch = StallWatch(claim, is_waiting=lambda: False, ended=ended.append)
+    process, trainer = _started(STUCK, watch.file)
+    with process:
+        assert watch._clock.is_due(math.inf)
+        telling = asyncio.create_task(watch._stalled(trainer))
+        await asyncio.sleep(0)
+        if moves:
+            watch.moved()
+        await telling
+        process.kill()
+    assert len(ended) == (0 if moves else 1)
+    watch.close()

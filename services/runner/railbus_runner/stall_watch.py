@@ -47,7 +47,9 @@ class StallWatch:
 
     async def _stalled(self, trainer: ProcessId) -> None:
         stacks = await asyncio.to_thread(take_stacks, trainer, self.file)
-        told = {"stall_s": self._spec.stall_s, "pid": trainer.pid, "stacks": stacks, "on_stall": self._spec.on_stall}
+        is_over = not self._clock.is_told  # it has moved while its stacks were taken
+        on_stall = "report" if is_over else self._spec.on_stall
+        told = {"stall_s": self._spec.stall_s, "pid": trainer.pid, "stacks": stacks, "on_stall": on_stall}
         self._claim.event("job.stalled", told, severity="warning")
-        if self._spec.on_stall == "end":
+        if on_stall == "end":
             self._ended(stacks)
