@@ -69,7 +69,11 @@ async def _free_keys(bucket: Bucket, device: DeviceInfo, wanted: int | None) -> 
 
     A mark is looked at here as well: whoever asks may have read it before it was put.
     """
-    if await bucket.get(reclaim_key(device.id)) is not None:
+    try:
+        is_marked = await bucket.get(reclaim_key(device.id)) is not None
+    except WireError:  # who put it meant something
+        is_marked = True
+    if is_marked:
         raise NoFreeDevice(f"device {device.id!r} is being reclaimed", hint="see `railbus devices`")
     if device.shares == 1:
         return [(0, await _free_revision(bucket, lease_key(device.id, 0)))]

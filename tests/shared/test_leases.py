@@ -292,12 +292,19 @@ async def test_what_is_held_by_hand_can_be_revoked_by_its_name_and_jobs_leases_c
         await leases.renew(bucket, by_hand, ttl_s=60)
 
 
-@pytest.mark.parametrize("data", [b"\xc1", b'{"device": 7}'])
-async def test_a_device_with_a_lease_that_cannot_be_read_is_granted_to_nobody(
-    bus: Bus, bucket: Bucket, data: bytes
+@pytest.mark.parametrize(
+    ("key", "data", "problem"),
+    [
+        ("h-cpu0", b"\xc1", "cannot be read"),
+        ("h-cpu0", b'{"device": 7}', "cannot be read"),
+        ("h-cpu0.reclaim", b"\xc1", "being reclaimed"),
+    ],
+)
+async def test_a_device_with_a_lease_or_mark_that_cannot_be_read_is_granted_to_nobody(
+    bus: Bus, bucket: Bucket, key: str, data: bytes, problem: str
 ) -> None:
-    await bus.publish(Outgoing("$KV.railbus_leases.h-cpu0", data, ""))
-    with pytest.raises(NoFreeDevice, match="cannot be read"):
+    await bus.publish(Outgoing(f"$KV.railbus_leases.{key}", data, ""))
+    with pytest.raises(NoFreeDevice, match=problem):
         await _grant(bucket, 0)
     assert await leases.leases_of(bucket, holder="j-1", lease_epoch=1) == []
     await _grant(bucket, 1)
