@@ -27,6 +27,7 @@ class Server:
 
     folder: Path
     port: int = 0
+    host: str = "127.0.0.1"
     jetstream: bool = True
     extra: str = ""
     """More lines of its configuration."""
@@ -34,13 +35,13 @@ class Server:
 
     @property
     def url(self) -> str:
-        return f"nats://127.0.0.1:{self.port}"
+        return f"nats://{self.host}:{self.port}"
 
     def start(self) -> None:
         """Return once it greets. The server chooses its first port itself, so that nobody can take it in between."""
         config = self.folder / "nats.conf"
         store = f'jetstream {{ store_dir: "{self.folder}/store", sync_interval: always }}\n' if self.jetstream else ""
-        listen = f'listen: "127.0.0.1:{self.port or -1}"\nports_file_dir: "{self.folder}"\n'
+        listen = f'listen: "{self.host}:{self.port or -1}"\nports_file_dir: "{self.folder}"\n'
         config.write_text(f"{listen}server_name: test\n{store}{self.extra}\n")
         with (self.folder / "nats.log").open("ab") as log:
             self.process = subprocess.Popen([server_binary(), "-c", str(config)], stdout=log, stderr=log)
@@ -55,7 +56,7 @@ class Server:
         ports = self.folder / f"nats-server_{self.process.pid}.ports"
         try:
             self.port = int(json.loads(ports.read_bytes())["nats"][0].rsplit(":", 1)[1])
-            with socket.create_connection(("127.0.0.1", self.port), timeout=1) as client:
+            with socket.create_connection((self.host, self.port), timeout=1) as client:
                 return client.recv(4) == b"INFO"
         except (OSError, ValueError):  # the file is not there yet, or not whole
             return False

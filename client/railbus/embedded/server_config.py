@@ -22,6 +22,7 @@ from railbus_shared.errors import BadSetting, shorten
 _GIB: Final = 1 << 30
 _MIB: Final = 1 << 20
 _LOG_LIMIT_BYTES: Final = 10 * _MIB
+_PING: Final = "10s"
 
 CONTAINER_PORT: Final = 4222
 CONTAINER_HEALTH_PORT: Final = 8222
@@ -113,6 +114,8 @@ def _config(
         "server_name": name,
         **settings,
         "max_payload": limits.max_payload_bytes,
+        "ping_interval": _PING,  # what the network has cut off is given no requests after three times as long
+        "ping_max": 2,
         "jetstream": {
             "store_dir": _path(store),
             "sync_interval": "always",
