@@ -121,7 +121,8 @@ class PlayedRunner:
     async def live(self) -> None:
         """Report and renew until cancelled."""
         while True:
-            await self.report()
+            with contextlib.suppress(RailbusError):
+                await self.report()
             for ref, request in list(self.attempts.items()):
                 with contextlib.suppress(RailbusError):
                     held = await leases.renew(self.leases, request.leases, ttl_s=self.lease_ttl_s)

@@ -7,6 +7,7 @@ import contextlib
 import signal
 import time
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from railbus_shared.errors import (
     MessageTooLarge,
     NoResponder,
     NotAuthorized,
+    QueueFull,
     RequestTimeout,
     RevisionConflict,
     StoreMissing,
@@ -416,3 +418,18 @@ async def test_a_connection_that_is_closed_while_it_reconnects_leaves_nothing_ru
             await asyncio.sleep(number * 0.003)
             await bus.close()
     assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+async def test_a_queue_that_is_full_refuses_what_comes_with_a_code_and_takes_it_once_there_is_room(bus: Bus) -> None:
+    jetstream, name = bus.client.jetstream(), bus.subjects.jobs_stream
+    config = (await jetstream.stream_info(name)).config
+    await jetstream.update_stream(replace(config, max_msgs=3))
+    told = await asyncio.gather(
+        *(bus.publish(Outgoing(bus.subjects.submit, b"{}", f"job-{number}")) for number in range(8)),
+        return_exceptions=True,
+    )
+    assert sum(not isinstance(one, BaseException) for one in told) == 3
+    assert {one.code for one in told if isinstance(one, QueueFull)} == {"QUEUE_FULL"}
+    assert sum(isinstance(one, QueueFull) for one in told) == 5
+    await jetstream.purge_stream(name)
+    await bus.publish(Outgoing(bus.subjects.submit, b"{}", "job-7"))
