@@ -62,7 +62,6 @@ def _weights(lines: list[dict[str, Any]]) -> set[object]:
 @pytest.mark.parametrize(
     ("point", "attempts", "lease_epochs", "told"),
     [
-        ("before.Placed", 1, {1}, set()),  # leases are granted and the record does not know
         ("after.Placed", 1, {2}, set()),  # the record knows and no runner has been asked
         ("after.Started", 2, {2}, set()),  # the record says running and nothing has been forked
         ("before.Saved", 2, {2}, {"checkpoint.swept"}),  # a checkpoint has its name and the record does not name it

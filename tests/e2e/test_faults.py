@@ -133,8 +133,8 @@ async def test_a_flood_is_cut_and_counted_and_leaks_are_told(up: RunningUp) -> N
     dropped = _of_type(events, "job.output_dropped")
     assert lines[-1] == "the last line"
     assert len(lines) < 100_000
-    assert len(lines) + sum(data["lines"] for data in dropped) >= 500_000
-    assert sum(data["bytes"] for data in dropped) > 30_000_000
+    assert len(lines) + sum(data["lines"] for data in dropped) >= 10_000_000
+    assert sum(data["bytes"] for data in dropped) > 900_000_000
     (leaked,) = _of_type(events, "attempt.leaked")
     assert [
         ("time.sleep(600)" in one["command"], processes.process_info(one["pid"])) for one in leaked["processes"]
