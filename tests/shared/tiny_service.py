@@ -49,7 +49,8 @@ class Tiny:
         if "TINY_CONFIG" in os.environ:
             raise ConfigError("a setting must change")
         if "TINY_CLOSE" in os.environ:
-            await self._context.bus.client.publish("x", b"x" * (1 << 20), headers={"a": "b"})
+            await self._context.bus.client._send_command(b"NONSENSE\r\n")  # the server says why it closes, and closes
+            await self._context.bus.client._flush_pending()
         await self._context.stopping.wait()
         if "TINY_HANG" in os.environ:
             await asyncio.Event().wait()
