@@ -166,6 +166,20 @@ def test_a_job_is_placed_once_those_before_it_have_succeeded() -> None:
     assert placed(made, 1) == {"j-2": ("a-gpu0",)}
 
 
+def test_a_retry_stands_for_the_job_that_others_come_after() -> None:
+    made = manager(job("j-1"), job("j-2", after=("j-1",)))
+    made.facts.apply_record("j-1", job("j-1").changed(state="failed"), now=1)
+    assert made.reasons(1) == {
+        "j-2": "waits for job to succeed: j-1 (failed); j-1 will not succeed unless it is retried"
+    }
+    for number, state in ((9, "cancelled"), (10, "running")):
+        again = job(f"j-{number}").changed(retry_of="j-1", state=state)
+        made.facts.apply_record(again.id, again, now=2)
+    assert made.reasons(2) == {"j-2": "waits for job to succeed: j-1 (running)"}
+    made.facts.apply_record(again.id, again.changed(state="succeeded"), now=3)
+    assert placed(made, 3) == {"j-2": ("a-gpu0",)}
+
+
 def test_a_job_that_waits_for_others_keeps_no_devices_from_those_behind_it() -> None:
     made = manager(job("j-1", priority=9, after=("j-0",), count=2), job("j-2"))
     assert placed(made) == {"j-2": ("a-gpu0",)}

@@ -73,6 +73,8 @@ class ClusterFacts:
     """Records that are not final."""
     ended: dict[str, JobState] = field(default_factory=dict)
     """Final states, which `after` asks for."""
+    retried_by: dict[str, tuple[int, str]] = field(default_factory=dict)
+    """The newest retry of a job and its age, by the job: it stands for it where others come `after`."""
     host_heard_at: dict[str, float] = field(default_factory=dict)
     """When a host's device_manager was last heard as it spoke, not out of the store."""
     runner_heard_at: dict[str, float] = field(default_factory=dict)
@@ -125,6 +127,9 @@ class ClusterFacts:
         self.ledger.observe(job, before, record, now=now)
         _put(self.jobs, job, None if is_over else record)
         _put(self.ended, job, record.state if record is not None and is_over else None)
+        if record is not None and record.retry_of is not None:
+            newest = self.retried_by.get(record.retry_of, (0, ""))
+            self.retried_by[record.retry_of] = max(newest, (record.sequence, job))
         self._wait_out(before, record, job, now)
         if before is None or record is None or before.lease_epoch != record.lease_epoch:
             self.leaseless_since.pop(job, None)  # another attempt, with its own time
@@ -286,13 +291,15 @@ class DeviceManager:
         )
 
     def _states_before(self, job: JobRecord) -> dict[str, str]:
-        """States of the jobs that this one comes after, where they are known."""
-        jobs, ended = self.facts.jobs, self.facts.ended
-        return {
-            other: jobs[other].state if other in jobs else ended[other]
-            for other in job.spec.after
-            if other in jobs or other in ended
-        }
+        """States of the jobs that this one comes after, where they are known; a retry speaks for what it retries."""
+        states = {other: self._state_of(other) for other in job.spec.after}
+        return {other: state for other, state in states.items() if state is not None}
+
+    def _state_of(self, job: str) -> str | None:
+        jobs, ended, retried_by = self.facts.jobs, self.facts.ended, self.facts.retried_by
+        while job in retried_by and ended.get(job) != "succeeded":
+            job = retried_by[job][1]
+        return jobs[job].state if job in jobs else ended.get(job)
 
     def _lost(self, record: JobRecord, since: float) -> LostAttempt:
         host = HostId(record.host or "")
