@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
+from railbus_device_manager.placement import Cluster, Decision, Placement, decide
+from railbus_device_manager.reasons import headline, never_fits
+from railbus_device_manager.wishes import Waiting
 from railbus_shared import clock
 from railbus_shared.contracts.devices import AttemptRef, DeviceInfo, HostReport, Lease, ReclaimMark, RunnerReport
 from railbus_shared.contracts.jobs import JobRecord, JobSpec
@@ -106,3 +109,19 @@ def lease(device_id: str, holder: str, *, lease_epoch: int = 1) -> Lease:
 def mark(device_id: str, job_id: str, *, lease_epoch: int = 1) -> ReclaimMark:
     host = device_id.rpartition("-")[0]
     return ReclaimMark(device=device_id, host=host, job=job_id, lease_epoch=lease_epoch, marked_at=TIME)
+
+
+def place(queue: Iterable[JobRecord], cluster: Cluster) -> list[Placement]:
+    """The jobs of the queue that start now."""
+    return decide(queue, cluster).placements
+
+
+def reason(job: JobRecord, cluster: Cluster, *, decision: Decision | None = None) -> str:
+    """The sentence that tells why a job waits."""
+    return headline(Waiting.of(job), cluster, decision or Decision(cluster)).text
+
+
+def can_ever(job: JobRecord, cluster: Cluster) -> str | None:
+    """The sentence that tells why a job can never start."""
+    found = never_fits(Waiting.of(job), cluster)
+    return found.text if found is not None else None

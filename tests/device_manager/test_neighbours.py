@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster_for_tests import device, job, runner
+from cluster_for_tests import device, job, place, runner
 from railbus_device_manager.cluster import Cluster, Holder, Policy
-from railbus_device_manager.placement import Placement, decide, place
+from railbus_device_manager.placement import Placement, decide
 from railbus_shared.contracts.devices import DeviceInfo
 from railbus_shared.contracts.jobs import JobRecord
 from railbus_shared.contracts.requests import DeviceState

@@ -37,9 +37,7 @@ __all__ = [
     "decide_waiting",
     "fits",
     "in_order",
-    "place",
     "pools_for",
-    "ready",
     "waits_for",
 ]
 
@@ -54,11 +52,6 @@ def in_order(queue: Iterable[Waiting], cluster: Cluster) -> Iterable[Waiting]:
         weights=cluster.policy.weights,
         has_waited_long=lambda job: cluster.queued_since.get(job.id, cluster.now) <= long_ago,
     )
-
-
-def place(queue: Iterable[JobRecord], cluster: Cluster) -> list[Placement]:
-    """The jobs of the queue that start now."""
-    return decide(queue, cluster).placements
 
 
 def decide(queue: Iterable[JobRecord], cluster: Cluster) -> Decision:
@@ -225,11 +218,6 @@ def _placement(job: Waiting, slots: tuple[Slot, ...], shares: int) -> Placement:
 
 
 # --- jobs that wait for others ---------------------------------------------------------------------------------------
-
-
-def ready(job: JobRecord, records: Mapping[str, JobRecord]) -> bool:
-    """Whether all jobs that this one comes after have succeeded; `records` by id."""
-    return not waits_for(job, {other: record.state for other, record in records.items()})
 
 
 def waits_for(job: JobRecord, states: Mapping[str, str]) -> str:

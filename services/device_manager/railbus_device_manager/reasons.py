@@ -11,7 +11,7 @@ from railbus_device_manager.decisions import Decision
 from railbus_device_manager.lacks import described, lack_of, lacks
 from railbus_device_manager.sharing import shares_needed
 from railbus_device_manager.wishes import Waiting, fits, kinds_of
-from railbus_shared.contracts.jobs import DeviceKind, JobRecord
+from railbus_shared.contracts.jobs import DeviceKind
 from railbus_shared.contracts.requests import DeviceState
 from railbus_shared.contracts.waiting import HostReason, WaitWord
 
@@ -24,11 +24,6 @@ class Reason(NamedTuple):
     word: WaitWord
     text: str
     """One sentence without a full stop."""
-
-
-def reason(job: JobRecord, cluster: Cluster, *, decision: Decision | None = None) -> str:
-    """The sentence of `headline`."""
-    return headline(Waiting.of(job), cluster, decision or Decision(cluster)).text
 
 
 def headline(job: Waiting, cluster: Cluster, decision: Decision) -> Reason:
@@ -64,12 +59,6 @@ def never_fits(job: Waiting, cluster: Cluster) -> Reason | None:
         return Reason("no_entrypoint", f"no runner offers the entrypoint {entrypoint!r}")
     found = lacks(entrypoint, job.wish.devices, devices, cluster.runners)
     return Reason("no_such_device", "; ".join(lack.text for lack in found)) if found else None
-
-
-def can_ever(job: JobRecord, cluster: Cluster) -> str | None:
-    """The sentence of `never_fits`."""
-    found = never_fits(Waiting.of(job), cluster)
-    return found.text if found is not None else None
 
 
 def nearest_pool(pools: Sequence[Pool], decision: Decision, job: Waiting) -> Pool:

@@ -52,9 +52,6 @@ class AttemptGroup:
         """Processes in the group and below it; a zombie is in none."""
         return {pid for path in self.paths for folder in _folders(path) for pid in _pids_in(folder)}
 
-    def is_empty(self) -> bool:
-        return not self.pids()
-
     def kill(self, *, deadline_s: float = 5.0) -> set[int]:
         """SIGKILL to everything inside, until it is empty; gives what is left at the deadline."""
         until = time.monotonic() + deadline_s
