@@ -18,11 +18,11 @@ from typing import Any
 import pytest
 import torch
 
-from railbus_runner import serials
-from railbus_runner.checkpoints import CheckpointStore
+from railbus_runner.checkpointing import serials
+from railbus_runner.checkpointing.model_schema import dtype_name, first_difference, write_or_check
+from railbus_runner.checkpointing.store import CheckpointStore
+from railbus_runner.checkpointing.tracked import Tracked
 from railbus_runner.endings import CommitRefused, RunnerGone
-from railbus_runner.model_schema import dtype_name, first_difference, write_or_check
-from railbus_runner.tracked import Tracked
 from railbus_shared import files
 from railbus_shared.contracts.artifacts import CheckpointFile, CheckpointMeta, ModelSchema, Parameter
 from railbus_shared.contracts.jobs import CheckpointRef

@@ -32,15 +32,15 @@ import torch
 from pydantic import JsonValue
 
 from railbus_runner.channel import TrainerChannel
+from railbus_runner.checkpointing.saver import Reason
+from railbus_runner.checkpointing.tracked import Tracked
 from railbus_runner.frames import Plan
 from railbus_runner.pipeline import Transform
 from railbus_runner.progress import Progress
 from railbus_runner.reading import Ranges, Shuffle
 from railbus_runner.recorder import Recorder
-from railbus_runner.saver import Reason
 from railbus_runner.shard_use import ShardUse
 from railbus_runner.stream import ShardStream
-from railbus_runner.tracked import Tracked
 from railbus_shared.contracts.model import Contract
 from railbus_shared.data.index import DatasetIndex
 from railbus_shared.data.order import Window

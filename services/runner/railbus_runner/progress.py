@@ -10,12 +10,12 @@ import time
 from collections.abc import Mapping
 
 from railbus_runner.channel import TrainerChannel
+from railbus_runner.checkpointing.saver import Reason, Saver
+from railbus_runner.checkpointing.tracked import Tracked
 from railbus_runner.curves import Curves
 from railbus_runner.endings import Stopped
 from railbus_runner.moving import Pulse
 from railbus_runner.recorder import Recorder
-from railbus_runner.saver import Reason, Saver
-from railbus_runner.tracked import Tracked
 from railbus_shared import clock
 
 

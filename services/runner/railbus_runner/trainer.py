@@ -19,6 +19,9 @@ from typing import Final
 import torch
 
 from railbus_runner.channel import TrainerChannel
+from railbus_runner.checkpointing.rng import seed_everything
+from railbus_runner.checkpointing.saver import Saver
+from railbus_runner.checkpointing.tracked import Tracked
 from railbus_runner.context import TrainContext
 from railbus_runner.endings import CommitRefused, RunnerGone, Stopped
 from railbus_runner.entrypoints import registry
@@ -28,10 +31,7 @@ from railbus_runner.moving import Pulse
 from railbus_runner.progress import Progress
 from railbus_runner.provenance import git_commit
 from railbus_runner.recorder import Recorder, RecordingHandler
-from railbus_runner.rng import seed_everything
-from railbus_runner.saver import Saver
 from railbus_runner.stalling import moving_every_s
-from railbus_runner.tracked import Tracked
 from railbus_shared.contracts.devices import DeviceInfo
 from railbus_shared.errors import BadSetting, RailbusError, TrainerLost
 from railbus_shared.layout import Layout

@@ -28,6 +28,10 @@ FileName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,127}$")]
 """A name in the same folder; no separators."""
 
 
+CheckpointFileName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,127}(/[a-z0-9._][a-z0-9._-]{0,127})?$")]
+"""A name beside the meta, or in a folder beside it."""
+
+
 class Column(Contract):
     """One column of a dataset."""
 
@@ -182,15 +186,27 @@ class ModelSchema(Contract):
 class CheckpointFile(Contract):
     """One file of a checkpoint."""
 
-    file: FileName
+    file: CheckpointFileName
     bytes: Count
     sha256: Sha256
+
+
+class TensorPlace(Contract):
+    """Where the elements of one dense, contiguous tensor lie in a checkpoint's first file."""
+
+    dtype: str
+    shape: Items[Count]
+    offset: Count
+    """Bytes from the start of the file."""
+    bytes: Count
 
 
 class CheckpointMeta(Contract):
     """`checkpoint-000123.meta.json`: the commit record of a checkpoint; without a valid one it does not exist."""
 
     format_version: Literal[1] = 1
+    format: Literal["torch", "dcp"] = "torch"
+    """`torch`: the first file is one of `torch.save`. `dcp`: a folder of `torch.distributed.checkpoint`."""
     number: int = Field(ge=1)
     model: Name
     job: Id
@@ -214,7 +230,15 @@ class CheckpointMeta(Contract):
     metrics: dict[str, JsonValue] = Field(default_factory=dict)
     """The latest value of each metric."""
     files: Items[CheckpointFile] = Field(min_length=1)
+    tensors: dict[str, TensorPlace] = Field(default_factory=dict)
+    """By where they stand in the state, for instance `parts.model.fc.weight`; in the format `torch` only."""
+    spec_sha256: Sha256 | None = None
+    """Of what the job asked for (`JobSpec.digest`)."""
+    model_schema_sha256: Sha256 | None = None
+    """Of the bytes of `model_schema.json`."""
     parent: int | None = None
     """The number of the checkpoint that this attempt began from, or wrote before."""
+    parent_sha256: Sha256 | None = None
+    """Of the bytes of the parent's meta: through it the whole line of checkpoints is proven."""
     reason: Literal["policy", "end", "stop", "request"] = "policy"
     created_at: Time

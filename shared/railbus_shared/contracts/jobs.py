@@ -82,10 +82,30 @@ class CheckpointPolicy(Contract):
 
     every_steps: int | None = Field(default=None, ge=1)
     every_s: float | None = Field(default=None, gt=0)
+    mode: Literal["auto", "async", "sync"] = "auto"
+    """`async`: the state is copied and the trainer goes on while another process writes the copy. `sync`: the trainer
+    writes it itself, without a copy in memory. `auto`: async where the state is large enough to be felt and the copy
+    fits into the attempt's memory."""
+    when_busy: Literal["wait", "skip"] = "wait"
+    """What a checkpoint that is due does while the one before it is still being written."""
+    on_full: Literal["continue", "pause", "fail"] = "continue"
+    """When the disk is full: train on and try again, stop stepping until there is room, or fail the job."""
     keep_last: int = Field(default=3, ge=1, le=1000)
     """Newest checkpoints of the job that are kept; older ones go once a newer one is durable."""
-    keep_best: Literal[0] = 0
-    """How many more are kept for their metric; not supported yet."""
+    keep_best: int = Field(default=0, ge=0, le=1000)
+    """How many more are kept because their `metric` is the best."""
+    keep_every_steps: int | None = Field(default=None, ge=1)
+    """Checkpoints of steps that are a multiple of this are never removed."""
+    metric: str | None = Field(default=None, min_length=1, max_length=128)
+    """The metric that `keep_best` goes by, as `ctx.step` or `ctx.log` names it."""
+    best: Literal["min", "max"] = "min"
+    """Whether a low `metric` is good, or a high one."""
+
+    @model_validator(mode="after")
+    def _best_has_a_metric(self) -> Self:
+        if (self.keep_best > 0) != (self.metric is not None):
+            raise ValueError("`keep_best` and `metric` go together")
+        return self
 
 
 RuleCause = Literal[

@@ -11,7 +11,7 @@ from typing import Any, Final, Protocol, cast, runtime_checkable
 
 import torch
 
-from railbus_runner.rng import rng_state, set_rng_state
+from railbus_runner.checkpointing.rng import rng_state, set_rng_state
 from railbus_shared.errors import Conflict, shorten
 
 FORMAT: Final = 1

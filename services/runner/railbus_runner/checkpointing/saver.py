@@ -13,12 +13,12 @@ from typing import Literal
 from pydantic import JsonValue
 
 from railbus_runner.channel import TrainerChannel
-from railbus_runner.checkpoints import CheckpointStore, Loaded
+from railbus_runner.checkpointing.model_schema import libraries, precision, schema_of, write_or_check
+from railbus_runner.checkpointing.store import CheckpointStore, Loaded
+from railbus_runner.checkpointing.tracked import Tracked
 from railbus_runner.endings import CommitRefused
 from railbus_runner.frames import Commit, Committed, Plan, Refused
-from railbus_runner.model_schema import libraries, precision, schema_of, write_or_check
 from railbus_runner.recorder import Recorder
-from railbus_runner.tracked import Tracked
 from railbus_shared import clock
 from railbus_shared.contracts.artifacts import CheckpointFile, CheckpointMeta
 from railbus_shared.errors import CheckpointCorrupt, CheckpointNotFound, InvalidField, RailbusError, error_from_wire

@@ -27,7 +27,7 @@ from typing import BinaryIO, Final, cast
 
 import torch
 
-from railbus_runner import serials
+from railbus_runner.checkpointing import serials
 from railbus_runner.endings import CommitRefused
 from railbus_shared import files, wire
 from railbus_shared.contracts.artifacts import CheckpointFile, CheckpointMeta
