@@ -2,111 +2,43 @@
 
 from __future__ import annotations
 
-import json
 import multiprocessing
-import os
-import pickle
 import resource
 import signal
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from railbus_runner.checkpointing import serials
+from checkpoints_for_tests import (
+    SHA,
+    TIME,
+    Rejections,
+    agree,
+    describer,
+    names,
+    newest_step,
+    pair,
+    refuse,
+    store,
+    write,
+)
+from railbus_runner.checkpointing import loading, serials
 from railbus_runner.checkpointing.model_schema import dtype_name, first_difference, write_or_check
-from railbus_runner.checkpointing.store import CheckpointStore
-from railbus_runner.checkpointing.tracked import Tracked
 from railbus_runner.endings import CommitRefused, RunnerGone
 from railbus_shared import files
-from railbus_shared.contracts.artifacts import CheckpointFile, CheckpointMeta, ModelSchema, Parameter
+from railbus_shared.contracts.artifacts import CheckpointMeta, ModelSchema, Parameter
 from railbus_shared.contracts.jobs import CheckpointRef
 from railbus_shared.errors import (
     CheckpointCorrupt,
-    CheckpointNotFound,
     Conflict,
-    RailbusError,
-    StaleLeaseEpoch,
     StorageFull,
 )
 from railbus_shared.layout import Layout
-
-SHA = "0" * 64
-TIME = "2026-01-01T00:00:00.000000000Z"
-
-
-def store(root: Path, *, job: str = "j-1", lease_epoch: int = 1) -> CheckpointStore:
-    return CheckpointStore(Layout(root), "m", job=job, lease_epoch=lease_epoch)
-
-
-def describer(job: str = "j-1", *, step: int = 1) -> Callable[[int, CheckpointFile], CheckpointMeta]:
-    def describe(number: int, file: CheckpointFile) -> CheckpointMeta:
-        return CheckpointMeta(
-            number=number,
-            model="m",
-            job=job,
-            attempt=1,
-            lease_epoch=1,
-            step=step,
-            epoch=0,
-            samples_seen=0,
-            entrypoint="classifier",
-            seed=0,
-            dataset="d",
-            index_sha256=SHA,
-            devices=("h-cpu0",),
-            precision="float32",
-            libraries={},
-            files=(file,),
-            created_at=TIME,
-        )
-
-    return describe
-
-
-def agree(_meta: CheckpointMeta) -> None:
-    """The runner says yes."""
-
-
-def refuse(_meta: CheckpointMeta) -> None:
-    raise CommitRefused(StaleLeaseEpoch("stale"))
-
-
-def write(root: Path, step: int, *, job: str = "j-1") -> CheckpointMeta:
-    state: dict[str, object] = {"step": step, "w": torch.full((1000,), float(step))}
-    return store(root, job=job).write(state, describe=describer(job, step=step), commit=agree)
-
-
-class Rejections:
-    """What a store has passed over."""
-
-    def __init__(self) -> None:
-        self.errors: dict[int, str] = {}
-
-    def __call__(self, number: int, error: RailbusError) -> None:
-        self.errors[number] = error.message
-
-
-def newest_step(root: Path, *, job: str = "j-1") -> tuple[object, list[int]]:
-    rejections = Rejections()
-    loaded = store(root, job=job).newest(rejected=rejections)
-    return (loaded.state["step"] if loaded else None), sorted(rejections.errors)
-
-
-def names(root: Path) -> set[str]:
-    """Of all files in the folder but the claims."""
-    folder = store(root).folder
-    return {path.name for path in folder.iterdir() if not path.name.startswith(".serial-")}
-
-
-def pair(number: int) -> set[str]:
-    return {f"checkpoint-{number:06d}.pt", f"checkpoint-{number:06d}.meta.json"}
-
 
 # --- writing ---------------------------------------------------------------------------------------------------------
 
@@ -116,7 +48,7 @@ def test_a_checkpoint_comes_back_as_it_was_and_its_meta_states_the_bytes(tmp_pat
     data = (store(tmp_path).folder / meta.files[0].file).read_bytes()
     assert (meta.number, meta.files[0].bytes) == (1, len(data))
     assert meta.files[0].sha256 == files.sha256_file(store(tmp_path).folder / "checkpoint-000001.pt")
-    loaded = store(tmp_path).newest(rejected=Rejections())
+    loaded = loading.newest(store(tmp_path), rejected=Rejections())
     assert loaded is not None
     assert loaded.meta == meta
     assert torch.equal(loaded.state["w"], torch.full((1000,), 3.0))  # type: ignore[arg-type]
@@ -187,7 +119,7 @@ import os, signal, sys
 from pathlib import Path
 import torch
 sys.path.insert(0, sys.argv[1])
-import test_checkpoints as t
+import checkpoints_for_tests as t
 from railbus_shared import files
 root, what, when = Path(sys.argv[2]), sys.argv[3], sys.argv[4]
 
@@ -230,7 +162,7 @@ t.store(root).write({"step": 2}, describe=t.describer(step=2), commit=commit)
 def test_killed_at_any_moment_a_write_counts_whole_or_not_at_all(tmp_path: Path, moment: str) -> None:
     write(tmp_path, 1)
     what, when = STEPS[moment]
-    here = str(Path(__file__).parent)
+    here = str(Path(__file__).parents[1])
     killed = subprocess.run([sys.executable, "-c", KILLED, here, str(tmp_path), what, when], check=False)
     assert killed.returncode == -signal.SIGKILL
     finished = moment == "between the halves of the last rename"
@@ -272,83 +204,6 @@ def test_a_draft_that_is_not_what_the_record_names_is_not_completed(tmp_path: Pa
     assert newest_step(tmp_path) == (None, [])
 
 
-# --- damage ----------------------------------------------------------------------------------------------------------
-
-
-def _flip(path: Path) -> None:
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(bytes(data))
-
-
-def _edit_meta(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    meta = json.loads(path.read_text())
-    change(meta)
-    path.write_text(json.dumps(meta))
-
-
-DAMAGE: dict[str, Callable[[Path, Path], object]] = {
-    "a flipped bit": lambda data, _meta: _flip(data),
-    "cut short": lambda data, _meta: os.truncate(data, 100),
-    "a byte too many": lambda data, _meta: data.write_bytes(data.read_bytes() + b"x"),
-    "no data": lambda data, _meta: data.unlink(),
-    "an empty meta": lambda _data, meta: meta.write_bytes(b""),
-    "half a meta": lambda _data, meta: meta.write_bytes(meta.read_bytes()[:100]),
-    "a meta without hash": lambda _data, meta: _edit_meta(meta, lambda m: m["files"][0].pop("sha256")),
-    "a meta with an empty hash": lambda _data, meta: _edit_meta(meta, lambda m: m["files"][0].update(sha256="")),
-    "a meta of another number": lambda _data, meta: _edit_meta(meta, lambda m: m.update(number=1)),
-    "a meta of another model": lambda _data, meta: _edit_meta(meta, lambda m: m.update(model="n")),
-    "a path in the meta": lambda _data, meta: _edit_meta(meta, lambda m: m["files"][0].update(file="../x.pt")),
-}
-
-
-@pytest.mark.parametrize("damage", DAMAGE)
-def test_a_damaged_newest_is_passed_over_for_the_next_older_and_said(tmp_path: Path, damage: str) -> None:
-    write(tmp_path, 1)
-    write(tmp_path, 2)
-    folder = store(tmp_path).folder
-    DAMAGE[damage](folder / "checkpoint-000002.pt", folder / "checkpoint-000002.meta.json")
-    assert newest_step(tmp_path) == (1, [2])
-
-
-class Bomb:
-    """Pickles to a call."""
-
-    def __reduce__(self) -> tuple[Callable[[str], int], tuple[str]]:
-        return os.system, ("touch exploded",)
-
-
-def test_nothing_is_unpickled_that_the_hash_does_not_prove_or_weights_only_forbids(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    write(tmp_path, 1)
-    write(tmp_path, 2)
-    data, meta = (store(tmp_path).folder / name for name in ("checkpoint-000002.pt", "checkpoint-000002.meta.json"))
-    torch.save({"step": Bomb()}, data)
-    assert newest_step(tmp_path) == (1, [2])
-    file = {"file": data.name, "bytes": data.stat().st_size, "sha256": files.sha256_file(data)}
-    _edit_meta(meta, lambda m: m.update(files=[file]))
-    assert newest_step(tmp_path) == (1, [2])
-    data.write_bytes(pickle.dumps(Bomb()))
-    file = {"file": data.name, "bytes": data.stat().st_size, "sha256": files.sha256_file(data)}
-    _edit_meta(meta, lambda m: m.update(files=[file]))
-    assert newest_step(tmp_path) == (1, [2])
-    assert not (tmp_path / "exploded").exists()
-
-
-def test_a_job_reads_only_its_own_but_any_may_be_named(tmp_path: Path) -> None:
-    write(tmp_path, 1, job="j-1")
-    write(tmp_path, 2, job="j-2")
-    assert newest_step(tmp_path, job="j-1") == (1, [])
-    assert store(tmp_path, job="j-1").named("checkpoint-000002").state["step"] == 2
-    with pytest.raises(CheckpointNotFound, match="checkpoint-000007"):
-        store(tmp_path).named("checkpoint-000007")
-    _flip(store(tmp_path).folder / "checkpoint-000002.pt")
-    with pytest.raises(CheckpointCorrupt):
-        store(tmp_path).named("checkpoint-000002")
-
-
 # --- retention and full disks ----------------------------------------------------------------------------------------
 
 
@@ -380,64 +235,6 @@ def test_a_full_disk_fails_the_write_whole_and_touches_nothing_older(tmp_path: P
     assert all(after[name] == data for name, data in before.items() if name in after)
     assert names(tmp_path) == pair(1)
     assert newest_step(tmp_path) == (1, [])
-
-
-# --- what a state may hold -------------------------------------------------------------------------------------------
-
-
-class Odd:
-    """A part with whatever state."""
-
-    def __init__(self, state: object) -> None:
-        self.state = state
-
-    def state_dict(self) -> object:
-        return self.state
-
-    def load_state_dict(self, state: object) -> None:
-        self.state = state
-
-
-@pytest.mark.parametrize("value", [object(), len, {"deep": [1, {2: lambda: 0}]}, torch.ones(2).numpy(), Path("x")])
-def test_a_part_whose_state_could_not_be_loaded_safely_is_refused_with_its_place(value: object) -> None:
-    tracked = Tracked()
-    tracked.add_part("odd", Odd(value))
-    with pytest.raises(TypeError, match=r"state\.parts\.odd.*cannot be loaded safely"):
-        tracked.state(step=1)
-
-
-def test_every_generator_goes_on_where_it_was(tmp_path: Path) -> None:
-    import random
-
-    import numpy as np
-
-    def draw() -> list[object]:
-        return [random.random(), random.gauss(0, 1), np.random.normal(), torch.rand(1).item()]
-
-    draw()
-    tracked = Tracked()
-    tracked.add_part("model", torch.nn.Linear(2, 2))
-    store(tmp_path).write(tracked.state(step=5), describe=describer(), commit=agree)
-    expected = draw() + draw()
-    loaded = store(tmp_path).newest(rejected=Rejections())
-    assert loaded is not None
-    assert tracked.restore(loaded.state) == 5
-    assert draw() + draw() == expected
-
-
-def test_a_checkpoint_without_a_tracked_part_is_refused_by_name() -> None:
-    tracked = Tracked()
-    tracked.add_part("model", torch.nn.Linear(2, 2))
-    state = tracked.state(step=1)
-    tracked.add_part("optimizer", torch.optim.SGD(torch.nn.Linear(2, 2).parameters()))
-    with pytest.raises(Conflict, match="no state of optimizer, only of model"):
-        tracked.restore(state)
-
-
-@pytest.mark.parametrize("part", [3, None, "model"])
-def test_what_has_no_state_cannot_be_tracked(part: object) -> None:
-    with pytest.raises(TypeError, match="state_dict"):
-        Tracked().add_part("model", part)
 
 
 # --- the model's schema ----------------------------------------------------------------------------------------------

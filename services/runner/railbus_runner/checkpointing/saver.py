@@ -13,8 +13,10 @@ from typing import Literal
 from pydantic import JsonValue
 
 from railbus_runner.channel import TrainerChannel
+from railbus_runner.checkpointing import loading
+from railbus_runner.checkpointing.loading import Loaded
 from railbus_runner.checkpointing.model_schema import libraries, precision, schema_of, write_or_check
-from railbus_runner.checkpointing.store import CheckpointStore, Loaded
+from railbus_runner.checkpointing.store import CheckpointStore
 from railbus_runner.checkpointing.tracked import Tracked
 from railbus_runner.endings import CommitRefused
 from railbus_runner.frames import Commit, Committed, Plan, Refused
@@ -137,10 +139,10 @@ class Saver:
 
     def resume(self) -> int | None:
         """Restore everything tracked from the newest valid checkpoint; gives its step, or None if there is none."""
-        loaded = self._store.newest(rejected=self._reject)
+        loaded = loading.newest(self._store, rejected=self._reject)
         self._miss_recorded(loaded)
         if loaded is None and (named := self._plan.spec.resume_from) is not None:
-            loaded = self._store.named(named)
+            loaded = loading.named(self._store, named)
         if loaded is None:
             return None
         return self._restore(loaded)

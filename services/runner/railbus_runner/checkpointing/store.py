@@ -1,4 +1,4 @@
-"""The checkpoints of one model on disk: written so that they are whole or do not exist, read only when proven.
+"""The checkpoints of one model on disk: written so that they are whole or do not exist.
 
 A checkpoint is `checkpoint-000123.pt` and `checkpoint-000123.meta.json`, and the meta is its commit record:
 
@@ -9,21 +9,16 @@ A checkpoint is `checkpoint-000123.pt` and `checkpoint-000123.meta.json`, and th
     5. the meta takes its final name
 
 Killed before 4, an attempt leaves litter that `sweep` of its successor removes; killed after it, a recorded checkpoint
-that `complete` brings to its end. Whatever is read is hashed before a byte of it is unpickled, and is unpickled with
-`weights_only`; what does not match its meta, or has no hash, is passed over for the next older one.
+that `complete` brings to its end. `loading` reads what is here.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
-import pickle
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO, Final, cast
+from typing import BinaryIO, Final
 
 import torch
 
@@ -38,21 +33,10 @@ from railbus_shared.layout import Layout, checkpoint_number, checkpoint_stem
 State = dict[str, object]
 
 MAX_META_BYTES: Final = 16 << 20
-_ZIP: Final = b"PK\x03\x04"
-_NO_STATE: Final = (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError)
-"""What torch makes of bytes that have the right hash but hold no state that `weights_only` allows."""
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """A checkpoint whose bytes matched its meta."""
-
-    meta: CheckpointMeta
-    state: State
 
 
 class CheckpointStore:
-    """Writes checkpoints of one attempt, and reads those of its model."""
+    """Writes checkpoints of one attempt, and lists those of its model."""
 
     def __init__(self, layout: Layout, model: str, *, job: str, lease_epoch: int) -> None:
         self.folder = layout.checkpoints(model)
@@ -93,7 +77,7 @@ class CheckpointStore:
         To be called once the newest is durable. The meta goes first, so that none ever points to a missing file.
         """
         removed: list[int] = []
-        for meta in list(self._metas_of(self._job))[max(1, keep_last) :]:
+        for meta in list(self.metas(job=self._job))[max(1, keep_last) :]:
             self._meta_path(meta.number).unlink(missing_ok=True)
             files.fsync_dir(self.folder)
             for file in meta.files:
@@ -130,25 +114,39 @@ class CheckpointStore:
 
     # --- reading -----------------------------------------------------------------------------------------------------
 
-    def newest(self, *, rejected: Callable[[int, RailbusError], None]) -> Loaded | None:
-        """The job's newest checkpoint that is what its meta says; tells `rejected` of each one that is not."""
-        for meta in self._metas_of(self._job, rejected=rejected):
-            try:
-                return Loaded(meta, self._load(meta))
-            except CheckpointCorrupt as exc:
-                rejected(meta.number, exc)
-        return None
+    def metas(
+        self, *, job: str | None = None, rejected: Callable[[int, RailbusError], None] = lambda _number, _error: None
+    ) -> Iterator[CheckpointMeta]:
+        """Metas of the model's checkpoints, or of one job's alone, newest first.
 
-    def named(self, stem: str) -> Loaded:
-        """The model's checkpoint of this name, of whatever job; raises CheckpointNotFound, CheckpointCorrupt."""
+        One that cannot be read may be anyone's, so `rejected` is told of it.
+        """
+        for number in self._numbers():
+            try:
+                if number not in self._known:  # a meta that has its final name never changes
+                    self._known[number] = self._read_meta(self._meta_path(number))
+            except CheckpointCorrupt as exc:
+                rejected(number, exc)
+                continue
+            if job is None or self._known[number].job == job:
+                yield self._known[number]
+
+    def own_metas(self, *, rejected: Callable[[int, RailbusError], None]) -> Iterator[CheckpointMeta]:
+        """Metas of this job's checkpoints, newest first."""
+        return self.metas(job=self._job, rejected=rejected)
+
+    def named(self, stem: str) -> CheckpointMeta:
+        """The meta of the model's checkpoint of this name, of whatever job; no byte of its data is read.
+
+        Raises CheckpointNotFound, CheckpointCorrupt.
+        """
         number = checkpoint_number(f"{stem}.meta.json")
         if number is None or not self._meta_path(number).exists():
             raise CheckpointNotFound(
                 f"field 'resume_from' has value {stem!r}: model {self._model!r} has no such checkpoint",
                 hint=f"the newest is {self._newest_stem()}",
             )
-        meta = self._read_meta(self._meta_path(number))
-        return Loaded(meta, self._load(meta))
+        return self._read_meta(self._meta_path(number))
 
     def _newest_stem(self) -> str:
         return next((checkpoint_stem(number) for number in self._numbers()), "none: the model has no checkpoint")
@@ -160,20 +158,6 @@ class CheckpointStore:
         found = (checkpoint_number(name) for name in os.listdir(self.folder))  # noqa: PTH208 - bare names
         return sorted((number for number in found if number is not None), reverse=True)
 
-    def _metas_of(
-        self, job: str, *, rejected: Callable[[int, RailbusError], None] = lambda _number, _error: None
-    ) -> Iterator[CheckpointMeta]:
-        """Metas of a job's checkpoints, newest first; one that cannot be read may be anyone's, so it is told."""
-        for number in self._numbers():
-            try:
-                if number not in self._known:  # a meta that has its final name never changes
-                    self._known[number] = self._read_meta(self._meta_path(number))
-            except CheckpointCorrupt as exc:
-                rejected(number, exc)
-                continue
-            if self._known[number].job == job:
-                yield self._known[number]
-
     def _read_meta(self, path: Path) -> CheckpointMeta:
         try:
             meta = CheckpointMeta.parse(wire.decode(path.read_bytes(), limit_bytes=MAX_META_BYTES))
@@ -183,30 +167,6 @@ class CheckpointStore:
             said = f"{checkpoint_stem(meta.number)} of model {meta.model!r}"
             raise CheckpointCorrupt(path=str(path), expected=f"a checkpoint of {self._model!r}", actual=said)
         return meta
-
-    def _load(self, meta: CheckpointMeta) -> State:
-        """The state in the first file of a checkpoint, all of whose files are hashed before."""
-        for extra in meta.files[1:]:
-            with self._open(extra) as file:
-                _verify(file, extra)
-        with self._open(meta.files[0]) as file:
-            _verify(file, meta.files[0])
-            file.seek(0)
-            if file.peek(4)[:4] != _ZIP:  # else torch would try older formats
-                raise CheckpointCorrupt(path=file.name, expected="a file of torch.save", actual="another format")
-            try:
-                return cast("State", torch.load(file, map_location="cpu", weights_only=True))
-            except _NO_STATE as exc:
-                raise CheckpointCorrupt(
-                    path=file.name, expected="tensors and plain containers", actual=str(exc)
-                ) from exc
-
-    def _open(self, expected: CheckpointFile) -> BufferedReader:
-        path = self.folder / expected.file
-        try:
-            return path.open("rb")
-        except OSError as exc:
-            raise CheckpointCorrupt(path=str(path), expected=f"{expected.bytes} bytes", actual=str(exc)) from exc
 
     # --- steps -------------------------------------------------------------------------------------------------------
 
@@ -263,13 +223,3 @@ def _save(state: Mapping[str, object], file: BinaryIO) -> None:
         if isinstance(exc.__context__, OSError):  # a full disk, which torch hides behind its own complaint
             raise exc.__context__ from None
         raise
-
-
-def _verify(file: BufferedReader, expected: CheckpointFile) -> None:
-    """Raises CheckpointCorrupt unless the open file has the size and hash that its meta states."""
-    size = os.fstat(file.fileno()).st_size
-    if size != expected.bytes:
-        raise CheckpointCorrupt(path=file.name, expected=f"{expected.bytes} bytes", actual=f"{size} bytes")
-    digest = hashlib.file_digest(file, "sha256").hexdigest()
-    if digest != expected.sha256:
-        raise CheckpointCorrupt(path=file.name, expected=f"sha256 {expected.sha256}", actual=f"sha256 {digest}")
