@@ -1,7 +1,6 @@
-"""When a trainer writes a checkpoint, what its meta says, and from which one it goes on.
+"""When a trainer writes a checkpoint, and what its meta says.
 
-In: committed, refused. Out: commit; the events `checkpoint.written`, `.removed`, `.completed`, `.swept`, `.resumed`,
-`.rejected`.
+In: committed, refused. Out: commit; the events `checkpoint.written` and `.removed`.
 """
 
 from __future__ import annotations
@@ -13,9 +12,9 @@ from typing import Literal
 from pydantic import JsonValue
 
 from railbus_runner.channel import TrainerChannel
-from railbus_runner.checkpointing import loading
-from railbus_runner.checkpointing.loading import Loaded
+from railbus_runner.checkpointing.events import CheckpointEvents
 from railbus_runner.checkpointing.model_schema import libraries, precision, schema_of, write_or_check
+from railbus_runner.checkpointing.resuming import Resuming
 from railbus_runner.checkpointing.store import CheckpointStore
 from railbus_runner.checkpointing.tracked import Tracked
 from railbus_runner.endings import CommitRefused
@@ -23,8 +22,8 @@ from railbus_runner.frames import Commit, Committed, Plan, Refused
 from railbus_runner.recorder import Recorder
 from railbus_shared import clock
 from railbus_shared.contracts.artifacts import CheckpointFile, CheckpointMeta
-from railbus_shared.errors import CheckpointCorrupt, CheckpointNotFound, InvalidField, RailbusError, error_from_wire
-from railbus_shared.layout import Layout, checkpoint_stem
+from railbus_shared.errors import error_from_wire
+from railbus_shared.layout import Layout
 
 Reason = Literal["policy", "end", "stop", "request"]
 
@@ -42,12 +41,13 @@ class Saver:
         self._tracked = tracked
         self._channel = channel
         self._recorder = recorder
+        self._events = CheckpointEvents(recorder, model=plan.spec.model)
         self._store = CheckpointStore(layout, plan.spec.model, job=plan.job, lease_epoch=plan.lease_epoch)
         self._parent: int | None = None
         self._saved_step = 0
         self._saved_s = time.monotonic()
         self._is_schema_known = False
-        self._rejected_numbers: set[int] = set()
+        self._resuming = Resuming(plan, store=self._store, tracked=tracked, channel=channel, events=self._events)
 
     # --- saving ------------------------------------------------------------------------------------------------------
 
@@ -76,9 +76,9 @@ class Saver:
         self._parent, self._saved_step, self._saved_s = meta.number, step, time.monotonic()
         self._channel.save_requested = False
         seconds = round(self._saved_s - began_s, 3)
-        self._tell("written", meta.number, step=step, bytes=meta.files[0].bytes, reason=reason, seconds=seconds)
+        self._events.tell("written", meta.number, step=step, bytes=meta.files[0].bytes, reason=reason, seconds=seconds)
         for number in self._store.retain(self._plan.spec.checkpoint.keep_last):
-            self._tell("removed", number, step=step)
+            self._events.tell("removed", number, step=step)
         return meta
 
     def _ensure_schema(self) -> None:
@@ -126,70 +126,12 @@ class Saver:
 
     def tidy(self) -> None:
         """Bring a recorded checkpoint to its end and remove the litter of earlier attempts; before anything is read."""
-        self._channel.await_deadline()  # an attempt whose lease has lapsed must not sweep beside its successor
-        recorded = self._plan.checkpoint
-        if recorded is not None:
-            try:
-                if self._store.complete(recorded):
-                    self._tell("completed", recorded.number)
-            except CheckpointCorrupt as exc:
-                self._reject(recorded.number, exc)
-        for number in self._store.sweep():
-            self._tell("swept", number)
+        self._resuming.tidy()
 
     def resume(self) -> int | None:
         """Restore everything tracked from the newest valid checkpoint; gives its step, or None if there is none."""
-        loaded = loading.newest(self._store, rejected=self._reject)
-        self._miss_recorded(loaded)
-        if loaded is None and (named := self._plan.spec.resume_from) is not None:
-            loaded = loading.named(self._store, named)
-        if loaded is None:
+        meta = self._resuming.resume()
+        if meta is None:
             return None
-        return self._restore(loaded)
-
-    def _restore(self, loaded: Loaded) -> int:
-        meta = loaded.meta
-        step = self._tracked.restore(loaded.state)
-        positions = self._restore_streams(loaded)
-        self._parent, self._saved_step, self._saved_s = meta.number, step, time.monotonic()
-        self._tell(
-            "resumed",
-            meta.number,
-            step=step,
-            from_job=meta.job,
-            epoch=meta.epoch,
-            samples_seen=meta.samples_seen,
-            positions=positions,
-        )
-        return step
-
-    def _restore_streams(self, loaded: Loaded) -> str:
-        """What became of the positions; those of another job may mean nothing here, and then the data begin anew."""
-        try:
-            self._tracked.restore_streams(loaded.state)
-        except InvalidField as exc:
-            if loaded.meta.job == self._plan.job:
-                raise
-            return f"not restored: {exc.message}"
-        return "restored"
-
-    def _miss_recorded(self, loaded: Loaded | None) -> None:
-        """Tell if the checkpoint that the job record names is not there at all."""
-        recorded = self._plan.checkpoint
-        if recorded is None or recorded.number in self._rejected_numbers:
-            return
-        if loaded is None or loaded.meta.number < recorded.number:
-            stem = checkpoint_stem(recorded.number)
-            self._reject(recorded.number, CheckpointNotFound(f"the job record names {stem}, which is not there"))
-
-    def _reject(self, number: int, error: RailbusError) -> None:
-        self._rejected_numbers.add(number)
-        data: dict[str, object] = {"checkpoint": checkpoint_stem(number), "error": error.to_wire()}
-        self._recorder.record("checkpoint.rejected", severity="warning", data=data)
-
-    def _tell(self, what: str, number: int, *, step: int | None = None, **data: object) -> None:
-        self._recorder.record(
-            f"checkpoint.{what}",
-            step=step,
-            data={"checkpoint": checkpoint_stem(number), "model": self._plan.spec.model, **data},
-        )
+        self._parent, self._saved_step, self._saved_s = meta.number, meta.step, time.monotonic()
+        return meta.step

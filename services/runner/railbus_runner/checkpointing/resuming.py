@@ -1,0 +1,101 @@
+"""From which checkpoint an attempt goes on, and what it puts in order before.
+
+Out: the events `checkpoint.completed`, `.swept`, `.resumed`, `.rejected`.
+"""
+
+from __future__ import annotations
+
+from railbus_runner.channel import TrainerChannel
+from railbus_runner.checkpointing import loading
+from railbus_runner.checkpointing.events import CheckpointEvents
+from railbus_runner.checkpointing.loading import Loaded
+from railbus_runner.checkpointing.store import CheckpointStore
+from railbus_runner.checkpointing.tracked import Tracked
+from railbus_runner.frames import Plan
+from railbus_shared.contracts.artifacts import CheckpointMeta
+from railbus_shared.errors import CheckpointCorrupt, CheckpointNotFound, InvalidField, RailbusError
+from railbus_shared.layout import checkpoint_stem
+
+
+class Resuming:
+    """The begin of one attempt."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        *,
+        store: CheckpointStore,
+        tracked: Tracked,
+        channel: TrainerChannel,
+        events: CheckpointEvents,
+    ) -> None:
+        self._plan = plan
+        self._store = store
+        self._tracked = tracked
+        self._channel = channel
+        self._events = events
+        self._rejected_numbers: set[int] = set()
+
+    def tidy(self) -> None:
+        """Bring a recorded checkpoint to its end and remove the litter of earlier attempts; before anything is read."""
+        self._channel.await_deadline()  # an attempt whose lease has lapsed must not sweep beside its successor
+        recorded = self._plan.checkpoint
+        if recorded is not None:
+            try:
+                if self._store.complete(recorded):
+                    self._events.tell("completed", recorded.number)
+            except CheckpointCorrupt as exc:
+                self._reject(recorded.number, exc)
+        for number in self._store.sweep():
+            self._events.tell("swept", number)
+
+    def resume(self) -> CheckpointMeta | None:
+        """Restore everything tracked from the newest valid checkpoint; gives its meta, or None if there is none.
+
+        Raises Conflict, CheckpointNotFound, CheckpointCorrupt.
+        """
+        loaded = loading.newest(self._store, rejected=self._reject)
+        self._miss_recorded(loaded)
+        if loaded is None and (named := self._plan.spec.resume_from) is not None:
+            loaded = loading.named(self._store, named)
+        if loaded is None:
+            return None
+        return self._restore(loaded)
+
+    def _restore(self, loaded: Loaded) -> CheckpointMeta:
+        meta = loaded.meta
+        self._tracked.restore(loaded.state)
+        positions = self._restore_streams(loaded)
+        self._events.tell(
+            "resumed",
+            meta.number,
+            step=meta.step,
+            from_job=meta.job,
+            epoch=meta.epoch,
+            samples_seen=meta.samples_seen,
+            positions=positions,
+        )
+        return meta
+
+    def _restore_streams(self, loaded: Loaded) -> str:
+        """What became of the positions; those of another job may mean nothing here, and then the data begin anew."""
+        try:
+            self._tracked.restore_streams(loaded.state)
+        except InvalidField as exc:
+            if loaded.meta.job == self._plan.job:
+                raise
+            return f"not restored: {exc.message}"
+        return "restored"
+
+    def _miss_recorded(self, loaded: Loaded | None) -> None:
+        """Tell if the checkpoint that the job record names is not there at all."""
+        recorded = self._plan.checkpoint
+        if recorded is None or recorded.number in self._rejected_numbers:
+            return
+        if loaded is None or loaded.meta.number < recorded.number:
+            stem = checkpoint_stem(recorded.number)
+            self._reject(recorded.number, CheckpointNotFound(f"the job record names {stem}, which is not there"))
+
+    def _reject(self, number: int, error: RailbusError) -> None:
+        self._rejected_numbers.add(number)
+        self._events.tell("rejected", number, is_bad=True, error=error.to_wire())
