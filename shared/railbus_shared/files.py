@@ -125,3 +125,11 @@ def sha256_file(path: Path) -> str:
         while chunk := file.read(_HASH_CHUNK_BYTES):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def sha256_if_any(path: Path) -> str | None:
+    """Hex SHA-256 of a file's bytes; None if there is no such file."""
+    try:
+        return sha256_file(path)
+    except FileNotFoundError:
+        return None

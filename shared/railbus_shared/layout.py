@@ -89,6 +89,10 @@ class Layout:
     def checkpoints(self, name: str) -> Path:
         return self.model(name) / "checkpoints"
 
+    def checkpoint_meta(self, name: str, number: int) -> Path:
+        """The commit record of a checkpoint of a model."""
+        return self.checkpoints(name) / f"{checkpoint_stem(number)}.meta.json"
+
     def day(self, day: date) -> Path:
         return self.logs / f"{day:%Y}" / f"{day:%m}" / f"{day:%d}"
 

@@ -28,7 +28,7 @@ from checkpoints_for_tests import (
     write,
 )
 from railbus_runner.checkpointing import loading, serials
-from railbus_runner.checkpointing.model_schema import dtype_name, first_difference, write_or_check
+from railbus_runner.checkpointing.model_schema import differences, dtype_name, write_or_check
 from railbus_runner.endings import CommitRefused, RunnerGone
 from railbus_shared import files
 from railbus_shared.contracts.artifacts import CheckpointMeta, ModelSchema, Parameter
@@ -36,6 +36,7 @@ from railbus_shared.contracts.jobs import CheckpointRef
 from railbus_shared.errors import (
     CheckpointCorrupt,
     Conflict,
+    SchemaInvalid,
     StorageFull,
 )
 from railbus_shared.layout import Layout
@@ -258,31 +259,51 @@ BASE = {"a": ("float32", (2, 3)), "b": ("float32", (3,))}
 
 
 @pytest.mark.parametrize(
-    ("other", "difference"),
+    ("other", "said"),
     [
-        (BASE, ""),
-        ({"a": ("float32", (2, 4)), "b": ("float32", (3,))}, "parameter 'a' was float32[2, 3] and is float32[2, 4]"),
-        ({"a": ("bfloat16", (2, 3)), "b": ("float32", (3,))}, "parameter 'a' was float32[2, 3] and is bfloat16[2, 3]"),
-        ({"a": ("float32", (2, 3))}, "parameter 'b' is missing"),
-        (BASE | {"c": ("float32", ())}, "parameter 'c' is new"),
+        (BASE, []),
+        ({"a": ("float32", (2, 4)), "b": ("float32", (3,))}, ["parameter 'a' was float32[2, 3] and is float32[2, 4]"]),
+        ({"a": ("bfloat16", (2, 3))}, ["parameter 'a' was float32[2, 3] and is bfloat16[2, 3]",
+                                       "parameter 'b' is missing, it was float32[3]"]),
+        (BASE | {"c": ("float32", ())}, ["parameter 'c' is new, float32[]"]),
     ],
-)
-def test_the_first_difference_between_two_models_is_named(
-    tmp_path: Path, other: dict[str, tuple[str, tuple[int, ...]]], difference: str
+)  # fmt: skip
+def test_every_difference_between_two_models_is_named(
+    tmp_path: Path, other: dict[str, tuple[str, tuple[int, ...]]], said: list[str]
 ) -> None:
-    assert first_difference(schema(BASE), schema(other)) == difference
+    assert list(differences(schema(BASE), schema(other)).values()) == said
     path = Layout(tmp_path).model_schema("m")
     assert write_or_check(path, schema(BASE))
     before = path.read_bytes()
-    if difference:
+    if said:
         with pytest.raises(Conflict) as caught:
             write_or_check(path, schema(other))
-        assert difference in caught.value.message
+        assert all(one in caught.value.message for one in said)
         assert "another model name" in caught.value.hint
     else:
         assert not write_or_check(path, schema(other))
     assert path.read_bytes() == before
     assert [entry.name for entry in path.parent.iterdir()] == ["model_schema.json"]
+
+
+def test_of_many_differences_ten_are_told_and_all_are_counted_and_named(tmp_path: Path) -> None:
+    path = Layout(tmp_path).model_schema("m")
+    write_or_check(path, schema({f"layer{n}": ("float32", (n,)) for n in range(12)}))
+    with pytest.raises(Conflict) as caught:
+        write_or_check(path, schema({f"layer{n}": ("float32", (n, 1)) for n in range(12)}))
+    assert caught.value.message.count("parameter '") == 10
+    assert "and 2 more, 12 in all" in caught.value.message
+    assert caught.value.details["num_different"] == 12
+    assert str(caught.value.details["different"]).endswith("layer10, layer11")
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"model": "m"}'])
+def test_a_model_schema_that_is_none_is_told_with_its_path(tmp_path: Path, content: bytes) -> None:
+    path = Layout(tmp_path).model_schema("m")
+    path.parent.mkdir(parents=True)
+    path.write_bytes(content)
+    with pytest.raises(SchemaInvalid, match=r"model_schema\.json: no model schema.*remove it"):
+        write_or_check(path, schema(BASE))
 
 
 def test_dtypes_are_named_as_contracts_name_them() -> None:

@@ -18,7 +18,7 @@ import torch
 from railbus_runner import trainer
 from railbus_runner.frames import Commit, Deadline, Ended, Events, Frame, Refused, Save, Stop, Verified, Verify
 from railbus_runner.trainer import num_threads
-from railbus_shared import clock
+from railbus_shared import clock, files
 from railbus_shared.contracts.artifacts import CheckpointMeta, Column
 from railbus_shared.contracts.devices import DeviceInfo
 from railbus_shared.contracts.events import Event
@@ -198,7 +198,9 @@ def test_a_job_trains_to_its_end_and_leaves_a_checkpoint_and_a_schema(root: Path
     assert (meta.samples_seen, meta.devices, meta.entrypoint) == (252, ("h-cpu0",), "rb_loop:train")
     assert meta.metrics == end.ended.metrics
     assert set(meta.metrics) == {"loss", "accuracy"}
-    assert Layout(root).model_schema("m").exists()
+    assert meta.model_schema_sha256 == files.sha256_file(Layout(root).model_schema("m"))
+    asked = plan(root, "rb_loop:train", code=root / "code").spec
+    assert (meta.spec_sha256, meta.params, meta.policy) == (asked.digest, asked.params, asked.checkpoint)
     assert [frame.f for frame in end.frames] == ["verify", "commit", "ended"]
     assert sorted(end.ahead[0].shards) == [0, 1], "told before the first was asked for"
 
@@ -289,6 +291,13 @@ def test_stopped_within_an_epoch_and_resumed_a_job_ends_with_the_same_bits(root:
     resumed = run(root, "train", attempt=2, recorded=stopped.recorded)
     assert (weights(root), resumed.ended.metrics) == (expected, metrics)
     assert metas(root)[-1].parent == metas(root)[-2].number
+    assert linked_to_its_parent(root, metas(root)[-1])
+
+
+def linked_to_its_parent(root: Path, meta: CheckpointMeta) -> bool:
+    """Whether a meta holds the hash of its parent's, as that lies on disk."""
+    parent = Layout(root).checkpoint_meta("m", meta.parent or 0)
+    return meta.parent_sha256 == files.sha256_file(parent)
 
 
 def test_the_policy_says_when_and_how_many_are_kept(root: Path) -> None:
@@ -297,6 +306,7 @@ def test_the_policy_says_when_and_how_many_are_kept(root: Path) -> None:
     assert [meta.step for meta in commits] == [5, 10, 15, 20, 25, 30, 33]
     assert [(meta.number, meta.step, meta.parent) for meta in metas(root)] == [(5, 25, 4), (6, 30, 5), (7, 33, 6)]
     assert len(end.of_type("checkpoint.removed")) == 4
+    assert all(linked_to_its_parent(root, meta) for meta in metas(root)[1:])
     timed = run(root, "train", job="j-2", params={"epochs": 1, "pause_s": 0.05}, checkpoint={"every_s": 0.1})
     assert len([frame for frame in timed.frames if isinstance(frame, Commit)]) >= 3
 
@@ -370,6 +380,7 @@ def test_a_job_may_begin_from_a_named_checkpoint_of_another(root: Path) -> None:
     assert isinstance(resumed["data"], dict)
     assert (resumed["step"], resumed["data"]["from_job"]) == (11, "j-old")
     assert metas(root)[-1].parent == 1
+    assert linked_to_its_parent(root, metas(root)[-1])
     absent = run(root, "train", job="j-3", resume_from="checkpoint-000099")
     assert absent.ended.error is not None
     assert absent.ended.error.code == "CHECKPOINT_NOT_FOUND"

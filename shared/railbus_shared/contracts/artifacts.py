@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, JsonValue
 
+from railbus_shared.contracts.jobs import CheckpointPolicy
 from railbus_shared.contracts.model import Contract, Count, EntrypointName, Id, Items, JsonMap, Name, Sha256, Time
 
 Dtype = Literal[
@@ -234,6 +235,10 @@ class CheckpointMeta(Contract):
     """By where they stand in the state, for instance `parts.model.fc.weight`; in the format `torch` only."""
     spec_sha256: Sha256 | None = None
     """Of what the job asked for (`JobSpec.digest`)."""
+    params: JsonMap = Field(default_factory=dict)
+    """The job's, as its entrypoint was given them."""
+    policy: CheckpointPolicy | None = None
+    """What the job asked for of its checkpoints; tools go by it where the job's record is out of reach."""
     model_schema_sha256: Sha256 | None = None
     """Of the bytes of `model_schema.json`."""
     parent: int | None = None

@@ -6,7 +6,9 @@ import functools
 import importlib.metadata
 import os
 import platform
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 import torch
@@ -14,7 +16,12 @@ import torch
 from railbus_runner.frames import Plan
 from railbus_shared import clock, files, wire
 from railbus_shared.contracts.artifacts import ModelSchema, Parameter
-from railbus_shared.errors import Conflict
+from railbus_shared.errors import Conflict, SchemaInvalid, WireError
+
+_MAX_BYTES: Final = 64 << 20
+_SHOWN: Final = 10
+_MAX_DETAIL: Final = 2000
+"""Characters; details travel with the error."""
 
 
 def schema_of(model: torch.nn.Module, plan: Plan) -> ModelSchema:
@@ -39,38 +46,72 @@ def schema_of(model: torch.nn.Module, plan: Plan) -> ModelSchema:
 
 
 def write_or_check(path: Path, schema: ModelSchema) -> bool:
-    """Write the schema if the model has none yet, and say so; else raise Conflict if the parameters differ."""
+    """Write the schema if the model has none yet, and say so; else raise Conflict if the parameters differ.
+
+    The error names every parameter that differs, the first ten and how many there are; its details hold all names.
+    Raises SchemaInvalid for a file that is no schema.
+    """
     if not path.exists() and _write(path, schema):
         return True
-    there = ModelSchema.parse(wire.decode(path.read_bytes(), limit_bytes=64 << 20))
-    if difference := first_difference(there, schema):
+    there = _read(path)
+    if different := differences(there, schema):
         raise Conflict(
-            f"model {schema.model!r} is another one than its model_schema.json says: {difference}",
+            f"model {schema.model!r} is another one than its model_schema.json says: {shown(list(different.values()))}",
             hint="use another model name for the new architecture, or the params that the model was made with",
-            details={"model": schema.model, "created_by_job": there.created_by_job},
+            details={
+                "model": schema.model,
+                "created_by_job": there.created_by_job,
+                "num_different": len(different),
+                "different": ", ".join(different)[:_MAX_DETAIL],
+            },
         )
     return False
 
 
-def first_difference(there: ModelSchema, here: ModelSchema) -> str:
-    """The first parameter that differs, in words; empty if none does. Whether one is trained makes no difference."""
-    for name in (*there.parameters, *here.parameters):
+def differences(there: ModelSchema, here: ModelSchema) -> dict[str, str]:
+    """Every parameter that differs, in words, by its name; whether one is trained makes no difference.
+
+    Those that there were come first, in the order of the model, then those that are new.
+    """
+    found: dict[str, str] = {}
+    for name in {**there.parameters, **here.parameters}:
         old, new = there.parameters.get(name), here.parameters.get(name)
-        if old is None:
-            return f"parameter {name!r} is new"
-        if new is None:
-            return f"parameter {name!r} is missing"
-        if (old.dtype, old.shape) != (new.dtype, new.shape):
-            return f"parameter {name!r} was {old.dtype}{list(old.shape)} and is {new.dtype}{list(new.shape)}"
-    return ""
+        if old is None and new is not None:
+            found[name] = f"parameter {name!r} is new, {_form(new)}"
+        elif new is None and old is not None:
+            found[name] = f"parameter {name!r} is missing, it was {_form(old)}"
+        elif old is not None and new is not None and (old.dtype, old.shape) != (new.dtype, new.shape):
+            found[name] = f"parameter {name!r} was {_form(old)} and is {_form(new)}"
+    return found
+
+
+def shown(sentences: Sequence[str]) -> str:
+    """The first ten of them, and how many there are in all if that is more."""
+    more = len(sentences) - _SHOWN
+    return "; ".join(sentences[:_SHOWN]) + (f"; and {more} more, {len(sentences)} in all" if more > 0 else "")
+
+
+def _form(parameter: Parameter) -> str:
+    return f"{parameter.dtype}{list(parameter.shape)}"
+
+
+def _read(path: Path) -> ModelSchema:
+    try:
+        return ModelSchema.parse(wire.decode(path.read_bytes(), limit_bytes=_MAX_BYTES))
+    except (WireError, OSError) as exc:
+        raise SchemaInvalid(
+            f"{path}: no model schema: {exc}", hint="restore the file, or remove it: the next checkpoint writes it anew"
+        ) from exc
 
 
 @functools.cache
 def libraries() -> dict[str, str]:
     """Versions of what made a checkpoint."""
+    cuda = {"cuda": torch.version.cuda} if torch.version.cuda else {}
     return {
         "python": platform.python_version(),
         "torch": str(torch.__version__),
+        **cuda,
         "numpy": np.__version__,
         "railbus": importlib.metadata.version("railbus"),
     }

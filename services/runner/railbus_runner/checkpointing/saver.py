@@ -20,7 +20,7 @@ from railbus_runner.checkpointing.tracked import Tracked
 from railbus_runner.endings import CommitRefused
 from railbus_runner.frames import Commit, Committed, Plan, Refused
 from railbus_runner.recorder import Recorder
-from railbus_shared import clock
+from railbus_shared import clock, files
 from railbus_shared.contracts.artifacts import CheckpointFile, CheckpointMeta
 from railbus_shared.errors import error_from_wire
 from railbus_shared.layout import Layout
@@ -48,6 +48,7 @@ class Saver:
         self._saved_s = time.monotonic()
         self._is_schema_known = False
         self._resuming = Resuming(plan, store=self._store, tracked=tracked, channel=channel, events=self._events)
+        self._schema_sha256: str | None = None
 
     # --- saving ------------------------------------------------------------------------------------------------------
 
@@ -83,7 +84,9 @@ class Saver:
 
     def _ensure_schema(self) -> None:
         if not self._is_schema_known and (model := self._tracked.model) is not None:
-            write_or_check(self._layout.model_schema(self._plan.spec.model), schema_of(model, self._plan))
+            path = self._layout.model_schema(self._plan.spec.model)
+            write_or_check(path, schema_of(model, self._plan))
+            self._schema_sha256 = files.sha256_if_any(path)
             self._is_schema_known = True
 
     def _commit(self, meta: CheckpointMeta) -> None:
@@ -117,10 +120,21 @@ class Saver:
             git_commit=self.git_commit,
             metrics=dict(metrics),
             files=(file,),
+            spec_sha256=plan.spec.digest,
+            params=plan.spec.params,
+            policy=plan.spec.checkpoint,
+            model_schema_sha256=self._schema_sha256,
             parent=self._parent,
+            parent_sha256=self._parent_sha256(),
             reason=reason,
             created_at=clock.now(),
         )
+
+    def _parent_sha256(self) -> str | None:
+        """Of the parent's meta as it lies on disk; None if there is none, or if somebody has removed it."""
+        if self._parent is None:
+            return None
+        return files.sha256_if_any(self._layout.checkpoint_meta(self._plan.spec.model, self._parent))
 
     # --- resuming ----------------------------------------------------------------------------------------------------
 
