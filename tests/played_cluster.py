@@ -16,10 +16,11 @@ from railbus_shared import clock, leases
 from railbus_shared.bus import topology
 from railbus_shared.bus.bucket import Bucket
 from railbus_shared.bus.connection import Bus
-from railbus_shared.bus.endpoints import Endpoint, serving
+from railbus_shared.bus.endpoints import AnyEndpoint, Endpoint, serving
 from railbus_shared.contracts.devices import AttemptRef, RunnerReport
-from railbus_shared.contracts.jobs import EndCause
+from railbus_shared.contracts.jobs import CheckpointRef, EndCause
 from railbus_shared.contracts.requests import Nothing, StartAttempt, StopAttempt
+from railbus_shared.contracts.saving import SaveAttempt, SavedCheckpoint
 from railbus_shared.effects import tell
 from railbus_shared.errors import RailbusError
 from railbus_shared.happenings import Ended, Happening, ReleaseLeases, Started
@@ -59,17 +60,19 @@ class PlayedRunner:
     """Answered to whoever asks for a start."""
     attempts: dict[AttemptRef, StartAttempt] = field(default_factory=dict)
     stops: list[StopAttempt] = field(default_factory=list)
+    saves: list[SaveAttempt] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.records = JobRecords(Bucket(self.bus, self.bus.subjects.jobs))
         self.leases = Bucket(self.bus, self.bus.subjects.leases)
         self._reported = Bucket(self.bus, self.bus.subjects.devices)
 
-    def endpoints(self) -> list[Endpoint[StartAttempt] | Endpoint[StopAttempt]]:
+    def endpoints(self) -> list[AnyEndpoint]:
         subject = self.bus.subjects.runner
         return [
             Endpoint("start", subject(self.host, "start"), StartAttempt, self.start),
             Endpoint("stop", subject(self.host, "stop"), StopAttempt, self.stop),
+            Endpoint("save", subject(self.host, "save"), SaveAttempt, self.save),
         ]
 
     async def start(self, request: StartAttempt) -> Nothing:
@@ -85,6 +88,11 @@ class PlayedRunner:
     async def stop(self, request: StopAttempt) -> Nothing:
         self.stops.append(request)
         return Nothing()
+
+    async def save(self, request: SaveAttempt) -> SavedCheckpoint:
+        self.saves.append(request)
+        ref = CheckpointRef(number=1, step=5, sha256="0" * 64)
+        return SavedCheckpoint(job=request.job, model="m", checkpoint=ref, bytes=1, seconds=0.5)
 
     def has(self, job: str) -> bool:
         return any(ref.job == job for ref in self.attempts)

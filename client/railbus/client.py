@@ -21,7 +21,7 @@ from railbus.asking import FINAL_EVENTS as FINAL_EVENTS  # noqa: PLC0414 - part 
 from railbus.asking import Asker, somebody
 from railbus.ending import ended
 from railbus.following import events_of
-from railbus.job import Job
+from railbus.job import CHECKPOINT_S, Job, checkpoint_now
 from railbus.leasing import TTL_S, DeviceLease, leased, preference
 from railbus_shared import clock
 from railbus_shared.bus.connection import Bus
@@ -46,6 +46,7 @@ from railbus_shared.contracts.requests import (
     VerifiedShards,
     VerifyShards,
 )
+from railbus_shared.contracts.saving import SavedCheckpoint
 from railbus_shared.contracts.waiting import Why
 from railbus_shared.errors import TransientError
 from railbus_shared.layout import Layout
@@ -138,6 +139,13 @@ class _JobRequests(Asker):
     async def cancel(self, job: str, *, now: bool = False) -> JobRecord:
         """Ask a job to end; returns its record, which may still be running towards its end."""
         return await self.ask("jobs", "cancel", CancelJob(id=job, by=somebody(), now=now), JobRecord)
+
+    async def checkpoint(self, job: str, *, timeout_s: float = CHECKPOINT_S) -> SavedCheckpoint:
+        """Have a running job write a checkpoint at its next step; returns once that is durable.
+
+        Raises JobNotFound, Conflict if the job does not run or tracks nothing, RequestTimeout, StorageFull.
+        """
+        return await checkpoint_now(self, job, timeout_s=timeout_s)
 
     async def wait(self, jobs: Sequence[str]) -> list[JobRecord]:
         """Wait for the end of all these jobs; returns their records in the same order, whatever the ends."""

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Final, Self
 
 from railbus.asking import Asker, somebody
 from railbus.ending import ended
 from railbus.following import events_of
 from railbus_shared.contracts.jobs import JobRecord, JobState
 from railbus_shared.contracts.requests import CancelJob, HoldJob, JobRef, RetryJob, SetPriority
+from railbus_shared.contracts.saving import CheckpointJob, SavedCheckpoint
 from railbus_shared.contracts.waiting import Why
 from railbus_shared.errors import RequestTimeout
 
 if TYPE_CHECKING:
     from railbus_shared.contracts.model import Contract
+
+CHECKPOINT_S: Final = 60.0
+_CHECKPOINT_MORE_S: Final = 10.0
+"""More than the services are given, whose own word that it was not enough says more than silence."""
 
 
 class Job:
@@ -81,6 +86,19 @@ class Job:
         request = RetryJob(id=self.id, from_scratch=from_scratch)
         return Job(self._asker, await self._asker.ask("jobs", "retry", request, JobRecord, timeout_s=15.0))
 
+    async def checkpoint(self, *, timeout_s: float = CHECKPOINT_S) -> SavedCheckpoint:
+        """Have it write a checkpoint at its next step; returns once that is durable.
+
+        Raises Conflict if it does not run or tracks nothing, RequestTimeout, StorageFull.
+        """
+        return await checkpoint_now(self._asker, self.id, timeout_s=timeout_s)
+
     async def _told(self, verb: str, request: Contract) -> Self:
         self.record = await self._asker.ask("jobs", verb, request, JobRecord)
         return self
+
+
+async def checkpoint_now(asker: Asker, job: str, *, timeout_s: float) -> SavedCheckpoint:
+    """Have a running job write a checkpoint, and wait until it is durable."""
+    request = CheckpointJob(id=job, timeout_s=timeout_s)
+    return await asker.ask("jobs", "checkpoint", request, SavedCheckpoint, timeout_s=timeout_s + _CHECKPOINT_MORE_S)

@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from pydantic_settings import BaseSettings
 
 from railbus.job_states import with_states
-from railbus_shared.contracts import artifacts, checks, devices, events, jobs, requests, waiting
+from railbus_shared.contracts import artifacts, checks, devices, events, jobs, requests, saving, waiting
 from railbus_shared.contracts.model import Contract
 from railbus_shared.errors import RailbusError, known_codes
 from railbus_shared.field_docs import field_docs
@@ -93,6 +93,7 @@ def messages_page() -> str:
         ("Events", events),
         ("Requests", requests),
         ("Waiting", waiting),
+        ("Checkpoints on request", saving),
         ("Files", artifacts),
     ):
         parts.append(f"## {title}\n")

@@ -28,12 +28,13 @@ from types import TracebackType
 from typing import Self
 
 from railbus.client import Client, settings_for
-from railbus.job import Job
+from railbus.job import CHECKPOINT_S, Job
 from railbus.leasing import TTL_S, DeviceLease
 from railbus.loop_thread import LoopThread
 from railbus_shared.contracts.devices import DeviceInfo
 from railbus_shared.contracts.jobs import DevicePreference, JobRecord, JobSpec, JobState
 from railbus_shared.contracts.requests import DeviceList, EventLines, JobList, QueryEvents
+from railbus_shared.contracts.saving import SavedCheckpoint
 from railbus_shared.contracts.waiting import Why
 from railbus_shared.settings import CommonSettings
 
@@ -114,6 +115,13 @@ class SyncClient:
     def cancel(self, job: str, *, now: bool = False) -> JobRecord:
         """Ask a job to end; returns its record, which may still be running towards its end."""
         return self._thread.call(self._client.cancel(job, now=now))
+
+    def checkpoint(self, job: str, *, timeout_s: float = CHECKPOINT_S) -> SavedCheckpoint:
+        """Have a running job write a checkpoint at its next step; returns once that is durable.
+
+        Raises JobNotFound, Conflict if the job does not run or tracks nothing, RequestTimeout, StorageFull.
+        """
+        return self._thread.call(self._client.checkpoint(job, timeout_s=timeout_s))
 
     def wait(self, jobs: Sequence[str]) -> list[JobRecord]:
         """Wait for the end of all these jobs; returns their records in the same order, whatever the ends."""
@@ -210,6 +218,10 @@ class SyncJob:
         """Give it another priority while it waits, -100 to 100."""
         self._thread.call(self._job.set_priority(priority))
         return self
+
+    def checkpoint(self, *, timeout_s: float = CHECKPOINT_S) -> SavedCheckpoint:
+        """Have it write a checkpoint at its next step; returns once that is durable. Raises as `SyncClient` does."""
+        return self._thread.call(self._job.checkpoint(timeout_s=timeout_s))
 
     def retry(self, *, from_scratch: bool = False) -> SyncJob:
         """A new job like this one, which has ended; it begins from its last checkpoint, or `from_scratch`."""

@@ -61,7 +61,8 @@ def test_every_command_for_devices_explains_itself_within_80_columns(words: str)
     ("group", "commands"),
     [
         ("dataset", ["import", "append", "export", "list", "show", "sample", "stats", "verify", "repair"]),
-        ("checkpoints", ["list", "show", "verify"]),
+        ("checkpoints", ["list", "show", "verify", "now"]),
+        ("checkpoint", ["now"]),
         ("devices", ["list", "drain", "undrain", "cordon", "uncordon"]),
         ("lease", ["run", "list", "release"]),
     ],
@@ -72,7 +73,7 @@ def test_groups_show_their_commands(group: str, commands: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("typed", "meant"), [("subimt", "submit"), ("checkpoint", "checkpoints"), ("device", "devices"), ("log", "logs")]
+    ("typed", "meant"), [("subimt", "submit"), ("checkpionts", "checkpoints"), ("device", "devices"), ("log", "logs")]
 )
 def test_a_mistyped_command_is_answered_with_the_nearest(typed: str, meant: str) -> None:
     shown = CliRunner().invoke(cli, [typed])

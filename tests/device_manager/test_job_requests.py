@@ -17,6 +17,7 @@ from railbus_shared.bus.connection import Bus
 from railbus_shared.contracts.jobs import CheckpointRef, JobRecord
 from railbus_shared.contracts.model import Contract
 from railbus_shared.contracts.requests import CancelJob, HoldJob, JobList, JobRef, ListJobs, RetryJob, SetPriority
+from railbus_shared.contracts.saving import SaveAttempt
 from railbus_shared.errors import Conflict, JobNotFound, RunnerLost
 from railbus_shared.happenings import Saved, Stopping
 from railbus_shared.records import Applied
@@ -131,6 +132,25 @@ async def test_jobs_are_listed_by_owner_group_and_state(cluster: Cluster) -> Non
     assert await cluster.list(owner="ada") == [second, first]
     assert await cluster.list(group="sweep-1") == [third, first]
     assert await cluster.list(group="sweep-1", owner="ada", states=["running"]) == [first]
+
+
+async def test_a_checkpoint_is_asked_of_the_runner_that_has_the_job_and_of_no_job_that_does_not_run(
+    cluster: Cluster,
+) -> None:
+    client = Client(cluster.bus)
+    job = await cluster.submit_running()
+    saved = await client.checkpoint(job, timeout_s=3)
+    assert (saved.job, saved.checkpoint.step, saved.seconds) == (job, 5, 0.5)
+    assert cluster.runner.saves == [SaveAttempt(job=job, lease_epoch=1, timeout_s=3)]
+    waiting = await client.submit(JOB)
+    with pytest.raises(Conflict, match="is queued and writes no checkpoint now"):
+        await waiting.checkpoint()
+    await cluster.runner.end(job)
+    with pytest.raises(Conflict, match="is succeeded"):
+        await client.checkpoint(job)
+    with pytest.raises(JobNotFound):
+        await client.checkpoint("nothing")
+    assert len(cluster.runner.saves) == 1
 
 
 async def test_a_failed_job_is_submitted_again_from_its_last_checkpoint(cluster: Cluster) -> None:

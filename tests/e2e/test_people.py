@@ -19,7 +19,9 @@ from railbus.sweeping import expand
 from railbus_shared.contracts.requests import DeviceState
 from railbus_shared.contracts.waiting import WaitWord
 from railbus_shared.errors import Conflict, InvalidField, JobNotFound, LeaseLost, NoFreeDevice, RequestTimeout
-from running_up import RunningUp, finished
+from railbus_shared.files import sha256_file
+from railbus_shared.layout import checkpoint_stem
+from running_up import RunningUp, finished, until_event
 from until import PATIENCE_S, until
 
 pytestmark = pytest.mark.timeout(180)  # each needs services that import torch
@@ -93,6 +95,26 @@ async def test_a_job_that_is_held_waits_until_it_is_released_and_says_so(up: Run
         assert "held by ana" in command("why", job.id, cwd=up.root, env=_env(up)).out
         await job.hold(held=False)
         assert (await job.wait(timeout_s=90)).state == "succeeded"
+
+
+async def test_a_running_job_writes_a_checkpoint_when_it_is_asked_to_and_the_answer_comes_when_it_is_durable(
+    up: RunningUp,
+) -> None:
+    async with up.client() as client:
+        job = await client.submit(PACED)
+        await until_event(client, job.id, "job.first_step")
+        first = await job.checkpoint()
+        assert (await client.job(job.id)).checkpoint == first.checkpoint
+        done = command("checkpoint", "now", job.id, "--json", cwd=up.root, env=_env(up))
+        second: Any = done.json()
+        assert (second["model"], second["checkpoint"]["number"] > first.checkpoint.number) == ("people", True)
+        name = checkpoint_stem(second["checkpoint"]["number"])
+        path = up.layout.checkpoints("people") / f"{name}.pt"
+        assert second["checkpoint"]["sha256"] == sha256_file(path)
+        await job.cancel(now=True)
+        assert (await job.wait(timeout_s=90)).state == "cancelled"
+        refused = command("checkpoint", "now", job.id, cwd=up.root, env=_env(up))
+        assert (refused.status, "is cancelled and writes no checkpoint now" in refused.err) == (1, True)
 
 
 def test_a_lease_keeps_a_device_from_jobs_until_its_block_ends(up: RunningUp) -> None:

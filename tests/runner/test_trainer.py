@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from railbus_runner import trainer
-from railbus_runner.frames import Commit, Deadline, Ended, Events, Frame, Refused, Save, Stop, Verified, Verify
+from railbus_runner.frames import Commit, Deadline, Ended, Events, Frame, Refused, Save, Saving, Stop, Verified, Verify
 from railbus_runner.trainer import num_threads
 from railbus_shared import clock, files
 from railbus_shared.contracts.artifacts import CheckpointMeta, Column
@@ -103,6 +103,11 @@ def polite(ctx):
     while not ctx.stopping:
         ctx.step()
         time.sleep(0.01)
+
+def steps(ctx):
+    for _ in range(20):
+        ctx.step()
+        time.sleep(0.05)
 
 def untidy(ctx):
     ctx.track(model=torch.nn.Linear(1, 1))
@@ -311,9 +316,18 @@ def test_the_policy_says_when_and_how_many_are_kept(root: Path) -> None:
     assert len([frame for frame in timed.frames if isinstance(frame, Commit)]) >= 3
 
 
-def test_a_checkpoint_that_is_asked_for_is_written_at_the_next_step(root: Path) -> None:
-    end = run(root, "train", params={"pause_s": 0.1}, on_frame=Once(Save()))
-    assert [frame.meta.reason for frame in end.frames if isinstance(frame, Commit)] == ["request", "end"]
+def test_a_checkpoint_that_is_asked_for_is_begun_at_the_next_step_and_that_is_told(root: Path) -> None:
+    end = run(root, "train", params={"pause_s": 0.1}, on_frame=Once(Save(number=3)))
+    requested, last = (frame.meta for frame in end.frames if isinstance(frame, Commit))
+    assert (requested.reason, last.reason) == ("request", "end")
+    assert [frame for frame in end.frames if isinstance(frame, Saving)] == [Saving(number=3, step=requested.step)]
+
+
+def test_who_asks_a_trainer_that_tracks_nothing_is_told_so(root: Path) -> None:
+    end = run(root, "steps", on_frame=Once(Save(number=1)))
+    (told,) = [frame for frame in end.frames if isinstance(frame, Saving)]
+    assert told.error is not None
+    assert (told.error.code, "nothing is tracked" in told.error.message) == ("CONFLICT", True)
 
 
 def test_a_refused_commit_ends_the_trainer_and_leaves_nothing_of_the_checkpoint(root: Path) -> None:

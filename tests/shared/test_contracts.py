@@ -83,6 +83,11 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     },
     "CheckpointPolicy": {"every_steps": 5, "every_s": 1.5, "keep_best": 1, "metric": "accuracy", "best": "max"},
     "CheckpointRef": {"number": 1, "step": 2, "sha256": SHA},
+    "CheckpointJob": {"id": "j-1", "timeout_s": 5.0},
+    "SaveAttempt": {"job": "j-1", "lease_epoch": 1, "timeout_s": 5.0},
+    "SavedCheckpoint": {
+        "job": "j-1", "model": "cnn", "checkpoint": {"number": 1, "step": 2, "sha256": SHA}, "bytes": 3, "seconds": 0.5,
+    },
     "CloseStream": {"stream": "s-1"},
     "Column": _COLUMN,
     "ColumnExtent": _EXTENT,

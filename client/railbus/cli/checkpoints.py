@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from railbus.cli import exit_codes
+from railbus.cli.checkpoint_now import now
 from railbus.cli.groups import DefaultGroup
 from railbus.cli.render import Cell, Column, print_json, show, show_pairs, size, to_console
 from railbus.cli.session import json_option, root_option, session
@@ -51,13 +52,17 @@ class Checkpoint:
 
 @click.group(cls=DefaultGroup)
 def checkpoints() -> None:
-    """List, show and verify checkpoints, from their files.
+    """List, show and verify checkpoints, from their files; ask for one.
 
     \b
       railbus checkpoints                          all, newest last
       railbus checkpoints digits-cnn               those of a model
       railbus checkpoints verify digits-cnn        hash every file
+      railbus checkpoint now JOB                   have a running job write one
     """
+
+
+checkpoints.add_command(now)
 
 
 @checkpoints.command("list")

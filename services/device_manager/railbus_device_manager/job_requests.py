@@ -15,6 +15,7 @@ from railbus_shared import wire
 from railbus_shared.bus.endpoints import AnyEndpoint, Endpoint
 from railbus_shared.contracts.jobs import FINAL_STATES, JobRecord, JobSpec
 from railbus_shared.contracts.requests import CancelJob, HoldJob, JobList, JobRef, ListJobs, RetryJob, SetPriority
+from railbus_shared.contracts.saving import CheckpointJob, SavedCheckpoint
 from railbus_shared.errors import Conflict, TransientError
 from railbus_shared.happenings import CancelAsked, Happening, Held, PrioritySet, Released
 from railbus_shared.layout import checkpoint_stem
@@ -55,6 +56,7 @@ class JobRequests:
             Endpoint("hold", request("jobs", "hold"), HoldJob, self.hold),
             Endpoint("priority", request("jobs", "priority"), SetPriority, self.set_priority),
             Endpoint("retry", request("jobs", "retry"), RetryJob, self.retry),
+            Endpoint("checkpoint", request("jobs", "checkpoint"), CheckpointJob, self.checkpoint, may_wait=True),
         ]
 
     async def get(self, request: JobRef) -> JobRecord:
@@ -102,6 +104,21 @@ class JobRequests:
         number = next_number(record.id, self._placer.known)
         spec = retried_spec(record, number=number, from_scratch=request.from_scratch)
         return await self._submissions.submit(spec, retry_of=record.id)
+
+    async def checkpoint(self, request: CheckpointJob) -> SavedCheckpoint:
+        """Have a running job write a checkpoint; answers once the job record names it.
+
+        Raises JobNotFound, Conflict for a job that does not run, RequestTimeout, and what its trainer could not write
+        it for, such as StorageFull.
+        """
+        record = (await self._records.get(request.id)).record
+        if record.state not in ("running", "checkpointing"):
+            raise Conflict(
+                f"job {record.id!r} is {record.state} and writes no checkpoint now",
+                hint="its last one is shown by `railbus job`" if record.is_final else "ask again once it runs",
+                details={"state": record.state},
+            )
+        return await self._orders.save(record, timeout_s=request.timeout_s)
 
     async def _apply(self, job: str, happening: Happening) -> JobRecord:
         applied = await self._records.apply(job, happening)

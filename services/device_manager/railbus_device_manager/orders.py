@@ -1,17 +1,22 @@
-"""Carrying out what a decision about a job asks for: events told, a trainer's runner told to stop it."""
+"""What a runner is told about a job that it has: to stop its trainer, or to have it write a checkpoint."""
 
 from __future__ import annotations
 
 import logging
+from typing import Final
 
 from railbus_shared.bus.connection import Bus
 from railbus_shared.contracts.jobs import JobRecord
 from railbus_shared.contracts.requests import StopAttempt
+from railbus_shared.contracts.saving import SaveAttempt, SavedCheckpoint
 from railbus_shared.effects import tell
 from railbus_shared.errors import RailbusError
 from railbus_shared.happenings import StopTrainer
 from railbus_shared.records import Applied
 from railbus_shared.telemetry import LearningTelemetry
+
+_ANSWER_S: Final = 5.0
+"""More than the time that a runner is given: its own word that it was not enough says more than silence."""
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +34,12 @@ class Orders:
         for effect in applied.decision.effects:
             if isinstance(effect, StopTrainer):
                 await self._stop(applied.record, effect)
+
+    async def save(self, record: JobRecord, *, timeout_s: float) -> SavedCheckpoint:
+        """Have the runner of a record's attempt see to a checkpoint; raises what it answers."""
+        order = SaveAttempt(job=record.id, lease_epoch=record.lease_epoch, timeout_s=timeout_s)
+        subject = self._bus.subjects.runner(str(record.host), "save")
+        return SavedCheckpoint.parse(await self._bus.request(subject, order.to_map(), timeout_s=timeout_s + _ANSWER_S))
 
     async def _stop(self, record: JobRecord, stop: StopTrainer) -> None:
         order = StopAttempt(

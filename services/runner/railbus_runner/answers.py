@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterator
 from typing import Final
 
 from railbus_runner.claim import OVER, Claim, through_outages
-from railbus_runner.frames import Ahead, Commit, Committed, Ended, Events, Moved, Refused, Verified, Verify
+from railbus_runner.frames import Ahead, Commit, Committed, Ended, Events, Moved, Refused, Saving, Verified, Verify
 from railbus_runner.link import TrainerLink
+from railbus_runner.saving import SaveRequests
 from railbus_runner.telling import StreamTeller
 from railbus_shared.contracts.jobs import CheckpointRef, ErrorBody
 from railbus_shared.contracts.requests import CloseStream, OpenedStream, OpenStream, StreamProgress, VerifyShards
@@ -53,6 +54,8 @@ class Answers:
         self._moved = moved
         self._num_owed = 0
         self._opened: OpenedStream | None = None
+        self.saves = SaveRequests(claim.ref.job, link.send)
+        """Those that wait for a checkpoint."""
         self.ended: Ended | None = None
         """The trainer's last frame, once it has come."""
         self.failure: RailbusError | None = None
@@ -62,7 +65,7 @@ class Answers:
         """Answer frames of a trainer whose stream is open, until it closes its end."""
         teller = StreamTeller(self._stream, lambda word: self._ask("progress", word, timeout_s=_TELL_S))
         async with contextlib.aclosing(self._link.frames()) as frames, asyncio.TaskGroup() as tasks:
-            telling = tasks.create_task(teller.run())
+            helping = [tasks.create_task(teller.run()), tasks.create_task(self.saves.run())]
             async for frame in frames:
                 match frame:
                     case Events():
@@ -73,13 +76,15 @@ class Answers:
                         teller.heed(frame)
                     case Verify():
                         tasks.create_task(self._verify(frame, teller))
+                    case Saving():
+                        self.saves.heed(frame)
                     case Commit():
                         tasks.create_task(self._commit(frame))
                     case Ended():
                         self.ended = frame
                     case _:
                         logger.warning("a trainer sent what it may not", extra={"frame": frame.f})
-            await end(telling)
+            await end(*helping)
 
     async def open_stream(self) -> OpenedStream:
         """Where the shards of the job's dataset lie on this host; raises what the dataloader refuses it for."""
@@ -143,6 +148,7 @@ class Answers:
             await self._link.send(Refused(number=meta.number, error=_body(exc)))
             self._refused()
             return
+        self.saves.committed(meta)
         await self._link.send(Committed(number=meta.number))
         size_bytes = sum(file.bytes for file in meta.files)
         more = {"model": meta.model, "bytes": size_bytes, "reason": meta.reason}

@@ -39,6 +39,7 @@ from railbus_shared.bus.bucket import Bucket
 from railbus_shared.contracts.devices import AttemptRef
 from railbus_shared.contracts.jobs import JobRecord, LogRule
 from railbus_shared.contracts.requests import OpenedStream, StartAttempt
+from railbus_shared.contracts.saving import SavedCheckpoint
 from railbus_shared.errors import LeaseLost, RailbusError, RunnerLost, TrainerLost, TransientError
 from railbus_shared.happenings import Ended, Stopping
 from railbus_shared.logs import log_context
@@ -107,6 +108,7 @@ class Attempt:
             try:
                 await self._train()
             finally:
+                self._answers.saves.close()
                 self._link.close()
                 self._stalls.close()
             await self._conclude()
@@ -130,6 +132,10 @@ class Attempt:
         await self._link.send(stop)
         if stop.reason == "preempted":
             await self._tell_stopping()
+
+    async def save(self, *, timeout_s: float) -> SavedCheckpoint:
+        """Have the trainer write a checkpoint; returns once the job record names it. Raises like `SaveRequests.ask`."""
+        return await self._answers.saves.ask(timeout_s=timeout_s)
 
     def _remind(self) -> None:
         if self._trainer is not None and processes.handles(self._trainer.pid, signal.SIGTERM):

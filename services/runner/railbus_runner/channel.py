@@ -31,12 +31,14 @@ class TrainerChannel:
         deadline_boottime_s: on CLOCK_BOOTTIME; past it the trainer must neither step nor commit.
         stop: the order to end, once it has come.
         save_requested: whether a checkpoint was asked for; whoever writes one clears it.
+        save_number: of the last order for one that somebody waits for.
     """
 
     def __init__(self, sock: socket.socket) -> None:
         self.deadline_boottime_s = 0.0
         self.stop: Stop | None = None
         self.save_requested = False
+        self.save_number = 0
         self._sock = sock
         self._buffer = FrameBuffer()
         self._answers: list[Frame] = []
@@ -106,7 +108,7 @@ class TrainerChannel:
             case Stop():
                 self.stop = self.stop or frame
             case Save():
-                self.save_requested = True
+                self.save_requested, self.save_number = True, max(self.save_number, frame.number)
             case Plan() | Verified() | Committed() | Refused():
                 self._answers.append(frame)
             case _:

@@ -6,7 +6,7 @@ one version, so there is no version field. The sockets are Unix socket pairs: no
     runner  -> warm     fork                            (with four descriptors: socket, stdout, stderr, file of stacks)
     warm    -> runner   ready, forked, exited
     runner  -> trainer  plan, deadline, stop, save, verified, committed, refused
-    trainer -> runner   events, moved, verify, ahead, commit, ended
+    trainer -> runner   events, moved, verify, ahead, saving, commit, ended
 """
 
 from __future__ import annotations
@@ -110,6 +110,8 @@ class Save(Contract):
     """Write a checkpoint at the next step."""
 
     f: Literal["save"] = "save"
+    number: int = 0
+    """Of this order among those of the attempt, from 1 on; 0 where nobody waits for an answer."""
 
 
 class Verify(Contract):
@@ -134,6 +136,18 @@ class Ahead(Contract):
     shards: Items[int] = ()
     """In the order in which they will be read for the first time, from the trainer's place on."""
     released: Items[int] = ()
+
+
+class Saving(Contract):
+    """What becomes of every Save up to this number: a checkpoint of this step is begun, or an error says why not.
+
+    It may come again, with an error, for a checkpoint that had begun and failed.
+    """
+
+    f: Literal["saving"] = "saving"
+    number: int
+    step: int = Field(ge=0)
+    error: ErrorBody | None = None
 
 
 class Commit(Contract):
@@ -183,7 +197,7 @@ class Ended(Contract):
 Frame = (
     Fork | Ready | Forked | Exited
     | Plan | Deadline | Stop | Save | Verified | Committed | Refused
-    | Events | Moved | Verify | Ahead | Commit | Ended
+    | Events | Moved | Verify | Ahead | Saving | Commit | Ended
 )  # fmt: skip
 
 _FRAME: Final[TypeAdapter[Frame]] = TypeAdapter(Annotated[Frame, Field(discriminator="f")])

@@ -8,15 +8,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from typing import Final
 
 from railbus_runner.channel import TrainerChannel
 from railbus_runner.checkpointing.saver import Reason, Saver
 from railbus_runner.checkpointing.tracked import Tracked
 from railbus_runner.curves import Curves
 from railbus_runner.endings import Stopped
+from railbus_runner.failures import error_body
+from railbus_runner.frames import Saving
 from railbus_runner.moving import Pulse
 from railbus_runner.recorder import Recorder
 from railbus_shared import clock
+from railbus_shared.errors import Conflict, RailbusError
+
+_TRACK: Final = "call ctx.track(model=model) in the entrypoint"
 
 
 class Progress:
@@ -48,6 +54,7 @@ class Progress:
         self._began_s = began_s
         self._has_stepped = False
         self._stop_seen = False
+        self._num_told = 0  # of the orders to save
 
     def step(self, metrics: Mapping[str, object]) -> None:
         """End an optimizer step; raises Stopped once a Stop was obeyed."""
@@ -82,7 +89,12 @@ class Progress:
         if not self._tracked.parts:
             raise ValueError("nothing is tracked, so there is nothing to save: call ctx.track(model=model) before")
         self.curves.flush()
-        self._saver.save(reason, step=self.global_step, metrics=self.curves.latest)
+        self._tell_saving()
+        try:
+            self._saver.save(reason, step=self.global_step, metrics=self.curves.latest)
+        except RailbusError as exc:
+            self._tell_saving(exc)
+            raise
 
     def resume(self) -> bool:
         """Go on from the newest valid checkpoint, if there is one; raises ValueError if nothing is tracked."""
@@ -105,11 +117,26 @@ class Progress:
         self._keep_within_lease()
         if self._channel.stop is not None:
             self._stop()
-        if self._channel.save_requested and self._tracked.parts:
-            self.save("request")
+        if self._channel.save_requested:
+            self._save_as_asked()
         elif self._saver.is_due(self.global_step):
             self.save("policy")
         self._recorder.flush_if_due()
+
+    def _save_as_asked(self) -> None:
+        if self._tracked.parts:
+            self.save("request")
+        else:
+            self._tell_saving(Conflict("nothing is tracked, so there is nothing to save", hint=_TRACK))
+        self._channel.save_requested = False
+
+    def _tell_saving(self, error: RailbusError | None = None) -> None:
+        """Answer whoever waits for a checkpoint: that of this step is theirs, or cannot be written."""
+        number = self._channel.save_number
+        if number > (self._num_told if error is None else 0):
+            self._num_told = number
+            body = error_body(error) if error is not None else None
+            self._channel.send(Saving(number=number, step=self.global_step, error=body))
 
     def _stop(self) -> None:
         self.curves.flush()

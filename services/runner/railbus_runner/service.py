@@ -1,6 +1,6 @@
 """The runner: takes placed jobs of its host and sees each attempt through.
 
-Requests: `runner.<host>.start` and `.stop`, from device_managers. It reports itself in `railbus_devices` under
+Requests: `runner.<host>.start`, `.stop` and `.save`, from device_managers. It reports itself in `railbus_devices` under
 `<host>.runner`: the attempts it has processes of, and the entrypoints it offers. On start it kills what a former runner
 left and gives back that runner's jobs, before it reports anything: its report is what frees devices.
 """
@@ -31,6 +31,7 @@ from railbus_shared.bus.endpoints import AnyEndpoint, Endpoint
 from railbus_shared.contracts.devices import AttemptRef, HostReport, RunnerReport
 from railbus_shared.contracts.jobs import ACTIVE_STATES, ErrorBody, JobRecord
 from railbus_shared.contracts.requests import Nothing, StartAttempt, StopAttempt
+from railbus_shared.contracts.saving import SaveAttempt, SavedCheckpoint
 from railbus_shared.effects import tell
 from railbus_shared.errors import (
     AlreadyRunning,
@@ -83,14 +84,15 @@ class RunnerService:
         self._tasks: asyncio.TaskGroup | None = None
         self._news = asyncio.Event()
         self._is_offered = False
-        self._running = context.metrics.gauge("attempts_running", "Attempts that have processes on this host.")
-        self._running.set_function(lambda: len(self._attempts))
+        self._num_running = context.metrics.gauge("attempts_running", "Attempts that have processes on this host.")
+        self._num_running.set_function(lambda: len(self._attempts))
 
     def endpoints(self) -> list[AnyEndpoint]:
         runner, host = self._context.bus.subjects.runner, self._context.common.host
         return [
             Endpoint("start", runner(host, "start"), StartAttempt, self._start),
             Endpoint("stop", runner(host, "stop"), StopAttempt, self._stop),
+            Endpoint("save", runner(host, "save"), SaveAttempt, self._save, may_wait=True),
         ]
 
     async def run(self) -> None:
@@ -157,11 +159,18 @@ class RunnerService:
         tasks.create_task(self._see_through(attempt, applied.record))
 
     async def _stop(self, request: StopAttempt) -> Nothing:
+        attempt = self._running(request)
+        await attempt.stop(Stop(reason=request.reason, why=request.why), grace_s=request.grace_s)
+        return Nothing()
+
+    async def _save(self, request: SaveAttempt) -> SavedCheckpoint:
+        return await self._running(request).save(timeout_s=request.timeout_s)
+
+    def _running(self, request: StopAttempt | SaveAttempt) -> Attempt:
         attempt = self._attempts.get(_ref(request))
         if attempt is None:
             raise JobNotFound(f"job {request.job!r} with lease epoch {request.lease_epoch} does not run here")
-        await attempt.stop(Stop(reason=request.reason, why=request.why), grace_s=request.grace_s)
-        return Nothing()
+        return attempt
 
     async def _see_through(self, attempt: Attempt, record: JobRecord) -> None:
         self._news.set()
@@ -288,7 +297,7 @@ class RunnerService:
             yield
 
 
-def _ref(request: StartAttempt | StopAttempt) -> AttemptRef:
+def _ref(request: StartAttempt | StopAttempt | SaveAttempt) -> AttemptRef:
     return AttemptRef(job=request.job, lease_epoch=request.lease_epoch)
 
 
