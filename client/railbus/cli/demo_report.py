@@ -49,12 +49,18 @@ class Result:
 
 def report(root: Path, *, job: str, record: Mapping[str, object], accuracy: float | None, began_s: float) -> Result:
     """Look at the tree; what is not as it should be is a fault, never an exception."""
-    from railbus.cli.checkpoints import fault, read_all
+    from railbus.checkpoints.catalogue import read_all
+    from railbus.checkpoints.proof import fault
     from railbus_shared.log_reader import read_events
 
     layout = Layout(root)
-    written = [one for one in read_all(layout, _MODEL) if one.meta.job == job]
-    faults = [bad.message for one in written if (bad := fault(one))]
+    faults: list[str] = []
+    written = [
+        one
+        for one in read_all(layout, _MODEL, damaged=lambda _path, exc: faults.append(exc.message))
+        if one.meta.job == job
+    ]
+    faults += [bad.message for one in written if (bad := fault(one))]
     faults += _schema_faults(layout)
     logs = sorted(layout.logs.rglob(CLOSED_LOG_NAME))
     newest = written[-1] if written else None

@@ -49,7 +49,7 @@ COMMANDS: Final[Mapping[str, Mapping[str, Entry]]] = {
     },
     "Data, models and devices": {
         "dataset": Entry("dataset:dataset", "Import, look at, verify and export datasets."),
-        "checkpoints": Entry("checkpoints:checkpoints", "List, show and verify checkpoints."),
+        "checkpoints": Entry("checkpoints:checkpoints", "List, prove, compare and export checkpoints."),
         "checkpoint": Entry("checkpoints:checkpoints", "The same; `checkpoint now JOB` has a running job write one."),
         "devices": Entry("devices:devices", "List devices; take hosts and devices out of service."),
         "lease": Entry("lease:lease", "Hold devices by hand, for a command or a notebook."),

@@ -44,6 +44,9 @@ STATE_STYLES: Final[Mapping[str, str]] = {
     "warn": "yellow",
     "fail": "red",
     "damaged": "red",
+    "proven": "green",
+    "unknown": "yellow",
+    "broken": "red",
 }
 _PLAIN_SETTINGS: Final = ("NO_COLOR", "CI")
 _HASH_SHOWN: Final = 12

@@ -1,0 +1,185 @@
+"""Where the tensors of a `.pt` lie, found without torch, for files whose meta does not say so.
+
+A file of `torch.save` is a zip archive with stored records: `data.pkl`, which describes the tensors, and one record for
+each storage. The pickle is read by an unpickler that knows some twenty names, none of which does anything but keep what
+it is given; any other name ends the reading. So nothing of a file can be run, whatever is in it.
+Source: https://docs.pytorch.org/docs/stable/notes/serialization.html
+"""
+
+from __future__ import annotations
+
+import pickle
+import struct
+import zipfile
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from io import BufferedReader
+from typing import Any, Final
+
+from railbus.checkpoints.dtypes import ITEM_BYTES
+from railbus_shared.errors import CheckpointCorrupt, NotSupported
+
+_LOCAL_HEADER: Final = struct.Struct("<26xHH")
+"""Of a zip's record: lengths of the name and of the extra field that stand between it and the data."""
+_STORAGE_DTYPES: Final = {
+    "FloatStorage": "float32", "DoubleStorage": "float64", "HalfStorage": "float16", "BFloat16Storage": "bfloat16",
+    "LongStorage": "int64", "IntStorage": "int32", "ShortStorage": "int16", "CharStorage": "int8",
+    "ByteStorage": "uint8", "BoolStorage": "bool", "ComplexFloatStorage": "complex64",
+    "ComplexDoubleStorage": "complex128", "UntypedStorage": "uint8",
+}  # fmt: skip
+_MAX_DEPTH: Final = 64
+
+
+@dataclass(frozen=True)
+class Found:
+    """A dense tensor: part of one storage."""
+
+    storage: str
+    dtype: str
+    first: int
+    """Element of the storage that it begins with."""
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    """In elements."""
+
+
+@dataclass(frozen=True)
+class Opaque:
+    """A tensor of another kind: sparse, quantized, or what else only torch can make."""
+
+
+@dataclass(frozen=True)
+class _Dtype:
+    name: str
+
+
+@dataclass(frozen=True)
+class _Storage:
+    key: str
+    dtype: str
+
+
+def skeleton(file: BufferedReader, path: str) -> tuple[dict[str, Found | Opaque], dict[str, tuple[int, int]]]:
+    """Every tensor by where it stands in the state, and the offset and bytes of every storage by its key.
+
+    The bytes must have been verified before. Raises CheckpointCorrupt for what is no file of `torch.save`, NotSupported
+    for one that holds other things than tensors and plain containers.
+    """
+    try:
+        with zipfile.ZipFile(file) as archive:
+            (pickled,) = [one for one in archive.namelist() if one.endswith("/data.pkl") and one.count("/") == 1]
+            prefix = pickled.removesuffix("data.pkl")
+            _check_order(archive, prefix, path)
+            places = {
+                one.filename.removeprefix(f"{prefix}data/"): _place(file, one)
+                for one in archive.infolist()
+                if one.filename.startswith(f"{prefix}data/")
+            }
+            with archive.open(pickled) as stream:
+                unpickler = _Unpickler(stream, encoding="utf-8")
+                unpickler.path = path
+                state = unpickler.load()
+    except (zipfile.BadZipFile, pickle.UnpicklingError, struct.error, ValueError, TypeError, LookupError, EOFError,
+            AttributeError, NotImplementedError, RecursionError) as exc:  # fmt: skip
+        raise CheckpointCorrupt(path=path, expected="a file of torch.save", actual=str(exc)) from exc
+    return dict(_tensors(state, "", path)), places
+
+
+def _check_order(archive: zipfile.ZipFile, prefix: str, path: str) -> None:
+    if f"{prefix}byteorder" in archive.namelist() and archive.read(f"{prefix}byteorder") != b"little":
+        raise CheckpointCorrupt(path=path, expected="little-endian numbers", actual="big-endian ones")
+
+
+def _place(file: BufferedReader, record: zipfile.ZipInfo) -> tuple[int, int]:
+    """Offset and bytes of a stored record's data."""
+    if record.compress_type != zipfile.ZIP_STORED:
+        raise ValueError(f"record {record.filename!r} is packed")
+    file.seek(record.header_offset)
+    name_bytes, extra_bytes = _LOCAL_HEADER.unpack(file.read(_LOCAL_HEADER.size))
+    return record.header_offset + _LOCAL_HEADER.size + name_bytes + extra_bytes, record.file_size
+
+
+def _tensors(value: object, at: str, path: str, depth: int = 0) -> Iterator[tuple[str, Found | Opaque]]:
+    """Tensors below a value, by the keys and places that lead to them, joined by dots."""
+    if depth > _MAX_DEPTH:
+        raise CheckpointCorrupt(path=path, expected="a state", actual=f"one nested deeper than {_MAX_DEPTH}")
+    if isinstance(value, Found | Opaque):
+        yield at, value
+    items: Any = ()
+    if isinstance(value, Mapping):
+        items = value.items()
+    elif isinstance(value, list | tuple):
+        items = enumerate(value)
+    for key, item in items:
+        yield from _tensors(item, f"{at}.{key}" if at else str(key), path, depth + 1)
+
+
+class _Unpickler(pickle.Unpickler):
+    """Knows tensors and plain containers, and nothing that does anything."""
+
+    path = ""
+
+    def find_class(self, module: str, name: str) -> object:
+        if module in {"torch", "torch.storage"} and name in _STORAGE_DTYPES:
+            return _Dtype(_STORAGE_DTYPES[name])
+        if module == "torch" and name in ITEM_BYTES:
+            return _Dtype(name)
+        if module == "torch._utils" and name.startswith("_rebuild_"):
+            return _REBUILDING.get(name, _opaque)
+        if (known := _PLAIN.get((module, name))) is not None:
+            return known
+        raise NotSupported(
+            f"{self.path} holds {module}.{name}, which is neither a tensor nor a plain container",
+            hint="nothing of it was run; only checkpoints that railbus wrote can be read",
+        )
+
+    def persistent_load(self, pid: Any) -> _Storage:
+        _, kind, key, _, _ = pid
+        return _Storage(str(key), kind.name)
+
+
+def _rebuilt(storage: _Storage, first: int, shape: Any, strides: Any, *_: object) -> Found:
+    return Found(storage.key, storage.dtype, first, tuple(shape), tuple(strides))
+
+
+def _rebuilt_typed(
+    storage: _Storage, first: int, shape: Any, strides: Any, _grad: object, _hooks: object, dtype: _Dtype, *_: object
+) -> Found:
+    return Found(storage.key, dtype.name, first, tuple(shape), tuple(strides))
+
+
+def _same(tensor: object, *_: object) -> object:
+    return tensor
+
+
+def _opaque(*_: object) -> Opaque:
+    return Opaque()
+
+
+def _bytes(text: str, _encoding: str) -> bytes:
+    return text.encode("latin1")
+
+
+def _text(*words: object) -> str:
+    return " ".join(map(str, words))
+
+
+_REBUILDING: Final[Mapping[str, Callable[..., object]]] = {
+    "_rebuild_tensor_v2": _rebuilt,
+    "_rebuild_tensor_v3": _rebuilt_typed,
+    "_rebuild_parameter": _same,
+    "_rebuild_parameter_with_state": _same,
+}
+_PLAIN: Final[Mapping[tuple[str, str], object]] = {
+    ("collections", "OrderedDict"): OrderedDict,
+    ("collections", "Counter"): Counter,
+    ("torch", "Size"): tuple,
+    ("torch", "device"): _text,
+    ("torch.serialization", "_get_layout"): _text,
+    ("_codecs", "encode"): _bytes,
+    ("__builtin__", "set"): set,
+    ("builtins", "set"): set,
+    ("__builtin__", "complex"): complex,
+    ("builtins", "complex"): complex,
+}
