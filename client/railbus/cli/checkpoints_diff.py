@@ -82,9 +82,9 @@ def _show_meta(found: Comparison, console: Console) -> None:
 
 
 def _show_tensors(found: Comparison, limit: int | None, console: Console) -> None:
-    places: list[list[Cell]] = [[_name(one.name), one.form, None] for one in found.removed]
-    places += [[_name(one.name), None, one.form] for one in found.added]
-    places += [[_name(old.name), old.form, new.form] for old, new in found.reshaped]
+    places = [_place(one.name, one.form, None) for one in found.removed]
+    places += [_place(one.name, None, one.form) for one in found.added]
+    places += [_place(old.name, old.form, new.form) for old, new in found.reshaped]
     _show_some(_PLACES, places, limit, console)
     _show_some(_CHANGES, [_row(change) for change in found.changed], limit, console)
     click.echo()
@@ -98,6 +98,10 @@ def _show_some(columns: Sequence[Column], rows: Sequence[Sequence[Cell]], limit:
     show(columns, rows[:limit], console=console)
     if limit is not None and len(rows) > limit:
         click.echo(f"… and {len(rows) - limit} more; --limit 0 shows all")
+
+
+def _place(name: str, in_a: str | None, in_b: str | None) -> list[Cell]:
+    return [_name(name), in_a, in_b]
 
 
 def _row(change: Change) -> list[Cell]:
