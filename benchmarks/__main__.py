@@ -24,6 +24,7 @@ NAMES: Final = (
     "remote_shard",
     "remote_trainer",
     "stream_overhead",
+    "checkpoint",
 )
 
 
