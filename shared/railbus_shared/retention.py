@@ -14,8 +14,8 @@ if any of them keeps it.
 `keep_last` is at least one, so the newest whole one always stays, and with it the only one.
 
 An older checkpoint of a step that the same attempt has saved once more holds nothing of the state that the newer one
-lacks: it is neither among the newest nor kept for its step. A metric counts that is a finite number in the meta of the very checkpoint; one that
-is missing, NaN or infinite is never best. Of equals the newer is the better.
+lacks: it is neither among the newest nor kept for its step. A metric counts that is a finite number in the meta of the
+very checkpoint; one that is missing, NaN or infinite is never best. Of equals the newer is the better.
 """
 
 from __future__ import annotations
