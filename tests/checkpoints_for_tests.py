@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from railbus_runner.checkpointing import loading
+from railbus_runner.checkpointing.image import Image
 from railbus_runner.checkpointing.store import CheckpointStore
 from railbus_runner.endings import CommitRefused
 from railbus_shared.contracts.artifacts import CheckpointFile, CheckpointMeta
@@ -60,7 +61,18 @@ def refuse(_meta: CheckpointMeta) -> None:
 
 def write(root: Path, step: int, *, job: str = "j-1") -> CheckpointMeta:
     state: dict[str, object] = {"step": step, "w": torch.full((1000,), float(step))}
-    return store(root, job=job).write(state, describe=describer(job, step=step), commit=agree)
+    return save(store(root, job=job), state, describe=describer(job, step=step), commit=agree)
+
+
+def save(
+    into: CheckpointStore,
+    state: dict[str, object],
+    *,
+    describe: Callable[[int, CheckpointFile], CheckpointMeta],
+    commit: Callable[[CheckpointMeta], None],
+) -> CheckpointMeta:
+    image = Image.of(state)
+    return into.write(image.chunks(), nbytes=image.nbytes, describe=describe, commit=commit)
 
 
 class Rejections:

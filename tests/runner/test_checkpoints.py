@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import resource
 import signal
-import subprocess
-import sys
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +24,16 @@ from checkpoints_for_tests import (
     newest_step,
     pair,
     refuse,
+    save,
     store,
     write,
 )
 from railbus_runner.checkpointing import loading, serials
 from railbus_runner.checkpointing.model_schema import differences, dtype_name, write_or_check
+from railbus_runner.checkpointing.store import CheckpointStore
 from railbus_runner.endings import CommitRefused, RunnerGone
 from railbus_shared import files
-from railbus_shared.contracts.artifacts import CheckpointMeta, ModelSchema, Parameter
+from railbus_shared.contracts.artifacts import CheckpointFile, CheckpointMeta, ModelSchema, Parameter
 from railbus_shared.contracts.jobs import CheckpointRef
 from railbus_shared.errors import (
     CheckpointCorrupt,
@@ -58,24 +60,25 @@ def test_a_checkpoint_comes_back_as_it_was_and_its_meta_states_the_bytes(tmp_pat
 
 def test_when_the_runner_is_asked_the_data_is_there_and_the_meta_is_not(tmp_path: Path) -> None:
     seen: list[set[str]] = []
-    store(tmp_path).write({"a": 1}, describe=describer(), commit=lambda _meta: seen.append(names(tmp_path)))
+    save(store(tmp_path), {"a": 1}, describe=describer(), commit=lambda _meta: seen.append(names(tmp_path)))
     assert seen == [{"checkpoint-000001.pt", ".checkpoint-000001.meta.json.tmp"}]
 
 
 def test_a_refused_commit_leaves_nothing_and_its_number_is_not_used_again(tmp_path: Path) -> None:
     write(tmp_path, 1)
     with pytest.raises(CommitRefused):
-        store(tmp_path).write({"a": 1}, describe=describer(), commit=refuse)
+        save(store(tmp_path), {"a": 1}, describe=describer(), commit=refuse)
     assert names(tmp_path) == pair(1)
     assert write(tmp_path, 2).number == 3
 
 
-def test_when_the_runner_dies_unanswered_all_is_left_for_the_next_attempt(tmp_path: Path) -> None:
-    def die(_meta: CheckpointMeta) -> None:
-        raise RunnerGone
+def gone(_meta: CheckpointMeta) -> None:
+    raise RunnerGone
 
+
+def test_when_the_runner_dies_unanswered_all_is_left_for_the_next_attempt(tmp_path: Path) -> None:
     with pytest.raises(RunnerGone):
-        store(tmp_path).write({"a": 1}, describe=describer(), commit=die)
+        save(store(tmp_path), {"a": 1}, describe=describer(), commit=gone)
     assert names(tmp_path) == {"checkpoint-000001.pt", ".checkpoint-000001.meta.json.tmp"}
     assert newest_step(tmp_path) == (None, [])
 
@@ -108,64 +111,59 @@ def test_numbers_go_on_after_the_highest_checkpoint_where_the_claims_are_gone(tm
 
 # --- killed at every step --------------------------------------------------------------------------------------------
 
-STEPS = {
-    "while the data is written": ("torch.save", "before"),
-    "after the data has its name": ("files.publish", "after"),
-    "before the runner is asked": ("commit", "before"),
-    "after the runner has said yes": ("commit", "after"),
-    "between the halves of the last rename": ("Path.unlink", "before second"),
-}
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-import torch
-sys.path.insert(0, sys.argv[1])
-import checkpoints_for_tests as t
-from railbus_shared import files
-root, what, when = Path(sys.argv[2]), sys.argv[3], sys.argv[4]
 
-def die(*_a, **_k):
+def die(*_args: object, **_named: object) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
-def after(call):
-    def both(*a, **k):
-        call(*a, **k)
-        die()
-    return both
 
-commit = t.agree
-if what == "torch.save":
-    real = torch.save
-    def half(state, file):
-        real(state, file)
-        file.flush()
-        os.ftruncate(file.fileno(), 300)
-        die()
-    torch.save = half
-elif what == "files.publish":
-    files.publish = after(files.publish)
-elif what == "commit":
-    commit = die if when == "before" else after(t.agree)
-else:
-    real_unlink, calls = Path.unlink, []
-    def unlink(self, missing_ok=False):
-        calls.append(self.name)
-        if self.name == ".checkpoint-000002.meta.json.tmp" and self.exists():
+def write_half(descriptor: int, data: memoryview, offset: int) -> int:
+    os.pwritev(descriptor, [data[:4096]], offset)
+    die()
+    raise AssertionError
+
+
+def publish_and_die(draft: Path, final: Path, *, real: Callable[[Path, Path], None] = files.publish) -> None:
+    real(draft, final)
+    die()
+
+
+def die_at(name: str, *, real: Callable[..., None] = Path.unlink) -> Callable[..., None]:
+    """In the place of Path.unlink, for the file of this name."""
+
+    def unlink(path: Path, missing_ok: bool = False) -> None:
+        if path.name == name and path.exists():
             die()
-        real_unlink(self, missing_ok=missing_ok)
-    Path.unlink = unlink
-t.store(root).write({"step": 2}, describe=t.describer(step=2), commit=commit)
-"""
+        real(path, missing_ok=missing_ok)
+
+    return unlink
 
 
-@pytest.mark.timeout(120)  # many children, each killed at another step
+STEPS: dict[str, tuple[object, str, object]] = {
+    "while the data is written": (os, "pwrite", write_half),
+    "after the data has its name": (files, "publish", publish_and_die),
+    "before the runner is asked": (CheckpointStore, "_publish", die),
+    "after the runner has said yes": (CheckpointStore, "_publish", die),
+    "between the halves of the last rename": (Path, "unlink", die_at(".checkpoint-000002.meta.json.tmp")),
+}
+
+
+def killed(work: Callable[[], object], where: object, name: str, by: object) -> None:
+    """Do something in a process of its own that kills itself on the way, where this is put in its place."""
+
+    def child() -> None:
+        setattr(where, name, by)
+        work()
+
+    process = multiprocessing.get_context("fork").Process(target=child)
+    process.start()
+    process.join(timeout=60)
+    assert process.exitcode == -signal.SIGKILL
+
+
 @pytest.mark.parametrize("moment", STEPS)
 def test_killed_at_any_moment_a_write_counts_whole_or_not_at_all(tmp_path: Path, moment: str) -> None:
     write(tmp_path, 1)
-    what, when = STEPS[moment]
-    here = str(Path(__file__).parents[1])
-    killed = subprocess.run([sys.executable, "-c", KILLED, here, str(tmp_path), what, when], check=False)
-    assert killed.returncode == -signal.SIGKILL
+    killed(lambda: write(tmp_path, 2), *STEPS[moment])
     finished = moment == "between the halves of the last rename"
     assert newest_step(tmp_path) == (2 if finished else 1, [])
     recorded = finished or moment == "after the runner has said yes"
@@ -183,7 +181,7 @@ def test_what_another_job_is_writing_is_not_swept(tmp_path: Path) -> None:
     def sweep_beside(_meta: CheckpointMeta) -> None:
         assert store(tmp_path, job="j-2").sweep() == []
 
-    store(tmp_path, job="j-1").write({"step": 1}, describe=describer(), commit=sweep_beside)
+    save(store(tmp_path, job="j-1"), {"step": 1}, describe=describer(), commit=sweep_beside)
     assert newest_step(tmp_path) == (1, [])
 
 
@@ -191,15 +189,36 @@ def test_what_a_later_attempt_is_writing_is_not_swept_by_a_stale_one(tmp_path: P
     def sweep_beside(_meta: CheckpointMeta) -> None:
         assert store(tmp_path, lease_epoch=1).sweep() == []
 
-    store(tmp_path, lease_epoch=2).write({"step": 1}, describe=describer(), commit=sweep_beside)
+    save(store(tmp_path, lease_epoch=2), {"step": 1}, describe=describer(), commit=sweep_beside)
+
+
+def test_a_checkpoint_that_a_successor_has_completed_is_written(tmp_path: Path) -> None:
+    def complete(meta: CheckpointMeta) -> None:
+        assert store(tmp_path, lease_epoch=2).complete(ref(meta))
+        assert store(tmp_path, lease_epoch=2).sweep() == []
+
+    meta = save(store(tmp_path), {"step": 1}, describe=describer(), commit=complete)
+    assert not store(tmp_path, lease_epoch=2).complete(ref(meta))
+    assert names(tmp_path) == pair(1)
+    assert newest_step(tmp_path) == (1, [])
+
+
+def test_a_writer_whose_draft_a_successor_has_swept_ends_as_if_refused(tmp_path: Path) -> None:
+    def sweep(_meta: CheckpointMeta) -> None:
+        assert store(tmp_path, lease_epoch=2).sweep() == [1]
+
+    with pytest.raises(CommitRefused, match="swept"):
+        save(store(tmp_path), {"step": 1}, describe=describer(), commit=sweep)
+    assert names(tmp_path) == set()
+
+
+def ref(meta: CheckpointMeta) -> CheckpointRef:
+    return CheckpointRef(number=meta.number, step=meta.step, sha256=meta.files[0].sha256)
 
 
 def test_a_draft_that_is_not_what_the_record_names_is_not_completed(tmp_path: Path) -> None:
-    def die(_meta: CheckpointMeta) -> None:
-        raise RunnerGone
-
     with pytest.raises(RunnerGone):
-        store(tmp_path).write({"a": 1}, describe=describer(), commit=die)
+        save(store(tmp_path), {"a": 1}, describe=describer(), commit=gone)
     with pytest.raises(CheckpointCorrupt):
         store(tmp_path).complete(CheckpointRef(number=1, step=1, sha256=SHA))
     assert newest_step(tmp_path) == (None, [])
@@ -214,10 +233,70 @@ def test_retention_keeps_the_newest_of_the_job_and_touches_no_other_job(
 ) -> None:
     for number, job in enumerate(["j-1", "j-1", "j-2", "j-1", "j-2", "j-1"], start=1):
         assert write(tmp_path, number, job=job).number == number
-    removed = store(tmp_path).retain(keep)
+    removed = store(tmp_path).retain(lambda metas: [meta.number for meta in metas[keep:]])
     assert sorted([*removed, *kept]) == [1, 2, 4, 6]
     assert names(tmp_path) == set().union(*(pair(number) for number in [*kept, 3, 5]))
     assert write(tmp_path, 7).number == 7
+
+
+def test_the_newest_stays_whatever_is_chosen(tmp_path: Path) -> None:
+    write(tmp_path, 1)
+    write(tmp_path, 2)
+    assert store(tmp_path).retain(lambda metas: [meta.number for meta in metas]) == [1]
+    assert names(tmp_path) == pair(2)
+
+
+def write_folder(root: Path, step: int, *, commit: Callable[[CheckpointMeta], None] = agree) -> CheckpointMeta:
+    """A checkpoint whose data is a folder, as those of several ranks are."""
+    folder = store(root).folder
+
+    def produce(number: int) -> tuple[CheckpointFile, ...]:
+        shard = folder / f"checkpoint-{number:06d}.dcp" / "0.distcp"
+        shard.parent.mkdir()
+        shard.write_bytes(b"shard")
+        return (CheckpointFile(file=f"{shard.parent.name}/{shard.name}", bytes=5, sha256=files.sha256_file(shard)),)
+
+    def describe(number: int, written: tuple[CheckpointFile, ...]) -> CheckpointMeta:
+        return describer(step=step)(number, written[0]).model_copy(update={"format": "dcp", "files": written})
+
+    return store(root).write_files(produce, describe=describe, commit=commit)
+
+
+def test_a_folder_is_removed_swept_and_refused_as_a_file_is(tmp_path: Path) -> None:
+    write_folder(tmp_path, 1)
+    with pytest.raises(CommitRefused):
+        write_folder(tmp_path, 2, commit=refuse)
+    with pytest.raises(RunnerGone):
+        write_folder(tmp_path, 3, commit=gone)
+    (store(tmp_path).folder / ".checkpoint-000003.dcp.tmp").mkdir()
+    assert names(tmp_path) > {"checkpoint-000001.dcp", "checkpoint-000003.dcp"}
+    assert store(tmp_path, lease_epoch=2).sweep() == [3]
+    write(tmp_path, 4)
+    assert store(tmp_path).retain(lambda _metas: [1]) == [1]
+    assert names(tmp_path) == pair(4)
+
+
+def test_a_meta_that_names_the_data_of_another_checkpoint_removes_nothing_of_it(tmp_path: Path) -> None:
+    write(tmp_path, 1)
+    theirs = write(tmp_path, 2).files
+
+    def describe(number: int, file: CheckpointFile) -> CheckpointMeta:
+        return describer()(number, file).model_copy(update={"files": theirs})
+
+    save(store(tmp_path), {"step": 3}, describe=describe, commit=agree)
+    write(tmp_path, 4)
+    store(tmp_path).retain(lambda _metas: [3])
+    assert names(tmp_path) == pair(1) | pair(2) | {"checkpoint-000003.pt"} | pair(4)
+
+
+def test_what_is_left_of_one_that_was_half_removed_is_swept(tmp_path: Path) -> None:
+    write(tmp_path, 1)
+    write(tmp_path, 2)
+    killed(lambda: store(tmp_path).retain(lambda _metas: [1]), Path, "unlink", die_at("checkpoint-000001.pt"))
+    assert names(tmp_path) == pair(2) | {"checkpoint-000001.pt"}
+    assert store(tmp_path, lease_epoch=2).sweep() == [1]
+    assert names(tmp_path) == pair(2)
+    assert write(tmp_path, 3).number == 3
 
 
 def test_a_full_disk_fails_the_write_whole_and_touches_nothing_older(tmp_path: Path) -> None:
@@ -228,7 +307,7 @@ def test_a_full_disk_fails_the_write_whole_and_touches_nothing_older(tmp_path: P
     try:
         big: dict[str, object] = {"w": [torch.ones(100_000) for _ in range(20)]}
         with pytest.raises(StorageFull, match="no space left"):
-            store(tmp_path).write(big, describe=describer(), commit=agree)
+            save(store(tmp_path), big, describe=describer(), commit=agree)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     after = {path.name: path.read_bytes() for path in store(tmp_path).folder.iterdir()}

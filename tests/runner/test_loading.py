@@ -17,6 +17,7 @@ from checkpoints_for_tests import (
     agree,
     describer,
     newest_step,
+    save,
     store,
     write,
 )
@@ -64,7 +65,7 @@ def test_every_generator_goes_on_where_it_was(tmp_path: Path) -> None:
     draw()
     tracked = Tracked()
     tracked.add_part("model", torch.nn.Linear(2, 2))
-    store(tmp_path).write(tracked.state(step=5), describe=describer(), commit=agree)
+    save(store(tmp_path), tracked.state(step=5), describe=describer(), commit=agree)
     expected = draw() + draw()
     loaded = loading.newest(store(tmp_path), rejected=Rejections())
     assert loaded is not None

@@ -13,6 +13,7 @@ from pydantic import JsonValue
 
 from railbus_runner.channel import TrainerChannel
 from railbus_runner.checkpointing.events import CheckpointEvents
+from railbus_runner.checkpointing.image import Image
 from railbus_runner.checkpointing.model_schema import libraries, precision, schema_of, write_or_check
 from railbus_runner.checkpointing.resuming import Resuming
 from railbus_runner.checkpointing.store import CheckpointStore
@@ -24,6 +25,7 @@ from railbus_shared import clock, files
 from railbus_shared.contracts.artifacts import CheckpointFile, CheckpointMeta
 from railbus_shared.errors import error_from_wire
 from railbus_shared.layout import Layout
+from railbus_shared.retention import retention
 
 Reason = Literal["policy", "end", "stop", "request"]
 
@@ -69,16 +71,18 @@ class Saver:
         """Write a checkpoint and remove the job's older ones; raises CommitRefused, StorageFull, Conflict."""
         began_s = time.monotonic()
         self._ensure_schema()
+        image = Image.of(self._tracked.state(step=step))
 
         def describe(number: int, file: CheckpointFile) -> CheckpointMeta:
-            return self._meta(number, file, reason=reason, step=step, metrics=metrics)
+            meta = self._meta(number, file, reason=reason, step=step, metrics=metrics)
+            return meta.model_copy(update={"tensors": image.tensors})
 
-        meta = self._store.write(self._tracked.state(step=step), describe=describe, commit=self._commit)
+        meta = self._store.write(image.chunks(), nbytes=image.nbytes, describe=describe, commit=self._commit)
         self._parent, self._saved_step, self._saved_s = meta.number, step, time.monotonic()
         self._channel.save_requested = False
         seconds = round(self._saved_s - began_s, 3)
         self._events.tell("written", meta.number, step=step, bytes=meta.files[0].bytes, reason=reason, seconds=seconds)
-        for number in self._store.retain(self._plan.spec.checkpoint.keep_last):
+        for number in self._store.retain(lambda metas: retention(metas, self._plan.spec.checkpoint).gone):
             self._events.tell("removed", number, step=step)
         return meta
 
@@ -93,7 +97,7 @@ class Saver:
         self._recorder.flush()
         self._channel.poll()
         self._channel.await_deadline(stop_suffices=False)
-        answer = self._channel.ask(Commit(meta=meta), Committed, Refused)
+        answer = self._channel.ask(Commit(meta=meta.model_copy(update={"tensors": {}})), Committed, Refused)
         if isinstance(answer, Refused):
             raise CommitRefused(error_from_wire(answer.error.to_map()))
 

@@ -1,36 +1,43 @@
 """The checkpoints of one model on disk: written so that they are whole or do not exist.
 
-A checkpoint is `checkpoint-000123.pt` and `checkpoint-000123.meta.json`, and the meta is its commit record:
+A checkpoint is `checkpoint-000123.pt`, or a folder `checkpoint-000123.dcp`, and `checkpoint-000123.meta.json`, and the
+meta is its commit record:
 
     1. a number is claimed (`serials`)
-    2. the `.pt` is written beside its final name, flushed, hashed, and takes its name without replacing
+    2. the data are written beside their final name, flushed, hashed, and take their name without replacing
     3. the meta is written and flushed under its temporary name
     4. the runner names the checkpoint in the job record, with its lease epoch; a stale attempt ends here
     5. the meta takes its final name
 
 Killed before 4, an attempt leaves litter that `sweep` of its successor removes; killed after it, a recorded checkpoint
-that `complete` brings to its end. `loading` reads what is here.
+that `complete` brings to its end, whether or not its writer lives on and does so too. One is removed the other way
+round: its number is claimed again, the meta goes, and then the data. `loading` reads what is here.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator, Mapping
+import shutil
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO, Final
-
-import torch
+from typing import Final
 
 from railbus_runner.checkpointing import serials
+from railbus_runner.checkpointing.disk import setting_errors, write_draft
 from railbus_runner.endings import CommitRefused
 from railbus_shared import files, wire
 from railbus_shared.contracts.artifacts import CheckpointFile, CheckpointMeta
 from railbus_shared.contracts.jobs import CheckpointRef
-from railbus_shared.errors import CheckpointCorrupt, CheckpointNotFound, RailbusError, WireError
+from railbus_shared.errors import (
+    CheckpointCorrupt,
+    CheckpointNotFound,
+    RailbusError,
+    StaleLeaseEpoch,
+    StorageFull,
+    WireError,
+)
 from railbus_shared.layout import Layout, checkpoint_number, checkpoint_stem
-
-State = dict[str, object]
 
 MAX_META_BYTES: Final = 16 << 20
 
@@ -49,41 +56,60 @@ class CheckpointStore:
 
     def write(
         self,
-        state: State,
+        source: memoryview | Iterable[memoryview],
         *,
+        nbytes: int,
         describe: Callable[[int, CheckpointFile], CheckpointMeta],
+        commit: Callable[[CheckpointMeta], None],
+    ) -> CheckpointMeta:
+        """Write a checkpoint whose data is one file, of these bytes, `nbytes` in all; else as `write_files`."""
+
+        def produce(number: int) -> tuple[CheckpointFile]:
+            final = self._data_path(number)
+            sha256 = write_draft(final, source, nbytes=nbytes)
+            files.publish(files.temporary_path(final), final)
+            return (CheckpointFile(file=final.name, bytes=nbytes, sha256=sha256),)
+
+        return self.write_files(produce, describe=lambda number, made: describe(number, *made), commit=commit)
+
+    def write_files(
+        self,
+        produce: Callable[[int], tuple[CheckpointFile, ...]],
+        *,
+        describe: Callable[[int, tuple[CheckpointFile, ...]], CheckpointMeta],
         commit: Callable[[CheckpointMeta], None],
     ) -> CheckpointMeta:
         """Write a checkpoint; it exists once this returns.
 
-        `describe` makes the meta of a number and a file; `commit` asks the runner, and raises CommitRefused for a no,
-        after which nothing of the checkpoint is left. Raises StorageFull; older checkpoints stay as they were.
+        `produce` makes the data durable under the final names of a number, `describe` makes the meta of the number and
+        what was produced, `commit` asks the runner, and raises CommitRefused for a no. After a no, and after any error
+        before the question, nothing of the checkpoint is left, and older ones are as they were. Raises StorageFull,
+        BadSetting for a folder that cannot be written to, CommitRefused also where a later attempt has swept the draft.
         """
-        with files.storage_errors(self.folder):
+        with files.storage_errors(self.folder), setting_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-        number = serials.claim(self.folder, job=self._job, lease_epoch=self._lease_epoch)
+            number = serials.claim(self.folder, job=self._job, lease_epoch=self._lease_epoch)
         with self._removed_on(BaseException, number):
-            meta = describe(number, self._write_data(number, state))
+            meta = describe(number, produce(number))
             self._write_draft(meta)
         with self._removed_on(CommitRefused, number):  # after any other end the record may name it: it is left
             commit(meta)
-        self._publish(number)
+            self._publish(number)
         serials.release(self.folder, number)
         return meta
 
-    def retain(self, keep_last: int) -> list[int]:
-        """Remove the job's checkpoints but the newest `keep_last`, and give the numbers of those removed.
+    def retain(self, choose: Callable[[Sequence[CheckpointMeta]], Collection[int]]) -> list[int]:
+        """Remove checkpoints of the job, and give the numbers of those removed, oldest first.
 
-        To be called once the newest is durable. The meta goes first, so that none ever points to a missing file.
+        To be called once the newest is durable. `choose` gets the metas, newest first, and gives the numbers that are
+        to go; the newest stays whatever it gives.
         """
-        removed: list[int] = []
-        for meta in list(self.metas(job=self._job))[max(1, keep_last) :]:
-            self._meta_path(meta.number).unlink(missing_ok=True)
-            files.fsync_dir(self.folder)
-            for file in meta.files:
-                (self.folder / file.file).unlink(missing_ok=True)
-            removed.append(meta.number)
-        return removed
+        metas = list(self.metas(job=self._job))
+        chosen = choose(metas)
+        gone = [meta for meta in reversed(metas[1:]) if meta.number in chosen]
+        for meta in gone:
+            self._remove_whole(meta)
+        return [meta.number for meta in gone]
 
     # --- at the start of an attempt ----------------------------------------------------------------------------------
 
@@ -93,9 +119,14 @@ class CheckpointStore:
         if not draft.exists():
             return False
         if self._meta_path(ref.number).exists():  # killed between the two halves of the rename
-            draft.unlink()
+            draft.unlink(missing_ok=True)
             return False
-        meta = self._read_meta(draft)
+        try:
+            meta = self._read_meta(draft)
+        except CheckpointCorrupt:
+            if self._meta_path(ref.number).exists():  # its writer was quicker
+                return False
+            raise
         if meta.files[0].sha256 != ref.sha256 or meta.job != self._job:
             raise CheckpointCorrupt(path=str(draft), expected=ref.sha256, actual=meta.files[0].sha256)
         self._publish(ref.number)
@@ -176,23 +207,23 @@ class CheckpointStore:
     def _data_path(self, number: int) -> Path:
         return self.folder / f"{checkpoint_stem(number)}.pt"
 
-    def _write_data(self, number: int, state: State) -> CheckpointFile:
-        final = self._data_path(number)
-        draft = files.temporary_path(final)
-        with files.temporary(final) as file:
-            _save(state, file)
-        described = CheckpointFile(file=final.name, bytes=draft.stat().st_size, sha256=files.sha256_file(draft))
-        files.publish(draft, final)
-        return described
-
     def _write_draft(self, meta: CheckpointMeta) -> None:
         with files.temporary(self._meta_path(meta.number)) as file:
             file.write(files.to_json(meta.to_map()))
         files.fsync_dir(self.folder)
 
     def _publish(self, number: int) -> None:
+        """Give a meta its final name, if nobody else has; raises CommitRefused if its draft was swept."""
         final = self._meta_path(number)
-        files.publish(files.temporary_path(final), final)
+        draft = files.temporary_path(final)
+        try:
+            files.publish(draft, final)
+        except (FileExistsError, FileNotFoundError) as exc:  # one of two has done it, wholly or half
+            if not final.exists():
+                error = StaleLeaseEpoch(f"the draft of {checkpoint_stem(number)} was swept by a later attempt")
+                raise CommitRefused(error) from exc
+            draft.unlink(missing_ok=True)
+            files.fsync_dir(self.folder)
 
     @contextlib.contextmanager
     def _removed_on(self, error: type[BaseException], number: int) -> Iterator[None]:
@@ -205,21 +236,34 @@ class CheckpointStore:
 
     def _remove(self, number: int) -> bool:
         """Remove what is left of a checkpoint that does not exist; True if anything was."""
-        data, meta = self._data_path(number), self._meta_path(number)
-        there = [path for path in (files.temporary_path(meta), files.temporary_path(data), data) if path.exists()]
-        for path in there:
-            path.unlink(missing_ok=True)
-        return bool(there)
+        stem = checkpoint_stem(number)
+        drafts = sorted(self.folder.glob(f".{stem}.*"))
+        finals = (self._data_path(number), self.folder / f"{stem}.dcp")
+        return sum(_remove(path) for path in (*drafts, *finals)) > 0
+
+    def _remove_whole(self, meta: CheckpointMeta) -> None:
+        """Remove a checkpoint; what a kill leaves of it is swept. The meta goes first, so none is without its data."""
+        stem = checkpoint_stem(meta.number)
+        with contextlib.suppress(StorageFull):  # then the more so
+            serials.claim_again(self.folder, meta.number, job=self._job, lease_epoch=self._lease_epoch)
+        self._meta_path(meta.number).unlink(missing_ok=True)
+        files.fsync_dir(self.folder)
+        for name in {file.file.partition("/")[0] for file in meta.files}:
+            if name.startswith(f"{stem}."):  # and not what the data of another one are called
+                _remove(self.folder / name)
+        serials.release(self.folder, meta.number)
+
+
+def _remove(path: Path) -> bool:
+    """Remove a file or a folder; True if it was there."""
+    try:
+        path.unlink()
+    except IsADirectoryError:
+        shutil.rmtree(path)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def _final_name(path: Path) -> str:
     return path.name.removeprefix(".").removesuffix(".tmp")
-
-
-def _save(state: Mapping[str, object], file: BinaryIO) -> None:
-    try:
-        torch.save(dict(state), file)
-    except RuntimeError as exc:
-        if isinstance(exc.__context__, OSError):  # a full disk, which torch hides behind its own complaint
-            raise exc.__context__ from None
-        raise

@@ -1,0 +1,233 @@
+"""The image of a state: one ordinary `.pt`, whatever the state holds."""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+import tempfile
+import zipfile
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from railbus_runner.checkpointing.image import Image
+from railbus_runner.checkpointing.zip_layout import ALIGNMENT, ZipLayout
+
+DTYPES = [
+    *(torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.complex64, torch.complex128),
+    *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.uint16, torch.uint32, torch.uint64),
+    *(torch.bool, torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e8m0fnu),
+]
+
+
+def written(state: dict[str, object]) -> bytes:
+    """The file, which is the same by either way."""
+    image = Image.of(state)
+    data = b"".join(image.chunks())
+    assert len(data) == image.nbytes
+    arena = torch.full((image.nbytes + 100,), 7, dtype=torch.uint8)
+    image.copy_to(arena)
+    assert bytes(arena.numpy()) == data + bytes([7] * 100)
+    return data
+
+
+def loaded(data: bytes, path: Path, **how: Any) -> dict[str, Any]:
+    path.write_bytes(data)
+    state: dict[str, Any] = torch.load(path, weights_only=True, **how)
+    return state
+
+
+def bits(tensor: torch.Tensor) -> tuple[object, ...]:
+    raw = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+    return tensor.dtype, tuple(tensor.shape), tensor.stride(), tensor.requires_grad, type(tensor), raw.tolist()
+
+
+def random_tensor(dtype: torch.dtype, shape: tuple[int, ...]) -> torch.Tensor:
+    """Of any bit pattern that the dtype may have."""
+    num_bytes = torch.empty(shape, dtype=dtype).nbytes
+    limit = 2 if dtype is torch.bool else 256
+    return torch.randint(0, limit, (num_bytes,), dtype=torch.uint8).view(dtype).reshape(shape)
+
+
+@pytest.mark.parametrize("mmap", [False, True])
+def test_every_dtype_and_form_comes_back_with_the_same_bits(tmp_path: Path, mmap: bool) -> None:
+    base = torch.arange(60.0).reshape(3, 4, 5)
+    state: dict[str, object] = {
+        **{str(dtype): random_tensor(dtype, (3, 5)) for dtype in DTYPES},
+        **{f"empty {dtype}": torch.empty((2, 0), dtype=dtype) for dtype in DTYPES},
+        "scalar": torch.tensor(3),
+        "transposed": base.transpose(0, 2),
+        "offset": base[1:, 2:, ::2],
+        "expanded": torch.ones(1).expand(7),
+        "grad": torch.ones(3, requires_grad=True),
+        "parameter": torch.nn.Parameter(torch.ones(3)),
+        "buffer": torch.nn.Parameter(torch.ones(3), requires_grad=False),
+        "last": torch.full((1 << 12,), 0.1),
+    }
+    back = loaded(written(state), tmp_path / "x.pt", mmap=mmap)
+    assert {name: bits(value) for name, value in back.items()} == {
+        name: bits(value) for name, value in state.items() if isinstance(value, torch.Tensor)
+    }
+
+
+@pytest.mark.filterwarnings("ignore:Sparse")  # one is beta, and the other unchecked, which torch says once
+def test_what_torch_reduces_in_its_own_way_comes_back_too(tmp_path: Path) -> None:
+    values = torch.tensor([1.5, 2.5, 3.5])
+    state: dict[str, object] = {
+        "sparse": torch.sparse_coo_tensor(torch.tensor([[0, 2, 4]]), values, (5,)),
+        "csr": torch.sparse_csr_tensor(torch.tensor([0, 1, 3]), torch.tensor([0, 0, 1]), values, (2, 2)),
+        "conjugate": torch.tensor([1 + 2j, 3 - 4j]).conj(),
+        "negative": torch.tensor([1 + 2j]).conj().imag,
+        "untyped": torch.arange(4.0).untyped_storage(),
+    }
+    data = written(state)
+    back = loaded(data, tmp_path / "x.pt")
+    for name in ("sparse", "csr"):
+        assert torch.equal(back[name].to_dense(), state[name].to_dense())  # type: ignore[attr-defined]
+    for name in ("conjugate", "negative"):
+        assert torch.equal(back[name], state[name])  # type: ignore[arg-type]
+    assert (back["conjugate"].is_conj(), back["negative"].is_neg()) == (True, True)
+    assert bytes(back["untyped"]._untyped_storage) == torch.arange(4.0).numpy().tobytes()
+    assert Image.of(state).tensors == {}
+
+
+def test_storages_that_are_shared_are_written_once_and_come_back_tied(tmp_path: Path) -> None:
+    first, second = torch.nn.Linear(64, 64, bias=False), torch.nn.Linear(64, 64, bias=False)
+    second.weight = first.weight
+    model, weight = torch.nn.Sequential(first, second), first.weight.detach()
+    hooks: OrderedDict[str, object] = OrderedDict()
+    state: dict[str, object] = {"model": model.state_dict(), "row": weight[3], "same": [hooks, hooks]}
+    data = written(state)
+    assert len(data) < 2 * weight.nbytes
+    back = loaded(data, tmp_path / "x.pt")
+    back["row"].fill_(5)
+    assert torch.equal(back["model"]["1.weight"][3], torch.full((64,), 5.0))
+    assert torch.equal(back["model"]["0.weight"], back["model"]["1.weight"])
+    assert back["same"][0] is back["same"][1]
+    assert back["model"]._metadata == model.state_dict()._metadata  # type: ignore[attr-defined]
+
+
+def test_it_is_what_torch_save_writes_but_for_the_order_of_the_records() -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4))
+    moments = {"step": torch.tensor(1.0), "exp_avg": torch.randn(4, 3), "exp_avg_sq": torch.rand(4, 3)}
+    optimizer = {"state": {0: moments}, "param_groups": [{"lr": 1e-3, "betas": (0.9, 0.99), "params": [0]}]}
+    state: dict[str, object] = {"model": model.state_dict(), "optimizer": optimizer, "step": 3, "name": "é"}
+    theirs = io.BytesIO()
+    torch.save(state, theirs)
+    ours = written(state)
+    with zipfile.ZipFile(theirs) as there, zipfile.ZipFile(io.BytesIO(ours)) as here:
+        names = here.namelist()
+        assert names[-3:] == ["archive/data.pkl", "archive/byteorder", "archive/version"]
+        assert set(there.namelist()) - set(names) == {
+            *("archive/.format_version", "archive/.storage_alignment", "archive/.data/serialization_id")
+        }
+        assert here.testzip() == "archive/data/0"  # the data have no checksum
+        for name in names[-3:]:
+            assert here.read(name) == there.read(name)
+        for entry in here.infolist()[:-3]:
+            start = entry.header_offset + len(entry.FileHeader(zip64=False)) - len(entry.extra)
+            assert there.read(entry.filename) in ours[start : start + 128 + entry.file_size]
+
+
+def test_the_table_says_where_the_elements_of_each_tensor_lie() -> None:
+    model = torch.nn.Linear(3, 2)
+    base = torch.arange(12, dtype=torch.int16).reshape(3, 4)
+    state: dict[str, object] = {
+        "parts": {"model": model.state_dict(), "optimizer": {"state": {0: {"step": torch.tensor(1.0)}}}},
+        "list": [1, (torch.ones(2, dtype=torch.bfloat16),)],
+        "parameter": torch.nn.Parameter(torch.ones(3)),
+        "rows": base[1:],
+        "columns": base[:, 1:],
+        "empty": torch.empty(0, 3),
+        "a.b": torch.ones(1),
+        "a": {"b": torch.ones(1)},
+        "sparse": torch.ones(2).to_sparse(),
+    }
+    image = Image.of(state)
+    data = written(state)
+    assert set(image.tensors) == {
+        *("parts.model.weight", "parts.model.bias", "parts.optimizer.state.0.step", "list.1.0"),
+        *("parameter", "rows", "empty"),
+    }
+    rows = image.tensors["rows"]
+    assert (rows.dtype, rows.shape, rows.bytes) == ("int16", (2, 4), 16)
+    assert data[rows.offset : rows.offset + rows.bytes] == bytes(base[1:].numpy().tobytes())
+    for name, tensor in (("parts.model.weight", model.weight), ("parameter", torch.ones(3))):
+        place = image.tensors[name]
+        assert data[place.offset : place.offset + place.bytes] == tensor.detach().numpy().tobytes()
+
+
+def test_two_dtypes_in_one_storage_are_refused() -> None:
+    floats = torch.ones(4)
+    with pytest.raises(RuntimeError, match="view the same storage"):
+        Image.of({"floats": floats, "ints": floats.view(torch.int32)})
+
+
+@pytest.mark.parametrize(
+    "arena",
+    [
+        torch.empty(10, dtype=torch.uint8),
+        torch.empty(10_000, dtype=torch.int8),
+        torch.empty(20_000, dtype=torch.uint8)[::2],
+        torch.empty((10, 1000), dtype=torch.uint8),
+    ],
+)
+def test_an_arena_that_does_not_fit_is_refused(arena: torch.Tensor) -> None:
+    with pytest.raises(ValueError, match="arena"):
+        Image.of({"a": torch.ones(3)}).copy_to(arena)
+
+
+HUGE = [(1 << 32) - 2, (1 << 32) - 1, 1 << 32, 5 << 31]
+
+
+@given(sizes=st.lists(st.integers(0, 200) | st.sampled_from(HUGE), max_size=9))
+def test_records_of_any_size_are_found_by_another_reader(sizes: list[int]) -> None:
+    layout = ZipLayout.of(sizes)
+    with tempfile.TemporaryFile() as file:  # mostly holes
+        for number, (header, offset) in enumerate(zip(layout.headers, layout.offsets, strict=True)):
+            assert offset % ALIGNMENT == 0
+            file.seek(offset - len(header))
+            file.write(header + bytes([number])[: sizes[number]])
+        file.seek(layout.data_end)
+        file.write(layout.tail({"data.pkl": b"hello", "version": b"3\n"}))
+        with zipfile.ZipFile(file) as archive:
+            assert [entry.file_size for entry in archive.infolist()] == [*sizes, 5, 2]
+            assert (archive.read("archive/data.pkl"), archive.read("archive/version")) == (b"hello", b"3\n")
+            for number, size in enumerate(sizes):
+                archive.getinfo(f"archive/data/{number}").CRC = None  # type: ignore[assignment]  # nobody knows it
+                with archive.open(f"archive/data/{number}") as record:
+                    assert record.read(1) == bytes([number])[:size]
+
+
+def test_more_records_than_sixteen_bits_count_are_found_by_torch(tmp_path: Path) -> None:
+    number = 1 << 16
+    layout = ZipLayout.of([0] * number)
+    pickled = pickle.dumps({"step": 1}, protocol=2)
+    tail = layout.tail({"data.pkl": pickled, "byteorder": b"little", "version": b"3\n"})
+    assert loaded(b"".join((*layout.headers, tail)), tmp_path / "x.pt") == {"step": 1}
+
+
+def test_tensors_beyond_four_gigabytes_are_found_by_torch(tmp_path: Path) -> None:
+    large = 9 << 29
+    with (tmp_path / "large").open("wb") as file:
+        file.truncate(large)
+    hole = torch.from_file(str(tmp_path / "large"), shared=True, size=large, dtype=torch.uint8)
+    state: dict[str, object] = {"before": torch.ones(3), "large": hole, "after": torch.arange(5)}
+    image = Image.of(state)
+    with (tmp_path / "x.pt").open("wb") as file:
+        for chunk in image.chunks():
+            if len(chunk) == large:
+                file.seek(large, os.SEEK_CUR)
+            else:
+                file.write(chunk)
+        assert file.tell() == image.nbytes
+    back = torch.load(tmp_path / "x.pt", weights_only=True, mmap=True)
+    assert (back["before"].tolist(), back["after"].tolist()) == ([1, 1, 1], [0, 1, 2, 3, 4])
+    assert back["large"].shape == (large,)
+    assert image.tensors["after"].offset > large
