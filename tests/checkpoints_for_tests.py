@@ -88,7 +88,7 @@ class Rejections:
 def newest_step(root: Path, *, job: str = "j-1") -> tuple[object, list[int]]:
     rejections = Rejections()
     loaded = loading.newest(store(root, job=job), rejected=rejections)
-    return (loaded.state["step"] if loaded else None), sorted(rejections.errors)
+    return (loaded.read()["step"] if loaded else None), sorted(rejections.errors)
 
 
 def names(root: Path) -> set[str]:

@@ -54,7 +54,7 @@ def test_a_checkpoint_comes_back_as_it_was_and_its_meta_states_the_bytes(tmp_pat
     loaded = loading.newest(store(tmp_path), rejected=Rejections())
     assert loaded is not None
     assert loaded.meta == meta
-    assert torch.equal(loaded.state["w"], torch.full((1000,), 3.0))  # type: ignore[arg-type]
+    assert torch.equal(loaded.read()["w"], torch.full((1000,), 3.0))  # type: ignore[arg-type]
     assert names(tmp_path) == pair(1)
 
 

@@ -69,7 +69,9 @@ def test_every_generator_goes_on_where_it_was(tmp_path: Path) -> None:
     expected = draw() + draw()
     loaded = loading.newest(store(tmp_path), rejected=Rejections())
     assert loaded is not None
-    assert tracked.restore(loaded.state) == 5
+    with loaded:
+        assert tracked.restore(loaded.state, values=loaded.file) == 5
+    assert tracked.restore_generators(loaded.state) == ""
     assert draw() + draw() == expected
 
 
@@ -157,7 +159,7 @@ def test_a_job_reads_only_its_own_but_any_may_be_named(tmp_path: Path) -> None:
     write(tmp_path, 1, job="j-1")
     write(tmp_path, 2, job="j-2")
     assert newest_step(tmp_path, job="j-1") == (1, [])
-    assert loading.named(store(tmp_path, job="j-1"), "checkpoint-000002").state["step"] == 2
+    assert loading.named(store(tmp_path, job="j-1"), "checkpoint-000002").read()["step"] == 2
     with pytest.raises(CheckpointNotFound, match="checkpoint-000007"):
         loading.named(store(tmp_path), "checkpoint-000007")
     _flip(store(tmp_path).folder / "checkpoint-000002.pt")

@@ -1,86 +1,94 @@
-"""The states of checkpoints, read only when proven.
+"""Which checkpoint is read, and that it is what its meta says.
 
-Whatever is read is hashed before a byte of it is unpickled, and is unpickled with `weights_only`; what does not match
-its meta, or has no hash, is passed over for the next older one.
+Whatever is read is hashed before a byte of it is unpickled (`state_file`); what does not match its meta, or has no
+hash, is passed over for the next older one.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
-import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from io import BufferedReader
 from pathlib import Path
-from typing import Final, cast
+from typing import Self, cast
 
-import torch
-
+from railbus_runner.checkpointing.proving import NotProven, prove
+from railbus_runner.checkpointing.state_file import StateFile, open_state
 from railbus_runner.checkpointing.store import CheckpointStore
 from railbus_shared.contracts.artifacts import CheckpointFile, CheckpointMeta
 from railbus_shared.errors import CheckpointCorrupt, RailbusError
 
 State = dict[str, object]
-
-_ZIP: Final = b"PK\x03\x04"
-_NO_STATE: Final = (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError)
-"""What torch makes of bytes that have the right hash but hold no state that `weights_only` allows."""
+Live = Callable[[CheckpointMeta], Collection[str]]
+"""Names of a checkpoint's tensors, as in `CheckpointMeta.tensors`, for which there are live ones to read into."""
 
 
 @dataclass(frozen=True)
-class Loaded:
-    """A checkpoint whose bytes matched its meta."""
+class Opened:
+    """A checkpoint whose bytes matched its meta, to be used as a context; its tensors' values are still in the file."""
 
     meta: CheckpointMeta
-    state: State
+    file: StateFile
+
+    @property
+    def state(self) -> State:
+        return cast("State", self.file.state)
+
+    def read(self) -> State:
+        """The whole state, its values in memory of their own."""
+        self.file.fill(self.state)
+        return self.state
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.file.close()
 
 
-def newest(store: CheckpointStore, *, rejected: Callable[[int, RailbusError], None]) -> Loaded | None:
+def _none_live(_meta: CheckpointMeta) -> Collection[str]:
+    return ()
+
+
+def newest(
+    store: CheckpointStore, *, rejected: Callable[[int, RailbusError], None], live: Live = _none_live
+) -> Opened | None:
     """The newest checkpoint of the store's job that is what its meta says; tells `rejected` of each that is not."""
     for meta in store.own_metas(rejected=rejected):
         try:
-            return load(store.folder, meta)
+            return open_checkpoint(store.folder, meta, live=live)
         except CheckpointCorrupt as exc:
             rejected(meta.number, exc)
     return None
 
 
-def named(store: CheckpointStore, stem: str) -> Loaded:
+def named(store: CheckpointStore, stem: str, *, live: Live = _none_live) -> Opened:
     """The model's checkpoint of this name, of whatever job; raises CheckpointNotFound, CheckpointCorrupt."""
-    return load(store.folder, store.named(stem))
+    return open_checkpoint(store.folder, store.named(stem), live=live)
 
 
-def load(folder: Path, meta: CheckpointMeta) -> Loaded:
-    """The state in the first file of a checkpoint, all of whose files are hashed before; raises CheckpointCorrupt."""
+def open_checkpoint(folder: Path, meta: CheckpointMeta, *, live: Live = _none_live) -> Opened:
+    """Prove all files of a checkpoint, and open the state in the first; raises CheckpointCorrupt."""
     for extra in meta.files[1:]:
-        with _open(folder, extra) as file:
-            _verify(file, extra)
-    with _open(folder, meta.files[0]) as file:
-        _verify(file, meta.files[0])
-        file.seek(0)
-        if file.peek(4)[:4] != _ZIP:  # else torch would try older formats
-            raise CheckpointCorrupt(path=file.name, expected="a file of torch.save", actual="another format")
-        try:
-            state = cast("State", torch.load(file, map_location="cpu", weights_only=True))
-        except _NO_STATE as exc:
-            raise CheckpointCorrupt(path=file.name, expected="tensors and plain containers", actual=str(exc)) from exc
-    return Loaded(meta, state)
+        _prove(folder, extra)
+    own = set(live(meta))
+    ahead = {place.offset for name, place in meta.tensors.items() if name not in own}
+    first = meta.files[0]
+    file = open_state(folder / first.file, nbytes=first.bytes, sha256=first.sha256, ahead=ahead)
+    if not isinstance(file.state, dict):
+        file.close()
+        raise CheckpointCorrupt(path=str(file.path), expected="a map of states", actual=type(file.state).__name__)
+    return Opened(meta, file)
 
 
-def _open(folder: Path, expected: CheckpointFile) -> BufferedReader:
-    path = folder / expected.file
+def _prove(folder: Path, stated: CheckpointFile) -> None:
+    path = folder / stated.file
     try:
-        return path.open("rb")
+        with path.open("rb", buffering=0) as file:
+            prove(file.fileno(), nbytes=stated.bytes, sha256=stated.sha256)
+    except NotProven as exc:
+        raise CheckpointCorrupt(path=str(path), expected=exc.expected, actual=exc.actual) from exc
     except OSError as exc:
-        raise CheckpointCorrupt(path=str(path), expected=f"{expected.bytes} bytes", actual=str(exc)) from exc
-
-
-def _verify(file: BufferedReader, expected: CheckpointFile) -> None:
-    """Raises CheckpointCorrupt unless the open file has the size and hash that its meta states."""
-    size = os.fstat(file.fileno()).st_size
-    if size != expected.bytes:
-        raise CheckpointCorrupt(path=file.name, expected=f"{expected.bytes} bytes", actual=f"{size} bytes")
-    digest = hashlib.file_digest(file, "sha256").hexdigest()
-    if digest != expected.sha256:
-        raise CheckpointCorrupt(path=file.name, expected=f"sha256 {expected.sha256}", actual=f"sha256 {digest}")
+        raise CheckpointCorrupt(
+            path=str(path), expected=f"{stated.bytes} bytes", actual=os.strerror(exc.errno or 0)
+        ) from exc

@@ -8,7 +8,7 @@ from __future__ import annotations
 from railbus_runner.channel import TrainerChannel
 from railbus_runner.checkpointing import loading
 from railbus_runner.checkpointing.events import CheckpointEvents
-from railbus_runner.checkpointing.loading import Loaded
+from railbus_runner.checkpointing.loading import Opened
 from railbus_runner.checkpointing.store import CheckpointStore
 from railbus_runner.checkpointing.tracked import Tracked
 from railbus_runner.frames import Plan
@@ -54,18 +54,23 @@ class Resuming:
 
         Raises Conflict, CheckpointNotFound, CheckpointCorrupt.
         """
-        loaded = loading.newest(self._store, rejected=self._reject)
-        self._miss_recorded(loaded)
-        if loaded is None and (named := self._plan.spec.resume_from) is not None:
-            loaded = loading.named(self._store, named)
-        if loaded is None:
+        opened = loading.newest(self._store, rejected=self._reject, live=self._live)
+        self._miss_recorded(opened)
+        if opened is None and (named := self._plan.spec.resume_from) is not None:
+            opened = loading.named(self._store, named, live=self._live)
+        if opened is None:
             return None
-        return self._restore(loaded)
+        with opened:
+            return self._restore(opened)
 
-    def _restore(self, loaded: Loaded) -> CheckpointMeta:
-        meta = loaded.meta
-        self._tracked.restore(loaded.state)
-        positions = self._restore_streams(loaded)
+    def _live(self, meta: CheckpointMeta) -> set[str]:
+        return self._tracked.live(meta.tensors)
+
+    def _restore(self, opened: Opened) -> CheckpointMeta:
+        meta = opened.meta
+        self._tracked.restore(opened.state, values=opened.file)
+        positions = self._restore_streams(opened)
+        generators = self._tracked.restore_generators(opened.state)
         self._events.tell(
             "resumed",
             meta.number,
@@ -74,25 +79,26 @@ class Resuming:
             epoch=meta.epoch,
             samples_seen=meta.samples_seen,
             positions=positions,
+            generators=generators or "restored",
         )
         return meta
 
-    def _restore_streams(self, loaded: Loaded) -> str:
+    def _restore_streams(self, opened: Opened) -> str:
         """What became of the positions; those of another job may mean nothing here, and then the data begin anew."""
         try:
-            self._tracked.restore_streams(loaded.state)
+            self._tracked.restore_streams(opened.state)
         except InvalidField as exc:
-            if loaded.meta.job == self._plan.job:
+            if opened.meta.job == self._plan.job:
                 raise
             return f"not restored: {exc.message}"
         return "restored"
 
-    def _miss_recorded(self, loaded: Loaded | None) -> None:
+    def _miss_recorded(self, opened: Opened | None) -> None:
         """Tell if the checkpoint that the job record names is not there at all."""
         recorded = self._plan.checkpoint
         if recorded is None or recorded.number in self._rejected_numbers:
             return
-        if loaded is None or loaded.meta.number < recorded.number:
+        if opened is None or opened.meta.number < recorded.number:
             stem = checkpoint_stem(recorded.number)
             self._reject(recorded.number, CheckpointNotFound(f"the job record names {stem}, which is not there"))
 

@@ -36,8 +36,11 @@ def rng_state() -> dict[str, object]:
     }
 
 
-def set_rng_state(saved: Mapping[str, object]) -> None:
-    """Continue where `rng_state` was taken; a number of GPUs other than then leaves CUDA's generators as they are."""
+def set_rng_state(saved: Mapping[str, object]) -> str:
+    """Continue where `rng_state` was taken, and say in words which generators could not be; empty if all were.
+
+    CUDA's generators are those of numbered devices: with another number of GPUs than then they stay as seeded.
+    """
     state = cast("_RngState", saved)
     python, numpy_state = state["python"], state["numpy"]
     random.setstate((python["version"], tuple(python["internal"].tolist()), python["gauss"]))
@@ -50,8 +53,12 @@ def set_rng_state(saved: Mapping[str, object]) -> None:
         }
     )
     torch.set_rng_state(state["torch"])
-    if state["cuda"] and torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
+    here = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if len(state["cuda"]) != here:
+        return f"those of CUDA are as seeded: {len(state['cuda'])} GPUs then, {here} now"
+    if here:
         torch.cuda.set_rng_state_all(state["cuda"])
+    return ""
 
 
 def _is_cuda_used() -> bool:
