@@ -11,6 +11,7 @@ from railbus.cli.checkpoint_names import warn
 from railbus.cli.checkpoint_now import now
 from railbus.cli.checkpoints_diff import diff
 from railbus.cli.checkpoints_export import export
+from railbus.cli.checkpoints_prune import WORDS, prune
 from railbus.cli.checkpoints_show import show_checkpoint
 from railbus.cli.checkpoints_verify import verify
 from railbus.cli.groups import DefaultGroup
@@ -19,6 +20,7 @@ from railbus.cli.session import json_option, root_option, session
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from railbus.checkpoints.catalogue import Checkpoint
 
@@ -33,6 +35,7 @@ def checkpoints() -> None:
       railbus checkpoints verify digits-cnn        hash all files, check all links
       railbus checkpoints diff digits-cnn 3 5      what changed between two
       railbus checkpoints export digits-cnn --safetensors out.safetensors
+      railbus checkpoints prune --dry-run          what is not needed any more
       railbus checkpoint now JOB                   have a running job write one
     """
 
@@ -77,14 +80,42 @@ def _show(listed: Sequence[Checkpoint], *, metric: str | None) -> None:
         Column("WRITTEN", "time"),
         *([Column("FORMAT")] if has_formats else []),
         Column("JOB", "id"),
+        Column("KEPT AS", "brief"),
     ]
+    kept = _kept(listed)
     rows: list[list[Cell]] = []
     for one in listed:
         meta = one.meta
         value = [_metric(one, metric, names_it=title == "METRIC")] if title is not None else []
         form = [meta.format] if has_formats else []
-        rows.append([meta.model, meta.number, meta.step, *value, one.num_bytes, meta.created_at, *form, meta.job])
+        rows.append(
+            [
+                meta.model,
+                meta.number,
+                meta.step,
+                *value,
+                one.num_bytes,
+                meta.created_at,
+                *form,
+                meta.job,
+                kept.get(one.path),
+            ]
+        )
     show(columns, rows, console=to_console())
+
+
+def _kept(listed: Sequence[Checkpoint]) -> dict[Path, str]:
+    """Why each stays by what its job asked for, as far as files can tell; nothing of jobs that do not say."""
+    from railbus.checkpoints.pruning import by_job, own_policy
+    from railbus_shared.retention import retention
+
+    told: dict[Path, str] = {}
+    for model in {one.meta.model for one in listed}:
+        for own in by_job(one for one in listed if one.meta.model == model).values():
+            if (policy := own_policy(own)) is not None:
+                kept = retention([one.meta for one in own], policy).kept
+                told |= {one.path: ", ".join(WORDS[why] for why in kept.get(one.meta.number, ())) for one in own}
+    return told
 
 
 def _metric(one: Checkpoint, metric: str | None, *, names_it: bool) -> Cell:
@@ -100,7 +131,7 @@ def shown_value(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-for _command in (show_checkpoint, verify, diff, export, now):
+for _command in (show_checkpoint, verify, diff, export, prune, now):
     checkpoints.add_command(_command)
 _ls = copy.copy(list_checkpoints)
 _ls.hidden = True
