@@ -278,6 +278,36 @@ def test_what_came_went_and_has_another_form_is_told(tree: Path) -> None:
     assert "3 changed, 1 added, 1 removed, 1 of another shape, 1 not compared" in shown
 
 
+def test_tensors_are_found_without_torch_however_they_are_pickled(tree: Path) -> None:
+    marked = torch.nn.Parameter(torch.arange(4.0))
+    marked.note = "mine"  # type: ignore[attr-defined]
+    base = torch.arange(12.0)
+    kinds: dict[str, Any] = {
+        "parameter": torch.nn.Parameter(torch.ones(3)),
+        "marked": marked,
+        "view": base[3:7],
+        "transposed": base.reshape(3, 4).t(),
+        "expanded": torch.tensor([2.0]).expand(5),
+        "eight bits": torch.arange(4.0).to(torch.float8_e4m3fn),
+        "unsigned": torch.tensor([1, 65535], dtype=torch.uint16),
+        "sparse": torch.ones(2).to_sparse(),
+        "plain": [torch.Size([1]), torch.float32, torch.device("cpu"), {1, 2}, 1j, b"x", None, torch.tensor([5])],
+        "a": {"b.c": torch.ones(1)},
+        "a.b": {"c": torch.zeros(1)},
+    }
+    write_states(tree, {"model": {}}, {"model": kinds})
+    refused = run(tree, "export", MODEL, "--safetensors", "out").err
+    assert "tensor 'sparse' is not dense" in refused
+    run(tree, "export", MODEL, "--safetensors", "out", *(f"--only={name}" for name in kinds if name != "sparse"))
+    run(tree, "export", MODEL, "--safetensors", "rest", "--only", "plain.?")
+    loaded = load_file(tree / "out")
+    assert loaded.keys() == kinds.keys() - {"sparse", "plain", "a", "a.b"}
+    for name, tensor in loaded.items():
+        assert torch.equal(tensor.view(torch.uint8), kinds[name].detach().contiguous().view(torch.uint8)), name
+    assert load_file(tree / "rest")["plain.7"].item() == 5
+    assert "not dense" in run(tree, "export", MODEL, "--safetensors", "x", "--only", "a.b.c").err
+
+
 def test_numbers_of_every_dtype_are_those_of_torch() -> None:
     noise = np.random.default_rng(0).integers(0, 256, 4096, dtype=np.uint8)
     for dtype, size in dtypes.ITEM_BYTES.items():

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from io import BufferedReader
 from typing import Any, Final
 
-from railbus.checkpoints.dtypes import ITEM_BYTES
 from railbus_shared.errors import CheckpointCorrupt, NotSupported
 
 _LOCAL_HEADER: Final = struct.Struct("<26xHH")
@@ -46,7 +45,7 @@ class Found:
 
 @dataclass(frozen=True)
 class Opaque:
-    """A tensor of another kind: sparse, quantized, or what else only torch can make."""
+    """A tensor of another kind: sparse, quantized, what else only torch can make, or one whose name another one has."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +82,10 @@ def skeleton(file: BufferedReader, path: str) -> tuple[dict[str, Found | Opaque]
     except (zipfile.BadZipFile, pickle.UnpicklingError, struct.error, ValueError, TypeError, LookupError, EOFError,
             AttributeError, NotImplementedError, RecursionError) as exc:  # fmt: skip
         raise CheckpointCorrupt(path=path, expected="a file of torch.save", actual=str(exc)) from exc
-    return dict(_tensors(state, "", path)), places
+    found: dict[str, Found | Opaque] = {}
+    for name, tensor in _tensors(state, "", path):
+        found[name] = Opaque() if name in found else tensor  # keys with dots may make two names the same
+    return found, places
 
 
 def _check_order(archive: zipfile.ZipFile, prefix: str, path: str) -> None:
@@ -121,14 +123,12 @@ class _Unpickler(pickle.Unpickler):
     path = ""
 
     def find_class(self, module: str, name: str) -> object:
-        if module in {"torch", "torch.storage"} and name in _STORAGE_DTYPES:
-            return _Dtype(_STORAGE_DTYPES[name])
-        if module == "torch" and name in ITEM_BYTES:
-            return _Dtype(name)
         if module == "torch._utils" and name.startswith("_rebuild_"):
             return _REBUILDING.get(name, _opaque)
         if (known := _PLAIN.get((module, name))) is not None:
             return known
+        if module in {"torch", "torch.storage"}:  # dtypes, storages and words for layouts; none of it can be called
+            return _Dtype(_STORAGE_DTYPES.get(name, name))
         raise NotSupported(
             f"{self.path} holds {module}.{name}, which is neither a tensor nor a plain container",
             hint="nothing of it was run; only checkpoints that railbus wrote can be read",
@@ -151,6 +151,10 @@ def _rebuilt_typed(
 
 def _same(tensor: object, *_: object) -> object:
     return tensor
+
+
+def _rebuilt_from(rebuild: Callable[..., object], _kind: object, arguments: Any, _state: object) -> object:
+    return rebuild(*arguments)
 
 
 def _opaque(*_: object) -> Opaque:
@@ -177,6 +181,9 @@ _PLAIN: Final[Mapping[tuple[str, str], object]] = {
     ("torch", "Size"): tuple,
     ("torch", "device"): _text,
     ("torch.serialization", "_get_layout"): _text,
+    ("torch._tensor", "_rebuild_from_type_v2"): _rebuilt_from,
+    ("torch._tensor", "Tensor"): _Dtype("tensor"),
+    ("torch.nn.parameter", "Parameter"): _Dtype("parameter"),
     ("_codecs", "encode"): _bytes,
     ("__builtin__", "set"): set,
     ("builtins", "set"): set,
