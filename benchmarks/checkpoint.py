@@ -1,13 +1,14 @@
 """What a checkpoint costs: against a bare copy, hash and write of the same bytes, and against other savers.
 
-    python -m benchmarks checkpoint [ROUNDS] [--quick]
+    python -m benchmarks checkpoint [ROUNDS] [PART...] [--quick]
 
 A job on a real `railbus up` holds a model of 94 million parameters with AdamW, 628 tensors and 1.1 GB in all, and saves
 it by its policy, as every job does, through its writer and the commit in the job record. In turns with that, in the
-same process and on the same disk, the others save the same tensors. What was written is compared with a copy, bit by
-bit, and in the round that does not count all tensors are changed as soon as the loop may go on. A second job trains
-while it saves, a third loads, two more are watched by the kernel's count of memory. `--quick` takes a state of 5 MB, to
-see that it runs; nothing is to be read from its figures.
+same process and on the same disk, the others save the same tensors (`still`). What was written is compared with a copy,
+bit by bit, and in the round that does not count all tensors are changed as soon as the loop may go on. A second job
+trains while it saves (`looping`), a third loads (`loading`), and of two more the memory is watched, in both modes
+(`holding`). Without a PART all are measured. `--quick` takes a state of 6 MB, to see that it runs; nothing is to be
+read from its figures.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import asyncio
 import statistics
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -27,6 +28,8 @@ from railbus.importing import import_dataset
 from railbus_shared.layout import Layout
 
 ROUNDS: Final = 5
+PARTS: Final = ("still", "looping", "loading", "holding")
+MODES: Final = ("async", "sync")
 STALL_OF_COPY: Final = 1.2
 STALL_SHARE: Final = {"torch.save": 1 / 8, "DCP async, shared stager": 1 / 2}
 DURABLE_OF_HASH: Final = 1.15
@@ -68,37 +71,36 @@ async def measured(client: Client, up: Running, entrypoint: str, *, mode: str = 
     return found
 
 
-async def measure_all(root: Path, *, rounds: int, tiny: bool) -> dict[str, Told]:
+async def measure_all(root: Path, parts: Sequence[str], *, rounds: int, tiny: bool) -> dict[str, Told]:
+    found: dict[str, Told] = {}
     with running_up(root) as up:
         async with Client.connect(up.settings) as client:
-            found = {
-                name: await measured(client, up, name, rounds=rounds, tiny=tiny)
-                for name in ("still", "looping", "loading")
-            }
-            for mode in ("async", "sync"):
-                found[mode] = await measured(client, up, "holding", mode=mode, rounds=2, tiny=tiny)
+            for part in parts:
+                if part != "holding":
+                    found[part] = await measured(client, up, part, rounds=rounds, tiny=tiny)
+                    continue
+                for mode in MODES:
+                    found[mode] = await measured(client, up, part, mode=mode, rounds=2, tiny=tiny)
     return found
 
 
-def ratios(found: Mapping[str, Told]) -> dict[str, tuple[float, float]]:
-    """Each target by its name: what was measured, as a ratio of medians, and what it may be at most."""
-    stall, durable, extra = found["still"]["stall_s"], found["still"]["durable_s"], found["looping"]["extra_s"]
-    warm, cold = found["loading"]["warm_s"], found["loading"]["cold_s"]
-    quickest = {
-        id(times): min(_median(times, name) for name in ("torch.load", "torch.load, mapped")) for times in (warm, cold)
-    }
-    return {
-        "stall / bare copy": (_median(stall, "railbus") / _median(stall, "copy"), STALL_OF_COPY),
-        **{
-            f"stall / {name}": (_median(stall, "railbus") / _median(stall, name), share)
-            for name, share in STALL_SHARE.items()
-        },
-        "durable / bare hash": (_median(durable, "railbus") / _median(stall, "hash"), DURABLE_OF_HASH),
-        "durable / torch.save": (_median(durable, "railbus") / _median(durable, "torch.save"), DURABLE_OF_TORCH),
-        "extra loop time / torch.save": (_median(extra, "railbus") / _median(extra, "torch.save"), EXTRA_OF_TORCH),
-        "load / torch.load, page cache": (_median(warm, "railbus") / quickest[id(warm)], LOAD_OF_TORCH),
-        "load / torch.load, disk": (_median(cold, "railbus") / quickest[id(cold)], LOAD_OF_TORCH),
-    }
+def ratios(found: Mapping[str, Told]) -> Iterator[tuple[str, float, float]]:
+    """Each target that can be judged: its name, the ratio of medians that was measured, and what it may be at most."""
+    if "still" in found:
+        stall, durable = found["still"]["stall_s"], found["still"]["durable_s"]
+        yield "stall / bare copy", _median(stall, "railbus") / _median(stall, "copy"), STALL_OF_COPY
+        for name, share in STALL_SHARE.items():
+            yield f"stall / {name}", _median(stall, "railbus") / _median(stall, name), share
+        yield "durable / bare hash", _median(durable, "railbus") / _median(stall, "hash"), DURABLE_OF_HASH
+        yield "durable / torch.save", _median(durable, "railbus") / _median(durable, "torch.save"), DURABLE_OF_TORCH
+    if "looping" in found:
+        extra = found["looping"]["extra_s"]
+        yield "extra loop time / torch.save", _median(extra, "railbus") / _median(extra, "torch.save"), EXTRA_OF_TORCH
+    if "loading" in found:
+        for where in ("page cache", "disk"):
+            times = found["loading"][where]
+            for name in ("torch.load", "torch.load, mapped"):
+                yield f"load / {name}, {where}", _median(times, "railbus") / _median(times, name), LOAD_OF_TORCH
 
 
 def _median(times: Times, name: str) -> float:
@@ -109,64 +111,66 @@ def _cells(values: Sequence[float]) -> list[Cell]:
     return [statistics.median(values), f"{min(values):.3f} to {max(values):.3f}"]
 
 
-def report(found: Mapping[str, Told], *, rounds: int, tiny: bool) -> None:
-    still, looping, loading = found["still"], found["looping"], found["loading"]
-    stall, durable = still["stall_s"], still["durable_s"]
-    size = f"{still['bytes'] / 1e6:,.0f} MB in {still['tensors']} tensors, {rounds} rounds in turns"
+def show_still(told: Told) -> None:
+    stall, durable = told["stall_s"], told["durable_s"]
     limits = {"copy": "a bare copy, one thread", "hash": "a bare SHA-256", "write": "a raw write, O_DIRECT, fsync"}
     rows: list[list[Cell]] = [[title, *_cells(stall[name]), "", ""] for name, title in limits.items()]
     rows += [[name, *_cells(stall[name]), *_cells(durable[name])] for name in ("railbus", *_PEERS)]
+    size = f"{told['bytes'] / 1e6:,.0f} MB in {told['tensors']} tensors, {len(stall['copy'])} rounds in turns"
     show(
         f"$ {command('checkpoint')}   {size}, seconds",
         header=["", "stall", "range", "durable", "range"],
         rows=rows,
     )
-    show(
-        "a loop that trains, seconds",
-        header=["", "median", "range"],
-        rows=[["one step", *_cells(looping["step_s"])],
-              *([f"more with {name}", *_cells(values)] for name, values in looping["extra_s"].items())],
-    )  # fmt: skip
-    show(
-        "loading into live tensors, seconds",
-        header=["", "page cache", "range", "disk", "range"],
-        rows=[[name, *_cells(values), *_cells(loading["cold_s"][name])] for name, values in loading["warm_s"].items()],
-    )
-    show(
-        "memory beyond the live state, MiB",
-        header=["", "at most", "copies of the state"],
-        rows=[
-            [mode, found[mode]["beyond"] / 2**20, found[mode]["beyond"] / found[mode]["bytes"]]
-            for mode in ("async", "sync")
-        ],
-    )
-    targets = {} if tiny else ratios(found)
-    show(
-        "targets",
-        header=["", "measured", "at most", ""],
-        rows=[[name, value, limit, "met" if value <= limit else "missed"] for name, (value, limit) in targets.items()],
-    )
+
+
+def show_looping(told: Told) -> None:
+    rows = [["one step", *_cells(told["step_s"])]]
+    rows += [[f"more with {name}", *_cells(values)] for name, values in told["extra_s"].items()]
+    show("a loop that trains, seconds", header=["", "median", "range"], rows=rows)
+
+
+def show_loading(told: Told) -> None:
+    rows = [[name, *_cells(told["page cache"][name]), *_cells(told["disk"][name])] for name in told["disk"]]
+    show("loading into live tensors, seconds", header=["", "page cache", "range", "disk", "range"], rows=rows)
+
+
+def show_holding(found: Mapping[str, Told]) -> None:
+    rows = [[mode, found[mode]["beyond"] / 2**20, found[mode]["beyond"] / found[mode]["bytes"]] for mode in MODES]
+    show("memory beyond the live state, MiB", header=["", "at most", "copies of the state"], rows=rows)
+
+
+def report(found: Mapping[str, Told], *, rounds: int, tiny: bool) -> None:
+    for part, shown in {"still": show_still, "looping": show_looping, "loading": show_loading}.items():
+        if part in found:
+            shown(found[part])
+    if MODES[0] in found:
+        show_holding(found)
+    judged = [] if tiny else list(ratios(found))
+    if judged:
+        show(
+            "targets",
+            header=["", "measured", "at most", ""],
+            rows=[[name, value, limit, "met" if value <= limit else "missed"] for name, value, limit in judged],
+        )
     tell(
         "checkpoint",
         rounds=rounds,
-        **{name: still[name] for name in ("bytes", "tensors", "parameters", "threads", "stall_s", "durable_s")},
-        looping=looping,
-        loading=loading,
-        memory_beyond_bytes={mode: found[mode]["beyond"] for mode in ("async", "sync")},
-        ratios={name: round(value, 3) for name, (value, _) in targets.items()},
-        within_target=bool(targets) and all(value <= limit for value, limit in targets.values()),
+        **found,
+        ratios={name: round(value, 3) for name, value, _ in judged},
+        within_target=all(value <= limit for _, value, limit in judged) if judged else None,
     )
 
 
 def main() -> None:
     arguments = sys.argv[1:]
     tiny = "--quick" in arguments
-    numbers = [int(argument) for argument in arguments if argument != "--quick"]
-    rounds = numbers[0] if numbers else 2 if tiny else ROUNDS
+    parts = [part for part in PARTS if part in arguments] or PARTS
+    rounds = next((int(argument) for argument in arguments if argument.isdecimal()), 2 if tiny else ROUNDS)
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder) / "learning"
         import_dataset(Layout(root), "digits")
-        report(asyncio.run(measure_all(root, rounds=rounds, tiny=tiny)), rounds=rounds, tiny=tiny)
+        report(asyncio.run(measure_all(root, parts, rounds=rounds, tiny=tiny)), rounds=rounds, tiny=tiny)
 
 
 if __name__ == "__main__":

@@ -223,7 +223,7 @@ def loading(ctx: TrainContext) -> None:
                         evict(path)
                 found[name].append(_seconds(load))
                 assert buffer.equals(training.tensors()), f"{name} did not bring back what was saved"
-    ctx.event("measured", warm_s=_counted(warm), cold_s=_counted(cold))
+    ctx.event("measured", **{"page cache": _counted(warm), "disk": _counted(cold)})
 
 
 # --- memory ----------------------------------------------------------------------------------------------------------
