@@ -8,7 +8,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,14 +50,34 @@ def railbus(
     return Done(done.returncode, done.stdout.decode(), done.stderr.decode())
 
 
-def railbus_here(*arguments: str, cwd: Path) -> Done:
+def railbus_here(*arguments: str, cwd: Path, env: Mapping[str, str] | None = None, stdin: bytes = b"") -> Done:
     """Run a command line to its end in this process, which is quick; for commands that start nothing."""
     out, err = io.StringIO(), io.StringIO()
     status: object = 0
-    with contextlib.chdir(cwd), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+    with (
+        contextlib.chdir(cwd),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+        _given(environment(env or {}), stdin),
+    ):
         try:
             main(arguments)
         except SystemExit as exc:
             status = exc.code
     assert isinstance(status, int)
     return Done(status, out.getvalue(), err.getvalue())
+
+
+@contextlib.contextmanager
+def _given(env: Mapping[str, str], stdin: bytes) -> Iterator[None]:
+    """This process with another environment and another stdin."""
+    kept_env, kept_stdin = dict(os.environ), sys.stdin
+    os.environ.clear()
+    os.environ.update(env)
+    sys.stdin = io.TextIOWrapper(io.BytesIO(stdin))
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(kept_env)
+        sys.stdin = kept_stdin

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from commands import environment, railbus
+from commands import environment
+from commands import railbus_here as railbus
 from railbus.cli.session import refusal
 from railbus_shared.errors import BusUnavailable, NotAuthorized
 from railbus_shared.settings import CommonSettings
@@ -17,16 +18,17 @@ from servers import Server
 
 
 @pytest.fixture
-def nowhere() -> str:
-    """The URL of a port where nothing listens."""
+def nowhere() -> dict[str, str]:
+    """An environment that leads to a port where nothing listens."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        return f"nats://127.0.0.1:{probe.getsockname()[1]}"
+        url = f"nats://127.0.0.1:{probe.getsockname()[1]}"
+    return {"RAILBUS_NATS_URL": url, "RAILBUS_CONNECT_TIMEOUT_S": "0.2"}
 
 
 @pytest.mark.parametrize("command", [["jobs"], ["devices"], ["job", "@last"], ["cancel", "j-1"], ["events", "-f"]])
-def test_without_a_bus_the_remedy_is_named(command: list[str], tmp_path: Path, nowhere: str) -> None:
-    done = railbus(*command, cwd=tmp_path, env={"RAILBUS_NATS_URL": nowhere})
+def test_without_a_bus_the_remedy_is_named(command: list[str], tmp_path: Path, nowhere: dict[str, str]) -> None:
+    done = railbus(*command, cwd=tmp_path, env=nowhere)
     assert done.status == 5
     assert done.out == ""
     assert done.err.startswith("error[BUS_UNAVAILABLE]: NATS at nats://127.0.0.1:")
@@ -35,8 +37,8 @@ def test_without_a_bus_the_remedy_is_named(command: list[str], tmp_path: Path, n
 
 
 @pytest.mark.parametrize("where", ["before", "after", "environment"])
-def test_a_traceback_is_shown_where_it_is_asked_for(where: str, tmp_path: Path, nowhere: str) -> None:
-    env = {"RAILBUS_NATS_URL": nowhere, **({"RAILBUS_DEBUG": "1"} if where == "environment" else {})}
+def test_a_traceback_is_shown_where_it_is_asked_for(where: str, tmp_path: Path, nowhere: dict[str, str]) -> None:
+    env = {**nowhere, **({"RAILBUS_DEBUG": "1"} if where == "environment" else {})}
     words = {"before": ["--traceback", "jobs"], "after": ["jobs", "--traceback"], "environment": ["jobs"]}[where]
     done = railbus(*words, cwd=tmp_path, env=env)
     assert done.status == 5
@@ -110,10 +112,10 @@ def test_a_bad_job_file_is_pointed_at(text: str, place: str, problem: str, tmp_p
     "words", [["submit", "job.yaml", "--wait"], ["submit", "job.yaml", "-f"], ["logs", "-f", "j-1"]]
 )
 def test_whoever_waits_for_a_job_is_told_of_other_trouble_by_a_code_of_its_own(
-    words: list[str], tmp_path: Path, nowhere: str
+    words: list[str], tmp_path: Path, nowhere: dict[str, str]
 ) -> None:
     (tmp_path / "job.yaml").write_text("model: m\n")
-    done = railbus(*words, cwd=tmp_path, env={"RAILBUS_NATS_URL": nowhere})
+    done = railbus(*words, cwd=tmp_path, env=nowhere)
     assert (done.status, done.err.startswith("error[")) == (125, True), done.err
 
 

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from commands import Done, environment, railbus
+from commands import Done, environment, railbus_here
 from servers import Server
 from until import PATIENCE_S
 
-pytestmark = pytest.mark.timeout(120)  # each is many commands, each of them a process of its own
+pytestmark = pytest.mark.timeout(120)  # each has a device_manager, and waits for what it does
 
 _JOB = "model: m\ndataset: d\nentrypoint: classifier\ndevices: {kind: gpu, count: 7}\nwait_for_hosts: true\n"
 
@@ -30,7 +30,7 @@ class Place:
         (folder / "job.yaml").write_text(_JOB)
 
     def railbus(self, *words: str, stdin: bytes = b"") -> Done:
-        return railbus(*words, cwd=self.folder, env=self.env, stdin=stdin)
+        return railbus_here(*words, cwd=self.folder, env=self.env, stdin=stdin)
 
     def start(self, *words: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
@@ -52,6 +52,7 @@ class Place:
         deadline_s = time.monotonic() + PATIENCE_S
         while (done := self.railbus("jobs", "--json")).status != 0:
             assert time.monotonic() < deadline_s, f"{done.err}{(self.folder / 'device_manager.log').read_text()}"
+            time.sleep(0.05)
 
 
 @pytest.fixture

@@ -57,11 +57,17 @@ class Cluster:
 
 
 @pytest.fixture
-async def cluster(common: CommonSettings, bus: Bus) -> AsyncIterator[Cluster]:
+def preempt_after_s() -> float:
+    """How long a job of higher priority waits before another makes room for it."""
+    return 15.0
+
+
+@pytest.fixture
+async def cluster(common: CommonSettings, bus: Bus, preempt_after_s: float) -> AsyncIterator[Cluster]:
     settings, history = common.model_copy(update={"lease_ttl_s": 20}), History()
     async with (
         played_runner(settings, "a", history=history) as runner,
-        device_manager(settings, "dm1", history=history),
+        device_manager(settings, "dm1", history=history, preempt_after_s=preempt_after_s),
     ):
         yield Cluster(bus, runner, history)
 
@@ -192,6 +198,7 @@ async def test_a_refused_start_goes_back_into_the_queue_and_its_device_is_free(c
     assert decision.record.lease_epoch >= 2
 
 
+@pytest.mark.parametrize("preempt_after_s", [0.5])
 async def test_a_job_of_higher_priority_is_made_room_for_after_a_checkpoint(cluster: Cluster) -> None:
     low = await cluster.submit_running(stop_grace_s=9)
     high = await cluster.submit(priority=10)

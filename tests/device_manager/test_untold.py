@@ -10,6 +10,7 @@ import pytest
 from histories import untold
 from played_cluster import JOB, History, device_manager, played_runner
 from railbus.client import Client
+from railbus_device_manager import untold as untold_ends
 from railbus_device_manager.submissions import new_record
 from railbus_shared import clock, wire
 from railbus_shared.bus.bucket import Bucket
@@ -26,6 +27,12 @@ from records_for_tests import record
 from until import until
 
 pytestmark = pytest.mark.timeout(60)
+
+
+@pytest.fixture(autouse=True)
+def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second instead of five that an end may be on its way."""
+    monkeypatch.setattr(untold_ends, "_ON_ITS_WAY_S", 1.0)
 
 
 async def _stored(bus: Bus) -> list[dict[str, object]]:

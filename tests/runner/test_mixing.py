@@ -6,7 +6,7 @@ import hashlib
 import json
 import pickle
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from railbus_shared.data.order import EpochOrder
 from railbus_shared.data.writer import write_dataset
 from railbus_shared.errors import DatasetNotFound, InvalidField, NotFound, ShardCorrupt
 from railbus_shared.layout import Layout
+from torch_loaders import end_workers
 
 SIZES = {"a": 90, "b": 40, "c": 25}
 WEIGHTS = {"a": 6, "b": 3, "c": 1}
@@ -277,7 +278,14 @@ def test_the_loader_of_torch_gives_the_sequence_of_the_stream(layout: Layout) ->
     assert rows(loader) == rows(mixed(layout))
 
 
+@pytest.fixture
+def ends_workers() -> Iterator[None]:
+    yield
+    end_workers()
+
+
 @pytest.mark.timeout(90)  # processes are started, on a busy machine
+@pytest.mark.usefixtures("ends_workers")
 def test_workers_keep_the_order_the_epochs_and_the_position(layout: Layout, tmp_path: Path) -> None:
     stream, alone = mixed(layout, workers=2), mixed(layout)
     assert hashed(islice(stream, 3)) == hashed(islice(alone, 3))

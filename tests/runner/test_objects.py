@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from railbus_shared.data.selection import Selection
 from railbus_shared.data.writer import append_dataset
 from railbus_shared.errors import DatasetNotFound, IndexInvalid, NoSource, NotFound, NotSupported, ShardCorrupt
 from railbus_shared.layout import Layout
+from torch_loaders import taken
 
 pytestmark = pytest.mark.timeout(60)  # processes are started, on a busy machine
 
@@ -51,7 +51,7 @@ def ids(dataset: Dataset) -> list[int]:
     return [number for batch in dataset.stream("train", batch_size=7, shuffle=False) for number in batch["id"].tolist()]
 
 
-def loading(dataset: Any) -> Iterable[Any]:
+def loading(dataset: Any) -> DataLoader[Any]:
     """A loader with a process of its own.
 
     That would import numpy.random if it were not there, and might collect a former loader in the midst of it, which
@@ -115,7 +115,7 @@ def test_a_worker_of_torchs_loader_fetches_nothing_and_says_what_helps(layout: L
     for copies in (dataset, dataset.stream("train", batch_size=7)):
         loader = loading(copies)
         with pytest.raises(NotSupported, match=r"DataLoader\(num_workers=0\)"):
-            list(loader)
+            taken(loader)
     dataset.verify()
     assert [sample["id"].item() for sample in loading(dataset)] == list(range(30))
     stream = dataset.stream("train", batch_size=7, shuffle=False)

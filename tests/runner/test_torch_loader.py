@@ -20,6 +20,7 @@ from railbus_runner.stream import ShardStream
 from railbus_shared.data.index import DatasetIndex
 from railbus_shared.errors import NotSupported
 from railbus_shared.layout import Layout
+from torch_loaders import taken
 
 pytestmark = pytest.mark.timeout(60)  # processes are started, on a busy machine
 
@@ -119,7 +120,7 @@ def test_a_copy_in_another_process_verifies_by_itself(dataset: tuple[Layout, Dat
     small_datasets.flip(layout.shards("d") / index.file.shards[1].file)
     loader = DataLoader(stream_of(dataset), batch_size=None, num_workers=1, multiprocessing_context="fork")
     with pytest.raises(RuntimeError, match=r"shard-00001\.data"):
-        list(loader)
+        taken(loader)
 
 
 def test_a_copy_cannot_have_shards_fetched_and_says_what_can(dataset: tuple[Layout, DatasetIndex]) -> None:
@@ -127,9 +128,10 @@ def test_a_copy_cannot_have_shards_fetched_and_says_what_can(dataset: tuple[Layo
     first = next(iter(stream))
     loader = DataLoader(stream, batch_size=None, num_workers=1, multiprocessing_context="fork")
     sent = pickle.loads(pickle.dumps(copy.copy(stream)))  # noqa: S301 - our own bytes; as to a worker that is spawned
-    for copies in (loader, sent):
+    reads: tuple[Callable[[], object], ...] = (lambda: taken(loader), lambda: list(sent))
+    for read in reads:
         with pytest.raises(NotSupported, match=r"'d' lies on another host.*fetched.*ctx\.stream\(\.\.\., workers=N\)"):
-            list(copies)
+            read()
     alone = DataLoader(stream, batch_size=None, num_workers=0)
     assert ids([first, *alone]) == ids(stream_of(dataset))
 

@@ -16,7 +16,7 @@ import pytest
 from nats.aio.msg import Msg
 
 from railbus_shared import wire
-from railbus_shared.bus import topology
+from railbus_shared.bus import connection, topology
 from railbus_shared.bus.connection import ERROR_CODE_HEADER, ERROR_HEADER, Bus, BusClosed, Outgoing
 from railbus_shared.bus.consume import Delivery, consume_batches
 from railbus_shared.bus.follow import follow
@@ -250,7 +250,14 @@ async def test_what_was_asked_while_disconnected_is_not_stored_later(bus: Bus, s
     assert await bus.last_sequence(bus.subjects.events_stream) == 0
 
 
-async def test_a_server_that_hangs_is_noticed(bus: Bus, server: Server) -> None:
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second each, instead of three, for an answer to a ping and for an acknowledgement."""
+    monkeypatch.setattr(connection, "_PING_S", 1)
+    monkeypatch.setattr(connection, "_PUBLISH_TIMEOUT_S", 1.0)
+
+
+async def test_a_server_that_hangs_is_noticed(impatient: None, bus: Bus, server: Server) -> None:
     assert server.process is not None
     server.process.send_signal(signal.SIGSTOP)
     try:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 
 from pydantic_settings import SettingsConfigDict
 
+from railbus_shared import service
 from railbus_shared.bus.connection import Outgoing
 from railbus_shared.bus.endpoints import Endpoint
 from railbus_shared.contracts.model import Contract
@@ -64,4 +65,5 @@ class Tiny:
 
 
 if __name__ == "__main__":
+    service._SLACK_S = service._FLUSH_S = 1.0  # type: ignore[misc] # instead of five seconds each, for what never comes
     sys.exit(run(Description("tiny", "For tests."), Tiny, common=load(CommonSettings), http=load(Settings)))
