@@ -9,8 +9,12 @@ import click
 from railbus.cli.job_names import find_job
 from railbus.cli.render import Cell, Column, print_json, show, show_pairs, shown_state, to_console
 from railbus.cli.session import connected, json_option, root_option, run
+from railbus.cli.timeline import Timeline, timeline_of
+from railbus_shared import clock
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from railbus.client import Client
     from railbus_shared.contracts.jobs import JobRecord, JobState
     from railbus_shared.contracts.requests import JobList
@@ -24,7 +28,7 @@ _STATES: Final[tuple[JobState, ...]] = (
     "failed",
     "cancelled",
 )
-_TIMELINE: Final = 1000
+_METRIC_LINES: Final = 20
 _NONE: Final = "no jobs; `railbus submit JOB.yaml` makes one"
 _COLUMNS: Final = (
     Column("JOB", "id"),
@@ -115,36 +119,32 @@ def job(*, job: str, as_json: bool) -> None:
 async def _job(wanted: str, *, as_json: bool) -> None:
     async with connected() as client:
         record = await find_job(client, wanted)
-        events = await _timeline(client, record.id)
+        timeline = await timeline_of(client, record.id)
     if as_json:
-        print_json({"job": record.to_map(), "events": events})
+        print_json({"job": record.to_map(), "events": timeline.events, "left_out": timeline.left_out})
         return
     console = to_console()
     show_pairs(_pairs(record), console=console)
     if record.error is not None and record.error.hint:
         click.echo(f"hint: {record.error.hint}", err=True)
+    _tell(timeline, record, console)
+
+
+def _tell(timeline: Timeline, record: JobRecord, console: Console) -> None:
+    """The timeline in words, with some twenty lines of metrics however long the job ran."""
     from railbus.cli.tell import Teller
 
     click.echo()
-    teller = Teller(console, begins_at=record.submitted_at)
-    for event in events:
+    span_s = (_ns(record.ended_at or clock.now()) - _ns(record.submitted_at)) / clock.NS_PER_S
+    teller = Teller(console, begins_at=record.submitted_at, metrics_s=max(2.0, span_s / _METRIC_LINES))
+    for event in timeline.events:
         teller.tell(event)
+    if timeline.left_out:
+        click.echo(f"{timeline.left_out:,} metrics and lines are left out; railbus logs {record.id}", err=True)
 
 
-async def _timeline(client: Client, job: str) -> list[dict[str, object]]:
-    """A job's events from the log files, by time: two services tell of it, and one may be written down later.
-
-    None while telemetry is away, which is said.
-    """
-    from railbus_shared.contracts.requests import QueryEvents
-    from railbus_shared.errors import TransientError
-
-    try:
-        found = (await client.events(QueryEvents(job=job, limit=_TIMELINE))).events
-    except TransientError as exc:
-        click.echo(f"no timeline: {exc.message}", err=True)
-        return []
-    return sorted(found, key=lambda event: str(event.get("time", "")))
+def _ns(time: str) -> int:
+    return clock.parse_rfc3339(time)
 
 
 def _pairs(record: JobRecord) -> dict[str, Cell]:

@@ -14,6 +14,7 @@ from typing import Final
 import click
 
 from railbus.cli import exit_codes
+from railbus.cli.event_lines import EventLines
 from railbus.cli.render import to_console
 from railbus.cli.session import connected, exit_with_code_of_another, json_option, root_option, run, session
 from railbus.cli.tell import Teller, print_event
@@ -88,14 +89,19 @@ def logs(
 @click.option("--follow", "-f", is_flag=True, help="Events from now on, as they happen.")
 @click.option("--since", metavar="WHEN", help="Only from then on: 90s, 30m, 2h, 3d, or a day or time in UTC.")
 @click.option("--type", "types", multiple=True, metavar="TYPE", help="Only types that begin so; may be repeated.")
+@json_option
 @root_option
-def events(*, follow: bool, since: str | None, types: tuple[str, ...]) -> None:
-    """Events of everything as JSON lines: all from the log files, or with -f those from now on."""
+def events(*, follow: bool, since: str | None, types: tuple[str, ...], as_json: bool) -> None:
+    """Every event as it is, one a line: all from the log files, or with -f those from now on.
+
+    On a terminal each is cut to its width; with --json, and wherever else it is written to, it is JSON.
+    """
     wanted = Wanted(types, _since_ns(since), None)
+    write = print_event if as_json or not sys.stdout.isatty() else EventLines(to_console()).write
     if not follow or since:
-        _write_all(_from_files(wanted, newest=None), print_event)
+        _write_all(_from_files(wanted, newest=None), write)
     if follow:
-        run(_follow_all(wanted, print_event))
+        run(_follow_all(wanted, write))
 
 
 @click.command()

@@ -55,7 +55,7 @@ COMMANDS: Final[Mapping[str, Mapping[str, Entry]]] = {
         "lease": Entry("lease:lease", "Hold devices by hand, for a command or a notebook."),
     },
     "More": {
-        "events": Entry("logs:events", "Events of everything as JSON lines."),
+        "events": Entry("logs:events", "Every event as it is, from the log files or live."),
         "decode": Entry("logs:decode", "Turn a message on stdin into a JSON line."),
         "completion": Entry("topics:completion", "Print a completion script for bash, zsh or fish."),
         "help": Entry("topics:help_topic", "Explain a topic, for instance `exit-codes`."),

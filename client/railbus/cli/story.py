@@ -236,13 +236,13 @@ def _text(_: Mapping[str, object], data: Data) -> Line:
 
 def _quoted(text: str) -> list[str]:
     """Lines of text of others, set apart and harmless to a terminal; cut where it is long."""
-    lines = ["".join(map(_visible, line)).rstrip() for line in text[:_TEXT_SHOWN].strip("\n").split("\n")]
+    lines = ["".join(map(visible, line)).rstrip() for line in text[:_TEXT_SHOWN].strip("\n").split("\n")]
     if len(text) > _TEXT_SHOWN:
         lines.append(f"… and {len(text) - _TEXT_SHOWN:,} characters more")
     return [f"    | {line}".rstrip() for line in lines]
 
 
-def _visible(symbol: str) -> str:
+def visible(symbol: str) -> str:
     """The symbol, or a stand-in for one that a terminal would obey."""
     return symbol if symbol.isprintable() else "\N{REPLACEMENT CHARACTER}"
 
