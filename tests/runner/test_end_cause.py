@@ -62,7 +62,7 @@ def failed(code: str, message: str = "it broke", **details: str) -> Ended:
         (EXIT_SETUP_FAILED, None, None, "setup_failed", "TRAINER_LOST"),
         (None, None, None, "runner_lost", "TRAINER_LOST"),
         (0, None, None, "user_error", "ENTRYPOINT_FAILED"),
-        (0, STOPPED, None, "user_error", "ENTRYPOINT_FAILED"),  # nobody asked it to stop
+        (0, STOPPED, None, "signal", "TRAINER_LOST"),  # nobody but a SIGTERM asked it to stop
         (3, None, None, "user_error", "ENTRYPOINT_FAILED"),
         (-11, None, None, "signal", "TRAINER_LOST"),
         (139, None, None, "signal", "TRAINER_LOST"),

@@ -129,7 +129,7 @@ class Attempt:
         if before is not None:
             return
         loop.call_later(grace_s / 2, self._remind)
-        await self._link.send(stop)
+        await self._link.send(stop.changed(deadline_boottime_s=clock.boottime_s() + grace_s))
         if stop.reason == "preempted":
             await self._tell_stopping()
 

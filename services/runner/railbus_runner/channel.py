@@ -20,6 +20,8 @@ from railbus_shared.errors import BadMessage
 A = TypeVar("A", bound=Plan | Verified | Committed | Refused)
 
 _READ_BYTES: Final = 1 << 18
+_SIGNAL_S: Final = 1.0
+"""How soon a stop that comes as a signal is noticed by whoever waits for a frame; a signal alone ends no `select`."""
 
 
 class TrainerChannel:
@@ -69,11 +71,15 @@ class TrainerChannel:
         while self._receive(socket.MSG_DONTWAIT):
             pass
 
+    def wait(self, *, timeout_s: float) -> None:
+        """Wait for orders, at most so long, and take them in. Raises RunnerGone."""
+        select.select([self._sock], [], [], timeout_s)
+        self.poll()
+
     def await_deadline(self, *, stop_suffices: bool = True) -> None:
         """Return at once before the deadline; past it wait for a later one, or for a Stop. Raises RunnerGone."""
         while clock.boottime_s() >= self.deadline_boottime_s and not (stop_suffices and self.stop is not None):
-            select.select([self._sock], [], [])
-            self.poll()
+            self.wait(timeout_s=_SIGNAL_S)
 
     def detach(self) -> None:
         """Leave the socket to the parent: for a process that user code has forked."""
@@ -106,7 +112,7 @@ class TrainerChannel:
             case Deadline():
                 self.deadline_boottime_s = max(self.deadline_boottime_s, frame.boottime_s)
             case Stop():
-                self.stop = self.stop or frame
+                self.stop = frame if self.stop is None or self.stop.reason == "terminated" else self.stop
             case Save():
                 self.save_requested, self.save_number = True, max(self.save_number, frame.number)
             case Plan() | Verified() | Committed() | Refused():

@@ -39,6 +39,7 @@ class Curves:
         self._recorder = recorder
         self._clock_s = clock_s
         self._series: dict[tuple[str, ...], _Series] = {}
+        self._steps: dict[str, int] = {}
 
     def log(self, step: int, metrics: Mapping[str, object]) -> None:
         """Tell the metrics, or let them wait for the next of their series. Raises TypeError for what is no number."""
@@ -52,6 +53,10 @@ class Curves:
         else:
             series.waiting = (step, {name: _detached(value) for name, value in metrics.items()})
 
+    def of_step(self, step: int) -> dict[str, JsonValue]:
+        """The value of each metric whose last one was told at this step; after `flush` whose last one was logged."""
+        return {name: value for name, value in self.latest.items() if self._steps[name] == step}
+
     def flush(self) -> None:
         """Tell what waits."""
         for series in self._series.values():
@@ -62,6 +67,7 @@ class Curves:
     def _tell(self, step: int, metrics: Mapping[str, object]) -> None:
         numbers = {name: number(value, name=name) for name, value in metrics.items()}
         self.latest.update(numbers)
+        self._steps.update(dict.fromkeys(numbers, step))
         self._recorder.record("train.metrics", step=step, data=numbers)
 
 

@@ -138,9 +138,7 @@ def end_cause(
         return asked
     if failure is not None:
         return _refused(failure)
-    error = ended.error if ended is not None and ended.outcome == "failed" else None
-    memory = _MemoryKills(oom_kills, limits.memory_bytes)
-    return _failed(error, memory=memory) if error is not None else _died(exit_code, memory=memory)
+    return _unasked(exit_code, ended, memory=_MemoryKills(oom_kills, limits.memory_bytes))
 
 
 def by_rule(verdict: Verdict, match: Match) -> Verdict:
@@ -155,6 +153,14 @@ def by_rule(verdict: Verdict, match: Match) -> Verdict:
     line, said = match.line.strip()[:_MAX_LINE_CHARS], error.message if error is not None else ""
     message = said if line in said else f"{line} ({said})" if said else line
     return cause, ErrorBody(code=code, message=message, hint=hint, details=details)
+
+
+def _unasked(exit_code: int | None, ended: Ended | None, *, memory: _MemoryKills) -> Verdict:
+    """The end of an attempt that railbus had no part in."""
+    if ended is not None and ended.outcome == "stopped":  # nobody but a SIGTERM has asked
+        return "signal", _body(_terminated())
+    error = ended.error if ended is not None and ended.outcome == "failed" else None
+    return _failed(error, memory=memory) if error is not None else _died(exit_code, memory=memory)
 
 
 def _as_asked(stop: Stop, ended: Ended | None) -> Verdict | None:
@@ -224,6 +230,12 @@ def _killed(number: int, exit_code: int) -> TrainerLost:
     what, remedy = _SIGNALS.get(number, ("was ended by a signal", _OUTPUT))
     details: dict[str, Detail] = {"signal": name, "exit_code": exit_code}
     return TrainerLost(f"the trainer {what} ({name}, exit code {exit_code})", hint=remedy, details=details)
+
+
+def _terminated() -> TrainerLost:
+    what, remedy = _SIGNALS[signal.SIGTERM]
+    details: dict[str, Detail] = {"signal": "SIGTERM"}
+    return TrainerLost(f"the trainer {what} (SIGTERM), and ended after a checkpoint", hint=remedy, details=details)
 
 
 def signal_name(number: int) -> str:

@@ -101,9 +101,12 @@ class Stop(Contract):
     """End at the next step, with a checkpoint."""
 
     f: Literal["stop"] = "stop"
-    reason: Literal["cancelled", "preempted", "shutdown", "device_fault"]
+    reason: Literal["cancelled", "preempted", "shutdown", "device_fault", "terminated"]
+    """`terminated` is a trainer's own word for a SIGTERM that it got."""
     why: str = ""
     """Of a device that broke: what is wrong with it."""
+    deadline_boottime_s: float | None = None
+    """On CLOCK_BOOTTIME: when what is left of the attempt is killed."""
 
 
 class Save(Contract):

@@ -8,21 +8,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from typing import Final
+
+from pydantic import JsonValue
 
 from railbus_runner.channel import TrainerChannel
+from railbus_runner.checkpointing.keeping import Keeper
 from railbus_runner.checkpointing.saver import Reason, Saver
 from railbus_runner.checkpointing.tracked import Tracked
-from railbus_runner.curves import Curves
+from railbus_runner.curves import Curves, number
 from railbus_runner.endings import Stopped
-from railbus_runner.failures import error_body
-from railbus_runner.frames import Saving
 from railbus_runner.moving import Pulse
 from railbus_runner.recorder import Recorder
 from railbus_shared import clock
-from railbus_shared.errors import Conflict, RailbusError
-
-_TRACK: Final = "call ctx.track(model=model) in the entrypoint"
 
 
 class Progress:
@@ -39,9 +36,11 @@ class Progress:
         channel: TrainerChannel,
         recorder: Recorder,
         saver: Saver,
+        keeper: Keeper,
         tracked: Tracked,
         pulse: Pulse,
         began_s: float,
+        metric: str | None = None,
     ) -> None:
         self.global_step = 0
         self.is_resumed = False
@@ -49,12 +48,14 @@ class Progress:
         self._channel = channel
         self._recorder = recorder
         self._saver = saver
+        self._keeper = keeper
         self._tracked = tracked
         self._pulse = pulse
         self._began_s = began_s
         self._has_stepped = False
         self._stop_seen = False
-        self._num_told = 0  # of the orders to save
+        self._metric = metric
+        self._seen_at_step = 0
 
     def step(self, metrics: Mapping[str, object]) -> None:
         """End an optimizer step; raises Stopped once a Stop was obeyed."""
@@ -62,6 +63,7 @@ class Progress:
         if not self._has_stepped:
             self._has_stepped = True
             self._tell_first_step()
+        self._mark()
         self.curves.log(self.global_step, metrics)
         self._pulse.beat()
         self._obey()
@@ -70,6 +72,7 @@ class Progress:
         """Metrics that belong to no single step."""
         self.curves.log(self.global_step, metrics)
         self._pulse.beat()
+        self._evaluated(metrics)
         self._recorder.flush_if_due()
 
     def heed(self) -> None:
@@ -88,13 +91,7 @@ class Progress:
         """Write a checkpoint now; raises ValueError if nothing is tracked."""
         if not self._tracked.parts:
             raise ValueError("nothing is tracked, so there is nothing to save: call ctx.track(model=model) before")
-        self.curves.flush()
-        self._tell_saving()
-        try:
-            self._saver.save(reason, step=self.global_step, metrics=self.curves.latest)
-        except RailbusError as exc:
-            self._tell_saving(exc)
-            raise
+        self._keeper.save(reason, step=self.global_step, metrics=self._metrics())
 
     def resume(self) -> bool:
         """Go on from the newest valid checkpoint, if there is one; raises ValueError if nothing is tracked."""
@@ -102,47 +99,50 @@ class Progress:
             raise ValueError("nothing is tracked, so nothing can be resumed: call ctx.track(model=model) before")
         self.is_resumed = True
         step = self._saver.resume()
-        self.global_step = step if step is not None else self.global_step
-        return step is not None
+        if step is None:
+            return False
+        self.global_step = step
+        self._keeper.resumed(step)
+        self._mark()
+        return True
 
     def finish(self) -> bool:
         """The entrypoint has returned: tell and save what is left; False if it returned because of a Stop."""
-        self.curves.flush()
-        if self._saver.has_news(self.global_step):
-            self.save("stop" if self._stop_seen else "end")
+        metrics, stop = self._metrics(), self._channel.stop
+        if self._stop_seen and stop is not None:
+            self._keeper.stop(stop, step=self.global_step, metrics=metrics)
+        else:
+            self._keeper.finish(step=self.global_step, metrics=metrics)
         return not self._stop_seen
 
     def _obey(self) -> None:
         self._channel.poll()
         self._keep_within_lease()
-        if self._channel.stop is not None:
-            self._stop()
-        if self._channel.save_requested:
-            self._save_as_asked()
-        elif self._saver.is_due(self.global_step):
-            self.save("policy")
+        reason = self._keeper.wanted(self.global_step)
+        if self._channel.stop is None and reason is not None:
+            self._keeper.save(reason, step=self.global_step, metrics=self._metrics())
+        if self._channel.stop is not None:  # it may have come while there was no room
+            self._keeper.stop(self._channel.stop, step=self.global_step, metrics=self._metrics())
+            raise Stopped
+        self._keeper.refuse(self.global_step)
         self._recorder.flush_if_due()
 
-    def _save_as_asked(self) -> None:
-        if self._tracked.parts:
-            self.save("request")
-        else:
-            self._tell_saving(Conflict("nothing is tracked, so there is nothing to save", hint=_TRACK))
-        self._channel.save_requested = False
+    def _evaluated(self, metrics: Mapping[str, object]) -> None:
+        """Keep the state that was evaluated, if it is among the best; one within a step is none that can be kept."""
+        name = self._metric
+        if name is None or name not in metrics or self._tracked.samples_seen != self._seen_at_step:
+            return
+        if self._keeper.is_worth_keeping(number(metrics[name], name=name), step=self.global_step):
+            self._keeper.save("policy", step=self.global_step, metrics=self._metrics())
 
-    def _tell_saving(self, error: RailbusError | None = None) -> None:
-        """Answer whoever waits for a checkpoint: that of this step is theirs, or cannot be written."""
-        number = self._channel.save_number
-        if number > (self._num_told if error is None else 0):
-            self._num_told = number
-            body = error_body(error) if error is not None else None
-            self._channel.send(Saving(number=number, step=self.global_step, error=body))
-
-    def _stop(self) -> None:
+    def _metrics(self) -> dict[str, JsonValue]:
+        """What was told of the state as it is now."""
         self.curves.flush()
-        if self._saver.has_news(self.global_step):
-            self.save("stop")
-        raise Stopped
+        return self.curves.of_step(self.global_step)
+
+    def _mark(self) -> None:
+        """A step has ended."""
+        self._seen_at_step = self._tracked.samples_seen
 
     def _keep_within_lease(self) -> None:
         if clock.boottime_s() < self._channel.deadline_boottime_s:

@@ -19,7 +19,9 @@ from typing import Final
 import torch
 
 from railbus_runner.channel import TrainerChannel
+from railbus_runner.checkpointing.keeping import Keeper
 from railbus_runner.checkpointing.rng import seed_everything
+from railbus_runner.checkpointing.room import Room
 from railbus_runner.checkpointing.saver import Saver
 from railbus_runner.checkpointing.tracked import Tracked
 from railbus_runner.context import TrainContext
@@ -32,6 +34,7 @@ from railbus_runner.progress import Progress
 from railbus_runner.provenance import git_commit
 from railbus_runner.recorder import Recorder, RecordingHandler
 from railbus_runner.stalling import moving_every_s
+from railbus_runner.terminating import Termination
 from railbus_shared.contracts.devices import DeviceInfo
 from railbus_shared.errors import BadSetting, RailbusError, TrainerLost
 from railbus_shared.layout import Layout
@@ -73,14 +76,27 @@ class Trainer:
         self._saver = Saver(
             plan, layout=Layout(Path(plan.root)), tracked=self._tracked, channel=channel, recorder=recorder
         )
+        pulse = Pulse(channel.send, every_s=moving_every_s(plan.spec.stall_s))
+        keeper = Keeper(
+            plan.spec,
+            room=Room(Layout(Path(plan.root)).checkpoints(plan.spec.model)),
+            saver=self._saver,
+            tracked=self._tracked,
+            channel=channel,
+            recorder=recorder,
+            pulse=pulse,
+        )
         self._progress = Progress(
             channel=channel,
             recorder=recorder,
             saver=self._saver,
+            keeper=keeper,
             tracked=self._tracked,
-            pulse=Pulse(channel.send, every_s=moving_every_s(plan.spec.stall_s)),
+            pulse=pulse,
             began_s=began_s,
+            metric=plan.spec.checkpoint.metric,
         )
+        self._termination = Termination(channel)
 
     def run(self) -> Ended:
         """Run the entrypoint; whatever it does, the answer says how it ended. Raises RunnerGone alone."""
@@ -128,6 +144,7 @@ class Trainer:
     def _join_process(self) -> None:
         """Seeds, threads and logging; and no word of a process that user code forks passes for this one's."""
         os.register_at_fork(after_in_child=self._detach)
+        self._termination.install()
         logging.basicConfig(
             level=logging.INFO,
             handlers=[RecordingHandler(self._recorder, step=lambda: self._progress.global_step)],
@@ -139,6 +156,7 @@ class Trainer:
     def _detach(self) -> None:
         self._recorder.detach()
         self._channel.detach()
+        self._termination.detach()
 
     def _failed(self, exc: BaseException) -> Ended:
         """What waits is told as well: it may show why."""

@@ -18,7 +18,11 @@ from railbus_shared.layout import checkpoint_stem
 
 
 class Resuming:
-    """The begin of one attempt."""
+    """The begin of one attempt.
+
+    Attributes:
+        rejected: numbers of checkpoints that are not what they should be.
+    """
 
     def __init__(
         self,
@@ -34,7 +38,7 @@ class Resuming:
         self._tracked = tracked
         self._channel = channel
         self._events = events
-        self._rejected_numbers: set[int] = set()
+        self.rejected: set[int] = set()
 
     def tidy(self) -> None:
         """Bring a recorded checkpoint to its end and remove the litter of earlier attempts; before anything is read."""
@@ -96,12 +100,12 @@ class Resuming:
     def _miss_recorded(self, opened: Opened | None) -> None:
         """Tell if the checkpoint that the job record names is not there at all."""
         recorded = self._plan.checkpoint
-        if recorded is None or recorded.number in self._rejected_numbers:
+        if recorded is None or recorded.number in self.rejected:
             return
         if opened is None or opened.meta.number < recorded.number:
             stem = checkpoint_stem(recorded.number)
             self._reject(recorded.number, CheckpointNotFound(f"the job record names {stem}, which is not there"))
 
     def _reject(self, number: int, error: RailbusError) -> None:
-        self._rejected_numbers.add(number)
+        self.rejected.add(number)
         self._events.tell("rejected", number, is_bad=True, error=error.to_wire())

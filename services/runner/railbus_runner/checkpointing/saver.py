@@ -6,7 +6,7 @@ In: committed, refused. Out: commit; the events `checkpoint.written` and `.remov
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Literal
 
 from pydantic import JsonValue
@@ -46,26 +46,15 @@ class Saver:
         self._events = CheckpointEvents(recorder, model=plan.spec.model)
         self._store = CheckpointStore(layout, plan.spec.model, job=plan.job, lease_epoch=plan.lease_epoch)
         self._parent: int | None = None
-        self._saved_step = 0
-        self._saved_s = time.monotonic()
         self._is_schema_known = False
         self._resuming = Resuming(plan, store=self._store, tracked=tracked, channel=channel, events=self._events)
         self._schema_sha256: str | None = None
 
     # --- saving ------------------------------------------------------------------------------------------------------
 
-    def is_due(self, step: int) -> bool:
-        """Whether the job's policy wants a checkpoint after this step."""
-        policy = self._plan.spec.checkpoint
-        if not self.has_news(step):
-            return False
-        if policy.every_steps is not None and step % policy.every_steps == 0:
-            return True
-        return policy.every_s is not None and time.monotonic() - self._saved_s >= policy.every_s
-
-    def has_news(self, step: int) -> bool:
-        """Whether a checkpoint of this step would hold something that the last one does not."""
-        return bool(self._tracked.parts) and step > self._saved_step
+    def metas(self) -> list[CheckpointMeta]:
+        """Of the job's durable checkpoints, newest first."""
+        return list(self._store.metas(job=self._plan.job))
 
     def save(self, reason: Reason, *, step: int, metrics: Mapping[str, JsonValue]) -> CheckpointMeta:
         """Write a checkpoint and remove the job's older ones; raises CommitRefused, StorageFull, Conflict."""
@@ -78,13 +67,15 @@ class Saver:
             return meta.model_copy(update={"tensors": image.tensors})
 
         meta = self._store.write(image.chunks(), nbytes=image.nbytes, describe=describe, commit=self._commit)
-        self._parent, self._saved_step, self._saved_s = meta.number, step, time.monotonic()
-        self._channel.save_requested = False
-        seconds = round(self._saved_s - began_s, 3)
+        self._parent = meta.number
+        seconds = round(time.monotonic() - began_s, 3)
         self._events.tell("written", meta.number, step=step, bytes=meta.files[0].bytes, reason=reason, seconds=seconds)
-        for number in self._store.retain(lambda metas: retention(metas, self._plan.spec.checkpoint).gone):
+        for number in self._store.retain(self._gone):
             self._events.tell("removed", number, step=step)
         return meta
+
+    def _gone(self, metas: Sequence[CheckpointMeta]) -> Collection[int]:
+        return retention(metas, self._plan.spec.checkpoint, damaged=self._resuming.rejected).gone
 
     def _ensure_schema(self) -> None:
         if not self._is_schema_known and (model := self._tracked.model) is not None:
@@ -151,5 +142,5 @@ class Saver:
         meta = self._resuming.resume()
         if meta is None:
             return None
-        self._parent, self._saved_step, self._saved_s = meta.number, meta.step, time.monotonic()
+        self._parent = meta.number
         return meta.step
