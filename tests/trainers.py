@@ -189,6 +189,9 @@ class RunnerEnd:
     def kill(self) -> None:
         os.kill(self._pid, signal.SIGKILL)
 
+    def signal(self, number: int) -> None:
+        os.kill(self._pid, number)
+
     def hang_up(self) -> None:
         """As if the runner had died."""
         self._sock.shutdown(socket.SHUT_RDWR)

@@ -13,6 +13,7 @@ from pydantic import JsonValue
 
 from railbus_runner.channel import TrainerChannel
 from railbus_runner.checkpointing.keeping import Keeper
+from railbus_runner.checkpointing.rng import Generators
 from railbus_runner.checkpointing.saver import Reason, Saver
 from railbus_runner.checkpointing.tracked import Tracked
 from railbus_runner.curves import Curves, number
@@ -56,6 +57,7 @@ class Progress:
         self._stop_seen = False
         self._metric = metric
         self._seen_at_step = 0
+        self._generators: Generators | None = None
 
     def step(self, metrics: Mapping[str, object]) -> None:
         """End an optimizer step; raises Stopped once a Stop was obeyed."""
@@ -129,11 +131,12 @@ class Progress:
 
     def _evaluated(self, metrics: Mapping[str, object]) -> None:
         """Keep the state that was evaluated, if it is among the best; one within a step is none that can be kept."""
-        name = self._metric
-        if name is None or name not in metrics or self._tracked.samples_seen != self._seen_at_step:
+        name = str(self._metric)
+        if name not in metrics or self._generators is None or self._tracked.samples_seen != self._seen_at_step:
             return
         if self._keeper.is_worth_keeping(number(metrics[name], name=name), step=self.global_step):
-            self._keeper.save("policy", step=self.global_step, metrics=self._metrics())
+            with self._tracked.with_generators(self._generators):
+                self._keeper.save("policy", step=self.global_step, metrics=self._metrics())
 
     def _metrics(self) -> dict[str, JsonValue]:
         """What was told of the state as it is now."""
@@ -141,8 +144,9 @@ class Progress:
         return self.curves.of_step(self.global_step)
 
     def _mark(self) -> None:
-        """A step has ended."""
-        self._seen_at_step = self._tracked.samples_seen
+        """A step has ended; what an evaluation changes that comes after it is no part of it."""
+        if self._metric is not None:
+            self._seen_at_step, self._generators = self._tracked.samples_seen, Generators.now()
 
     def _keep_within_lease(self) -> None:
         if clock.boottime_s() < self._channel.deadline_boottime_s:

@@ -156,7 +156,6 @@ class Trainer:
     def _detach(self) -> None:
         self._recorder.detach()
         self._channel.detach()
-        self._termination.detach()
 
     def _failed(self, exc: BaseException) -> Ended:
         """What waits is told as well: it may show why."""

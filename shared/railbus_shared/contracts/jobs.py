@@ -78,10 +78,13 @@ class DevicePreference(Contract):
 
 
 class CheckpointPolicy(Contract):
-    """When checkpoints are written and how many are kept; one more is always written at the end."""
+    """When checkpoints are written and which are kept; one more is always written at the end."""
 
     every_steps: int | None = Field(default=None, ge=1)
-    every_s: float | None = Field(default=None, gt=0)
+    """After so many steps."""
+    every_s: float | None = Field(default=600.0, gt=0)
+    """Once so many seconds have passed since the last one was begun, so that a crash never costs much more; null for
+    none."""
     mode: Literal["auto", "async", "sync"] = "auto"
     """`async`: the state is copied and the trainer goes on while another process writes the copy. `sync`: the trainer
     writes it itself, without a copy in memory. `auto`: async where the state is large enough to be felt and the copy
@@ -93,11 +96,13 @@ class CheckpointPolicy(Contract):
     keep_last: int = Field(default=3, ge=1, le=1000)
     """Newest checkpoints of the job that are kept; older ones go once a newer one is durable."""
     keep_best: int = Field(default=0, ge=0, le=1000)
-    """How many more are kept because their `metric` is the best."""
+    """So many are kept because their `metric` is the best, also if they are not among the newest. For that `ctx.log` of
+    the metric writes a checkpoint of its own where it would be one of them."""
     keep_every_steps: int | None = Field(default=None, ge=1)
     """Checkpoints of steps that are a multiple of this are never removed."""
     metric: str | None = Field(default=None, min_length=1, max_length=128)
-    """The metric that `keep_best` goes by, as `ctx.step` or `ctx.log` names it."""
+    """The metric that `keep_best` goes by, as `ctx.log` or `ctx.step` names it: its value for the very state that the
+    checkpoint holds. One that is missing, NaN or infinite is never best."""
     best: Literal["min", "max"] = "min"
     """Whether a low `metric` is good, or a high one."""
 

@@ -5,15 +5,16 @@ The state is made of tensors and plain containers only, so that it loads with `w
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter, OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final, Protocol, cast, runtime_checkable
 
 import torch
 
 from railbus_runner.checkpointing import fitting, generators, names
 from railbus_runner.checkpointing.filling import Placement
-from railbus_runner.checkpointing.rng import rng_state, set_rng_state
+from railbus_runner.checkpointing.rng import Generators, rng_state, set_rng_state
 from railbus_shared.errors import Conflict, NotSupported, shorten
 
 FORMAT: Final = 1
@@ -64,6 +65,7 @@ class Tracked:
         self.extras: dict[str, object] = {}
         self.streams: dict[str, TrackedStream] = {}
         self._pending_streams: dict[str, Mapping[str, object]] = {}
+        self._generators: Generators | None = None
 
     @property
     def model(self) -> torch.nn.Module | None:
@@ -107,11 +109,20 @@ class Tracked:
             "parts": {name: _state_of(part) for name, part in self.parts.items()},
             "extras": dict(self.extras),
             "streams": {name: stream.state_dict() for name, stream in self.streams.items()},
-            "rng": rng_state(),
+            "rng": rng_state(self._generators),
         }
         _check_plain(self.extras, at="ctx.extras", remedy="put numbers, strings, tensors, lists and maps there only")
         _check_plain(state, at="state")
         return state
+
+    @contextlib.contextmanager
+    def with_generators(self, generators: Generators) -> Iterator[None]:
+        """States that are taken meanwhile have the generators of an earlier moment."""
+        self._generators = generators
+        try:
+            yield
+        finally:
+            self._generators = None
 
     def live(self, stored: Iterable[str]) -> set[str]:
         """Of names of stored tensors, such as `parts.model.fc.weight`, those that there is a live tensor for.
