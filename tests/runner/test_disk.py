@@ -116,7 +116,6 @@ def test_without_room_no_byte_is_written_and_the_error_says_how_much_is_needed(t
     with pytest.raises(StorageFull) as caught:
         write_draft(tmp_path / "x", never(), nbytes=1 << 60)
     assert caught.value.details["needed_bytes"] == 1 << 60
-    assert isinstance(caught.value.details["free_bytes"], int)
     with at_most(1 << 20), pytest.raises(StorageFull):
         write_draft(tmp_path / "x", never(), nbytes=2 << 20)
     assert list(tmp_path.iterdir()) == []

@@ -1,7 +1,7 @@
 """How a large file reaches the disk: whole, hashed on the way, and without passing through the page cache.
 
-The caller's thread hashes while another one writes the same bytes, both without the GIL, so that the time is that of
-the slower of the two. Blocks of 16 MiB go straight from the source's memory where that is page aligned, else through
+One thread hashes while another writes the same bytes and flushes them, both without the GIL, so that the time is that
+of the slower of the two. Blocks of 16 MiB go straight from the source's memory where that is page aligned, else through
 one bounce buffer. A file system that takes no direct writes (some network and union file systems) gets buffered ones,
 whose way to the disk is begun at once, so that the flush at the end finds little to do.
 
@@ -31,10 +31,11 @@ from railbus_shared.errors import BadSetting, StorageFull
 BLOCK_BYTES: Final = 16 << 20
 """Of one write; from some 8 MiB on, a larger one is no faster."""
 MAX_AHEAD_BYTES: Final = 128 << 20
-"""How far the hashing may be ahead of the writing: what an iterable's chunks may take of memory at a time."""
+"""How much of an iterable's chunks may be in memory: those that are yet to be hashed or written."""
 _ALIGNMENT: Final = mmap.PAGESIZE
 """Of memory, offsets and lengths of direct writes; a multiple of every disk's block that is in use."""
 _NO_DIRECT: Final = {errno.EINVAL, errno.EOPNOTSUPP}
+_NO_RESERVE: Final = {errno.EOPNOTSUPP, errno.ENOSYS}
 _UNWRITABLE: Final = {errno.EACCES, errno.EPERM, errno.EROFS}
 _SYNC_FILE_RANGE_WRITE: Final = 2
 
@@ -45,30 +46,31 @@ def write_draft(final: Path, source: memoryview | Iterable[memoryview], *, nbyte
     """Write the draft of a file (`files.temporary_path`) that has exactly these bytes; gives their hex SHA-256.
 
     Once this returns the bytes are on the disk; the name is not, before the folder is flushed. The source is one piece
-    of memory, or chunks of any size. After any error there is no draft. Raises StorageFull, BadSetting for a folder
-    that nobody may write to, FileExistsError for a draft that is there already, ValueError if the source has another
-    length.
+    of memory, or chunks of any size. After any error there is no draft. Raises StorageFull, with `needed_bytes` in its
+    details, BadSetting for a folder that cannot be written to, FileExistsError for a draft that is there already, and
+    ValueError if the source has another length.
     """
     draft = files.temporary_path(final)
-    with files.storage_errors(final), setting_errors(final.parent):
+    with _full(final, nbytes), setting_errors(final.parent):
         descriptor = _create(draft)
         try:
             _reserve(descriptor, final, nbytes)
-            if isinstance(source, memoryview):
-                writer = _Writer(descriptor, max_ahead_bytes=nbytes)
-                digest, length = writer.write([source])
-            else:
-                writer = _Writer(descriptor, max_ahead_bytes=MAX_AHEAD_BYTES)
-                digest, length = writer.write(source)
-            _check_length(length, nbytes)
-            os.ftruncate(descriptor, nbytes)
-            os.fsync(descriptor)
+            return _written(descriptor, source, nbytes)
         except BaseException:
             draft.unlink(missing_ok=True)
             raise
         finally:
             os.close(descriptor)
-    return digest
+
+
+@contextlib.contextmanager
+def _full(final: Path, nbytes: int) -> Iterator[None]:
+    try:
+        with files.storage_errors(final):
+            yield
+    except StorageFull as exc:
+        exc.details["needed_bytes"] = nbytes
+        raise
 
 
 @contextlib.contextmanager
@@ -98,81 +100,106 @@ def _create(path: Path) -> int:
 
 
 def _reserve(descriptor: int, final: Path, nbytes: int) -> None:
-    """Take the space before it is written to; raises StorageFull if there is not enough."""
+    """Take the space before it is written to; raises StorageFull, OSError if there is not enough."""
     system = os.fstatvfs(descriptor)
     if (free := system.f_bavail * system.f_frsize) < nbytes:
         raise StorageFull(
             f"no space left to write {str(final)!r}: it takes {nbytes} bytes, and {free} are free",
             hint="free space or move the root; nothing older was touched",
-            details={"needed_bytes": nbytes, "free_bytes": free},
         )
     # not os.posix_fallocate: where the file system cannot reserve, it would write a byte into every block instead
-    length = max(1, nbytes)
-    if _libc.fallocate(descriptor, 0, ctypes.c_int64(0), ctypes.c_int64(length)) != 0:
-        number = ctypes.get_errno()
-        if number not in {errno.EOPNOTSUPP, errno.ENOSYS}:
-            raise OSError(number, os.strerror(number), str(final))
+    length = ctypes.c_int64(max(1, nbytes))
+    if _libc.fallocate(descriptor, 0, ctypes.c_int64(0), length) and (number := ctypes.get_errno()) not in _NO_RESERVE:
+        raise OSError(number, os.strerror(number), str(final))
 
 
-def _check_length(length: int, announced: int) -> None:
-    if length != announced:
-        raise ValueError(f"the source has {length} bytes, and {announced} were announced")
+def _written(descriptor: int, source: memoryview | Iterable[memoryview], nbytes: int) -> str:
+    """Write, flush and hash; gives the hash."""
+    chunks, max_ahead_bytes = ([source], nbytes) if isinstance(source, memoryview) else (source, MAX_AHEAD_BYTES)
+    digest, file = hashlib.sha256(), _File(descriptor)
+    with _thread("checkpoint-hash") as hashing, _thread("checkpoint-write") as writing:
+        ahead = _Ahead(max_ahead_bytes)
+        length = 0
+        for batch in _batches(chunks):
+            size = sum(len(part) for part in batch)
+            length += size
+            ahead.add(size, writing.submit(file.append, batch), hashing.submit(_hash, digest, batch))
+        if length != nbytes:
+            raise ValueError(f"the source has {length} bytes, and {nbytes} were announced")
+        ahead.add(0, writing.submit(file.finish, nbytes))
+        ahead.wait()
+    return digest.hexdigest()
 
 
-class _Writer:
-    """Hashes and writes one file; the offsets of direct writes are always aligned."""
+@contextlib.contextmanager
+def _thread(name: str) -> Iterator[ThreadPoolExecutor]:
+    """One, which does what it is given in turn, and after an error nothing more."""
+    pool = ThreadPoolExecutor(1, thread_name_prefix=name)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
 
-    def __init__(self, descriptor: int, *, max_ahead_bytes: int) -> None:
+
+def _hash(digest: hashlib._Hash, batch: list[memoryview]) -> None:
+    for part in batch:
+        digest.update(part)
+
+
+class _Ahead:
+    """Bytes that were handed over and are not done with."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._num_bytes = 0
+        self._pending: deque[tuple[int, tuple[Future[None], ...]]] = deque()
+
+    def add(self, size: int, *works: Future[None]) -> None:
+        """Waits while there are too many; raises what any of the works raised that are done."""
+        self._pending.append((size, works))
+        self._num_bytes += size
+        while self._num_bytes > self._max_bytes or (self._pending and all(work.done() for work in self._pending[0][1])):
+            self._take_one()
+
+    def wait(self) -> None:
+        """For all of them."""
+        while self._pending:
+            self._take_one()
+
+    def _take_one(self) -> None:
+        size, works = self._pending.popleft()
+        for work in works:
+            work.result()
+        self._num_bytes -= size
+
+
+class _File:
+    """An empty file that is filled from its start on; the offsets of direct writes are always aligned."""
+
+    def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
-        self._max_ahead_bytes = max_ahead_bytes
         self._is_direct = bool(fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_DIRECT)
         self._bounce = np.frombuffer(mmap.mmap(-1, BLOCK_BYTES), np.uint8)
         self._num_bounced = 0
         self._offset = 0
-        self._pending: deque[tuple[Future[None], int]] = deque()
-        self._bytes_ahead = 0
 
-    def write(self, chunks: Iterable[memoryview]) -> tuple[str, int]:
-        """The hash of the chunks, and their length, once all of them are written."""
-        digest, num_bytes = hashlib.sha256(), 0
-        pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint-disk")
-        try:
-            for batch in _batches(chunks):
-                size = sum(len(part) for part in batch)
-                self._pending.append((pool.submit(self._write_batch, batch), size))
-                self._bytes_ahead += size
-                for part in batch:
-                    digest.update(part)
-                num_bytes += size
-                self._await_writes(self._max_ahead_bytes)
-            self._pending.append((pool.submit(self._flush), 0))
-            self._await_writes(0)
-        finally:
-            pool.shutdown(cancel_futures=True)
-        return digest.hexdigest(), num_bytes
-
-    def _await_writes(self, max_ahead_bytes: int) -> None:
-        """Wait until so much or less is yet to be written; raises what a write raised."""
-        while self._pending and (
-            self._bytes_ahead > max_ahead_bytes or self._pending[0][0].done() or not max_ahead_bytes
-        ):
-            written, size = self._pending.popleft()
-            written.result()
-            self._bytes_ahead -= size
-
-    # --- in the other thread -----------------------------------------------------------------------------------------
-
-    def _write_batch(self, batch: list[memoryview]) -> None:
+    def append(self, batch: list[memoryview]) -> None:
         for part in batch:
             if not self._is_direct:
-                self._flush()
+                self._flush_bounce()
                 self._write(part)
             elif not self._num_bounced and _is_aligned(part):
                 self._write(part)
             else:
-                self._write_bounced(part)
+                self._bounce_off(part)
 
-    def _write_bounced(self, part: memoryview) -> None:
+    def finish(self, nbytes: int) -> None:
+        """Make the file durable, and so long."""
+        self._flush_bounce()
+        os.ftruncate(self._descriptor, nbytes)
+        os.fsync(self._descriptor)
+
+    def _bounce_off(self, part: memoryview) -> None:
         """Gather what is not aligned; NumPy copies without the GIL."""
         source, start = np.frombuffer(part, np.uint8), 0
         while start < len(source):
@@ -181,9 +208,9 @@ class _Writer:
             self._num_bounced += length
             start += length
             if self._num_bounced == BLOCK_BYTES:
-                self._flush()
+                self._flush_bounce()
 
-    def _flush(self) -> None:
+    def _flush_bounce(self) -> None:
         """Write what was gathered. Less than a block is the end of the file, or no direct write.
 
         The end is filled up with zeros, which are cut off afterwards.
@@ -203,7 +230,7 @@ class _Writer:
                 self._write_through_cache()  # opened for direct writes, and yet it takes none
                 continue
             if not self._is_direct:
-                _libc.sync_file_range(self._descriptor, self._offset, written, _SYNC_FILE_RANGE_WRITE)
+                _begin_flush(self._descriptor, self._offset, written)
             self._offset += written
             part = part[written:]
 
@@ -211,6 +238,11 @@ class _Writer:
         flags = fcntl.fcntl(self._descriptor, fcntl.F_GETFL)
         fcntl.fcntl(self._descriptor, fcntl.F_SETFL, flags & ~os.O_DIRECT)
         self._is_direct = False
+
+
+def _begin_flush(descriptor: int, offset: int, length: int) -> None:
+    """A hint; where it is not taken, the flush at the end does all of it."""
+    _libc.sync_file_range(descriptor, ctypes.c_int64(offset), ctypes.c_int64(length), _SYNC_FILE_RANGE_WRITE)
 
 
 def _batches(chunks: Iterable[memoryview]) -> Iterator[list[memoryview]]:

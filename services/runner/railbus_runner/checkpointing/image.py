@@ -15,8 +15,10 @@ Until its bytes are copied or written, the tensors of a state must not change.
 from __future__ import annotations
 
 import ctypes
+import functools
 import io
 import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Final, cast
 
@@ -39,7 +41,8 @@ class Image:
     Attributes:
         nbytes: of the whole file.
         tensors: where the elements of each dense, contiguous tensor lie, by its keys and positions in the state, joined
-            by dots: `parts.model.fc.weight`. A name that two tensors would share is left out.
+            by dots: `parts.model.fc.weight`. A name that two tensors would share is left out. Not to be changed: the
+            next image of the same form has the same map.
     """
 
     def __init__(
@@ -68,7 +71,7 @@ class Image:
         pickler.dump(dict(state))
         layout = ZipLayout.of(storage.nbytes() for storage in pickler.storages)
         small = {"data.pkl": pickled.getvalue(), "byteorder": sys.byteorder.encode(), "version": _FORMAT_VERSION}
-        tensors = _places(state, pickler, layout)
+        tensors = _table(tuple(_places(state, pickler, layout)))
         return cls(pickler.storages, layout=layout, tail=layout.tail(small), tensors=tensors)
 
     def copy_to(self, arena: torch.Tensor) -> None:
@@ -133,24 +136,16 @@ def _memory(tensor: torch.Tensor) -> memoryview:
 
 # --- where tensors lie -----------------------------------------------------------------------------------------------
 
+_Place = tuple[str, str, tuple[int, ...], int, int]
+"""Name, dtype, shape, offset, bytes."""
 
-def _places(state: Mapping[str, object], pickler: StatePickler, layout: ZipLayout) -> dict[str, TensorPlace]:
-    """By name, where each tensor lies whose elements are its storage's, one after the other."""
-    places: dict[str, TensorPlace] = {}
-    shared: set[str] = set()
+
+def _places(state: Mapping[str, object], pickler: StatePickler, layout: ZipLayout) -> Iterator[_Place]:
+    """Each tensor whose elements lie in a record as they are, one after the other."""
     for name, tensor in _named_tensors(state, ""):
-        record = pickler.record_of(tensor) if is_dense(tensor) and tensor.is_contiguous() else None
-        if record is None:
-            continue
-        if name in places:
-            shared.add(name)
-        places[name] = TensorPlace(
-            dtype=dtype_name(tensor.dtype),
-            shape=tuple(tensor.shape),
-            offset=layout.offsets[record] + int(tensor.storage_offset()) * tensor.itemsize,
-            bytes=tensor.numel() * tensor.itemsize,
-        )
-    return {name: place for name, place in places.items() if name not in shared}
+        if is_dense(tensor) and tensor.is_contiguous() and (record := pickler.record_of(tensor)) is not None:
+            offset = layout.offsets[record] + int(tensor.storage_offset()) * tensor.itemsize
+            yield name, dtype_name(tensor.dtype), tuple(tensor.shape), offset, tensor.numel() * tensor.itemsize
 
 
 def _named_tensors(value: object, name: str) -> Iterator[tuple[str, torch.Tensor]]:
@@ -164,3 +159,14 @@ def _named_tensors(value: object, name: str) -> Iterator[tuple[str, torch.Tensor
         items = enumerate(value)
     for key, item in items:
         yield from _named_tensors(item, f"{name}.{key}" if name else str(key))
+
+
+@functools.lru_cache(maxsize=2)
+def _table(places: tuple[_Place, ...]) -> dict[str, TensorPlace]:
+    """The places by name; remembered, since a state keeps its form from one checkpoint to the next."""
+    times = Counter(name for name, *_ in places)
+    return {
+        name: TensorPlace(dtype=dtype, shape=shape, offset=offset, bytes=size)
+        for name, dtype, shape, offset, size in places
+        if times[name] == 1
+    }
