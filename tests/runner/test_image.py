@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import os
 import pickle
 import tempfile
+import weakref
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from railbus_runner.checkpointing.image import Image
@@ -44,8 +46,9 @@ def loaded(data: bytes, path: Path, **how: Any) -> dict[str, Any]:
 
 
 def bits(tensor: torch.Tensor) -> tuple[object, ...]:
-    raw = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
-    return tensor.dtype, tuple(tensor.shape), tensor.stride(), tensor.requires_grad, type(tensor), raw.tolist()
+    packed = tensor.detach().clone(memory_format=torch.contiguous_format).untyped_storage()
+    raw = torch.empty(0, dtype=torch.uint8).set_(packed).numpy().tobytes()
+    return tensor.dtype, tuple(tensor.shape), tensor.stride(), tensor.requires_grad, type(tensor), raw
 
 
 def random_tensor(dtype: torch.dtype, shape: tuple[int, ...]) -> torch.Tensor:
@@ -111,6 +114,90 @@ def test_storages_that_are_shared_are_written_once_and_come_back_tied(tmp_path: 
     assert torch.equal(back["model"]["0.weight"], back["model"]["1.weight"])
     assert back["same"][0] is back["same"][1]
     assert back["model"]._metadata == model.state_dict()._metadata  # type: ignore[attr-defined]
+
+
+class View(NamedTuple):
+    """A tensor to be made: which of three storages it views, from where on, how, and whether turned."""
+
+    storage: int
+    start: int
+    step: int
+    rows: int
+    is_turned: bool
+
+    def of(self, storages: list[torch.Tensor]) -> torch.Tensor:
+        flat = storages[self.storage][self.start :: self.step]
+        rows = flat[: len(flat) // self.rows * self.rows].reshape(self.rows, -1)
+        return rows.t() if self.is_turned else rows
+
+
+VIEWS = st.builds(
+    View, st.integers(0, 2), st.integers(0, 40), st.integers(1, 3), rows=st.integers(1, 4), is_turned=st.booleans()
+)
+LEAVES = VIEWS | st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5)
+STATES = st.recursive(
+    LEAVES, lambda item: st.lists(item, max_size=4) | st.dictionaries(st.text(max_size=3), item, max_size=4)
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.tuples(st.sampled_from(DTYPES), st.integers(0, 40)), min_size=3, max_size=3),
+    st.lists(VIEWS, max_size=4),
+    STATES,
+)
+def test_any_state_comes_back_with_its_containers_bits_and_ties(
+    storages: list[tuple[torch.dtype, int]], views: list[View], nested: object
+) -> None:
+    made = [random_tensor(dtype, (length,)) for dtype, length in storages]
+
+    def filled(value: object) -> object:
+        match value:
+            case View():
+                return value.of(made)
+            case dict():
+                return {key: filled(item) for key, item in value.items()}
+            case list():
+                return [filled(item) for item in value]
+            case _:
+                return value
+
+    tensors = [view.of(made) for view in views]
+    state: dict[str, object] = {"nested": filled(nested), "tensors": tensors}
+    back = torch.load(io.BytesIO(written(state)), weights_only=True)
+    assert forms(back) == forms(state)
+    assert ties(back["tensors"]) == ties(tensors)
+
+
+def forms(value: object) -> object:
+    """What can be compared: tensors as their bits."""
+    match value:
+        case torch.Tensor():
+            return bits(value)
+        case dict():
+            return [(key, forms(item)) for key, item in value.items()]
+        case list():
+            return [forms(item) for item in value]
+        case _:
+            return type(value), value
+
+
+def ties(tensors: list[torch.Tensor]) -> list[int]:
+    """For each tensor, the first that has the same storage; those of nothing have none."""
+    places = [tensor.untyped_storage().data_ptr() or -number for number, tensor in enumerate(tensors, start=1)]
+    return [places.index(place) for place in places]
+
+
+def test_nothing_of_a_state_lives_on_once_its_image_is_gone() -> None:
+    tensor = torch.ones(3)
+    gone = weakref.ref(tensor)
+    gc.disable()
+    try:
+        written({"tensor": tensor, "parameter": torch.nn.Parameter(torch.ones(2))})
+        del tensor
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 def test_it_is_what_torch_save_writes_but_for_the_order_of_the_records() -> None:
