@@ -117,6 +117,21 @@ async def test_a_running_job_writes_a_checkpoint_when_it_is_asked_to_and_the_ans
         assert (refused.status, "is cancelled and writes no checkpoint now" in refused.err) == (1, True)
 
 
+async def test_a_jobs_curves_are_written_for_tensorboard_while_it_trains(up: RunningUp, tmp_path: Path) -> None:
+    async with up.client() as client:
+        job = (await client.submit({**PACED, "params": {"epochs": 2, "pause_s": 0.01}})).id
+        words = ("export", "tensorboard", "-f", job, "--json")
+        done = await asyncio.to_thread(command, *words, cwd=tmp_path, env=_env(up), timeout_s=90)
+        told = [event async for event in client.follow(job) if event["type"] == "train.metrics"]
+    assert done.status == 0, done.err
+    found = done.json()
+    assert isinstance(found, dict)
+    assert (found["job"], found["metrics"], found["points"]) == (job, ["loss"], len(told))
+    size = (tmp_path / found["path"]).stat().st_size
+    again = command("export", "tensorboard", job, cwd=tmp_path, env=_env(up))
+    assert (again.status, (tmp_path / found["path"]).stat().st_size) == (0, size)
+
+
 def test_a_lease_keeps_a_device_from_jobs_until_its_block_ends(up: RunningUp) -> None:
     with railbus.connect(settings=up.settings) as client:
         count = len(client.devices().devices)

@@ -6,7 +6,8 @@ import difflib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
-from railbus_shared.errors import InvalidField, InvalidName, JobNotFound, NotFound
+from railbus.cli.session import connected, session
+from railbus_shared.errors import InvalidField, InvalidName, JobNotFound, NotFound, TransientError
 
 if TYPE_CHECKING:
     from railbus.client import Client
@@ -30,6 +31,22 @@ async def find_job(client: Client, wanted: str) -> JobRecord:
         records = (await client.jobs(limit=_LOOKED_AT)).jobs
         chosen = choose(wanted, [record.id for record in records])
         return next(record for record in records if record.id == chosen)
+
+
+async def job_id(wanted: str) -> str:
+    """The id of the job that is meant; where no bus runs, of those that the log files know."""
+    from railbus_shared.log_reader import read_events
+
+    try:
+        async with connected() as client:
+            return (await find_job(client, wanted)).id
+    except TransientError:
+        layout = session().layout
+        if not layout.logs.is_dir():
+            raise
+        ids = dict.fromkeys(str(event.get("job")) for event in read_events(layout, types=["job.queued"]))
+        known = list(ids)
+        return known[-1] if wanted == LAST and known else choose(wanted, known)
 
 
 async def find_jobs(client: Client, wanted: Sequence[str]) -> list[JobRecord]:

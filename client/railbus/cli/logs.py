@@ -15,6 +15,7 @@ import click
 
 from railbus.cli import exit_codes
 from railbus.cli.event_lines import EventLines
+from railbus.cli.job_names import job_id
 from railbus.cli.render import to_console
 from railbus.cli.session import connected, exit_with_code_of_another, json_option, root_option, run, session
 from railbus.cli.tell import Teller, print_event
@@ -76,7 +77,7 @@ def logs(
         exit_with_code_of_another()
         return run(_follow_one(job, wanted, as_json=as_json))
     if job:
-        wanted = Wanted(wanted.types, wanted.since_ns, wanted.pattern, run(_job_id(job)))
+        wanted = Wanted(wanted.types, wanted.since_ns, wanted.pattern, run(job_id(job)))
     write = print_event if as_json else Teller(to_console(), names_job=not job).tell
     found = _from_files(wanted, newest=lines or (None if job else _NEWEST))
     _write_all(found, write)
@@ -174,24 +175,6 @@ async def _asked(wanted: Wanted, *, limit: int) -> tuple[dict[str, object], ...]
     async with connected() as client:
         query = QueryEvents(job=wanted.job, types=wanted.types, since=since, limit=limit)
         return (await client.events(query)).events
-
-
-async def _job_id(wanted: str) -> str:
-    """The job that is meant; where no bus runs, of those that the files know."""
-    from railbus.cli.job_names import LAST, choose, find_job
-    from railbus_shared.errors import TransientError
-    from railbus_shared.log_reader import read_events
-
-    try:
-        async with connected() as client:
-            return (await find_job(client, wanted)).id
-    except TransientError:
-        layout = session().layout
-        if not layout.logs.is_dir():
-            raise
-        ids = dict.fromkeys(str(event.get("job")) for event in read_events(layout, types=["job.queued"]))
-        known = list(ids)
-        return known[-1] if wanted == LAST and known else choose(wanted, known)
 
 
 def _since_ns(text: str | None) -> int | None:

@@ -56,6 +56,7 @@ COMMANDS: Final[Mapping[str, Mapping[str, Entry]]] = {
     },
     "More": {
         "events": Entry("logs:events", "Every event as it is, from the log files or live."),
+        "export": Entry("export:export", "Show a job in TensorBoard."),
         "decode": Entry("logs:decode", "Turn a message on stdin into a JSON line."),
         "completion": Entry("topics:completion", "Print a completion script for bash, zsh or fish."),
         "help": Entry("topics:help_topic", "Explain a topic, for instance `exit-codes`."),
