@@ -52,6 +52,16 @@ class Saved:
 
 
 @dataclass(frozen=True)
+class Paused:
+    """The trainer takes no step until it can save; the next checkpoint ends that."""
+
+    lease_epoch: int
+    host: str
+    reason: str
+    """For people: what it waits for."""
+
+
+@dataclass(frozen=True)
 class Stopping:
     """The runner has told the trainer to make room."""
 
@@ -120,6 +130,7 @@ Happening = (
     | Started
     | StartRefused
     | Saved
+    | Paused
     | Stopping
     | Ended
     | Lost
@@ -131,7 +142,7 @@ Happening = (
 )
 """Everything that changes a record once it exists."""
 
-OfAttempt = Started | StartRefused | Saved | Stopping | Ended | Lost | PreemptAsked
+OfAttempt = Started | StartRefused | Saved | Paused | Stopping | Ended | Lost | PreemptAsked
 """What counts only while the record names the attempt."""
 
 HAPPENINGS: Final[tuple[type[Happening], ...]] = (
@@ -139,6 +150,7 @@ HAPPENINGS: Final[tuple[type[Happening], ...]] = (
     Started,
     StartRefused,
     Saved,
+    Paused,
     Stopping,
     Ended,
     Lost,

@@ -28,6 +28,7 @@ from railbus_shared.happenings import (
     Held,
     Lost,
     OfAttempt,
+    Paused,
     Placed,
     PreemptAsked,
     PrioritySet,
@@ -68,7 +69,7 @@ TRANSITIONS: Final[Mapping[JobState, Mapping[type[Happening], frozenset[JobState
         Stopping: frozenset({"checkpointing"}),
         Ended: _ENDS,
         Lost: _LOSSES,
-        **_stays(Saved, CancelAsked, PreemptAsked, PrioritySet, state="running"),
+        **_stays(Saved, Paused, CancelAsked, PreemptAsked, PrioritySet, state="running"),
     },
     "checkpointing": {
         Ended: _ENDS,
@@ -147,6 +148,7 @@ _SPELLED: Final[Mapping[type[Happening], str]] = {
     Started: "be started",
     StartRefused: "be refused a start",
     Saved: "save a checkpoint",
+    Paused: "pause",
     Stopping: "make room",
     Ended: "end an attempt",
     PreemptAsked: "make room",
@@ -194,9 +196,14 @@ def _started(record: JobRecord, _: Started, now: str) -> Decision:
 
 
 def _saved(record: JobRecord, event: Saved, now: str) -> Decision:
-    """The row of losses is over: the job gets on."""
+    """The row of losses is over: the job gets on. So it does if it was paused."""
     told = Tell("job.checkpointed", {"checkpoint": checkpoint_stem(event.ref.number), "sha256": event.ref.sha256})
-    return Decision(record, record.changed(checkpoint=event.ref, retries=0, changed_at=now), (told,))
+    return Decision(record, record.changed(checkpoint=event.ref, retries=0, reason="", changed_at=now), (told,))
+
+
+def _paused(record: JobRecord, event: Paused, now: str) -> Decision:
+    """Its event is the trainer's own, `checkpoint.paused`."""
+    return Decision(record, record.changed(reason=event.reason, changed_at=now))
 
 
 def _stopping(record: JobRecord, _: Stopping, now: str) -> Decision:
@@ -263,6 +270,7 @@ _DECIDED: Final[Mapping[type[Happening], Callable[[JobRecord, Any, str], Decisio
     Started: _started,
     StartRefused: _start_refused,
     Saved: _saved,
+    Paused: _paused,
     Stopping: _stopping,
     Ended: _ended,
     Lost: _lost,

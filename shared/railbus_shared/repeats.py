@@ -13,6 +13,7 @@ from railbus_shared.happenings import (
     Happening,
     Held,
     Lost,
+    Paused,
     Placed,
     PreemptAsked,
     PrioritySet,
@@ -47,7 +48,11 @@ def _saved(record: JobRecord, event: Saved) -> bool:
     return record.state in {"running", "checkpointing"} and _is_of(record, event) and record.checkpoint == event.ref
 
 
-def _is_of(record: JobRecord, event: Started | Stopping | Saved) -> bool:
+def _paused(record: JobRecord, event: Paused) -> bool:
+    return record.state == "running" and _is_of(record, event) and record.reason == event.reason
+
+
+def _is_of(record: JobRecord, event: Started | Stopping | Saved | Paused) -> bool:
     return (record.lease_epoch, record.host) == (event.lease_epoch, event.host)
 
 
@@ -100,6 +105,7 @@ _TOLD: Final[Mapping[type[Happening], Callable[[JobRecord, Any], bool]]] = {
     Started: _started,
     StartRefused: _start_refused,
     Saved: _saved,
+    Paused: _paused,
     Stopping: _stopping,
     Ended: _ended,
     Lost: _lost,

@@ -46,6 +46,14 @@ def event(kind: str, *, at_s: float = 0.0, job: str = "j-1", **fields: object) -
             "sample:\n    | The first line\n    |\n    |   the third\N{REPLACEMENT CHARACTER}[2J",
         ),
         (event("train.text", data={}), "text:\n    |"),
+        (
+            event("checkpoint.failed", data={"error": {"code": "STORAGE_FULL", "message": "no space left"}}),
+            "a checkpoint could not be written: STORAGE_FULL: no space left",
+        ),
+        (
+            event("checkpoint.skipped", data={"why": "too_late", "relies_on": "checkpoint-000002"}),
+            "no time for a last checkpoint; the job goes on from checkpoint-000002",
+        ),
         (event("job.held", data={"by": "ana"}), "held by ana: it does not start before it is released"),
         (event("job.released"), "released"),
         (event("job.priority_set", data={"priority": 5, "before": 0}), "priority 5, before 0"),

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from railbus_runner.frames import Commit, Events, Frame, Save, Saving, Stop
+from railbus_runner.frames import Commit, Events, Frame, Paused, Save, Saving, Stop
 from railbus_shared import clock
 from railbus_shared.contracts.artifacts import CheckpointMeta, Column
 from railbus_shared.contracts.model import JsonMap
@@ -194,6 +194,8 @@ def test_without_room_a_job_that_wants_to_pauses_and_goes_on_from_the_very_step(
     assert [event["step"] for event in end.of_type("checkpoint.paused")] == [2]
     assert [event["step"] for event in end.of_type("checkpoint.written")] == [1, 2, 3, 4]
     assert len(end.of_type("checkpoint.failed")) == 1
+    (paused,) = [frame for frame in end.frames if isinstance(frame, Paused)]
+    assert paused.reason.startswith("paused for storage: no space left")
     kinds = [str(event["type"]) for event in end.events]
     between = kinds[
         kinds.index("checkpoint.paused") : kinds.index("checkpoint.written", kinds.index("checkpoint.paused"))

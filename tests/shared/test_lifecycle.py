@@ -18,6 +18,7 @@ from railbus_shared.happenings import (
     Held,
     Lost,
     OfAttempt,
+    Paused,
     Placed,
     PreemptAsked,
     PrioritySet,
@@ -109,9 +110,20 @@ def _one_of_each(made: JobRecord) -> list[Happening]:
     return [
         Placed(epoch + 1, "a", ("a-cpu0",)), Started(epoch, host), StartRefused(epoch, ERROR), Stopping(epoch, host),
         saved(lease_epoch=epoch, host=host), Lost(epoch, "runner_lost", ERROR), CancelAsked(), Released(),
-        PreemptAsked(epoch, "j-2"), Held("ada"), PrioritySet(9),
+        Paused(epoch, host, "paused for storage"), PreemptAsked(epoch, "j-2"), Held("ada"), PrioritySet(9),
         *(Ended(epoch, host, cause, None if cause in {"ok", "cancelled"} else ERROR) for cause in CAUSES),
     ]  # fmt: skip
+
+
+def test_a_paused_job_says_so_until_its_next_checkpoint() -> None:
+    paused = decide(record("running"), Paused(1, "a", "paused for storage: no space"), T1)
+    assert (paused.record.state, paused.record.reason, paused.effects) == (
+        "running",
+        "paused for storage: no space",
+        (),
+    )
+    assert not decide(paused.record, Paused(1, "a", "paused for storage: no space"), T2).is_changed
+    assert decide(paused.record, saved(), T2).record.reason == ""
 
 
 @given(records(states=("succeeded", "failed", "cancelled")), happenings())

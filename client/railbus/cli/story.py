@@ -146,6 +146,18 @@ def _not_valid(_: Mapping[str, object], data: Data) -> Line:
     return Line(f"{data.get('checkpoint', 'a checkpoint')} is not used{_error(data)}", "bad")
 
 
+def _not_written(_: Mapping[str, object], data: Data) -> Line:
+    return Line(f"a checkpoint could not be written{_error(data)}", "bad")
+
+
+def _not_begun(event: Mapping[str, object], data: Data) -> Line:
+    """Before a stop that comes too soon, or because the one before is still being written."""
+    if data.get("why") != "too_late":
+        return Line(f"no checkpoint at step {event.get('step', '?')}: {data.get('why', '?')}", "note")
+    left = data.get("relies_on") or "what was saved before this attempt"
+    return Line(f"no time for a last checkpoint; the job goes on from {left}", "bad")
+
+
 def _cancel_requested(_: Mapping[str, object], data: Data) -> Line:
     return Line(f"asked to end{_by(data)}")
 
@@ -342,6 +354,9 @@ _TELLERS: Final[Mapping[str, Callable[[Mapping[str, object], Data], Line]]] = {
     "host.undrained": _told_by("{host_id} takes jobs again", "good"),
     "checkpoint.resumed": _resumed,
     "checkpoint.rejected": _not_valid,
+    "checkpoint.failed": _not_written,
+    "checkpoint.paused": _told_by("takes no step until there is room for a checkpoint", "bad"),
+    "checkpoint.skipped": _not_begun,
     "dataset.opened": _shards_opened,
     "dataset.verified": _shards_verified,
     "log.line": _log_line,

@@ -9,10 +9,23 @@ from collections.abc import Callable, Iterator
 from typing import Final
 
 from railbus_runner.claim import OVER, Claim, through_outages
-from railbus_runner.frames import Ahead, Commit, Committed, Ended, Events, Moved, Refused, Saving, Verified, Verify
+from railbus_runner.frames import (
+    Ahead,
+    Commit,
+    Committed,
+    Ended,
+    Events,
+    Moved,
+    Paused,
+    Refused,
+    Saving,
+    Verified,
+    Verify,
+)
 from railbus_runner.link import TrainerLink
 from railbus_runner.saving import SaveRequests
 from railbus_runner.telling import StreamTeller
+from railbus_shared import happenings
 from railbus_shared.contracts.jobs import CheckpointRef, ErrorBody
 from railbus_shared.contracts.requests import CloseStream, OpenedStream, OpenStream, StreamProgress, VerifyShards
 from railbus_shared.errors import RailbusError
@@ -78,6 +91,8 @@ class Answers:
                         tasks.create_task(self._verify(frame, teller))
                     case Saving():
                         self.saves.heed(frame)
+                    case Paused():
+                        tasks.create_task(self._pause(frame))
                     case Commit():
                         tasks.create_task(self._commit(frame))
                     case Ended():
@@ -135,6 +150,12 @@ class Answers:
             return
         teller.holds(asked.shards)
         await self._link.send(Verified(shards=asked.shards))
+
+    async def _pause(self, told: Paused) -> None:
+        """Say so in the record, for people; nothing rests on it."""
+        ref, host = self._claim.ref, str(self._claim.record.host)
+        with contextlib.suppress(*OVER):
+            await self._claim.apply(happenings.Paused(ref.lease_epoch, host, told.reason))
 
     async def _commit(self, asked: Commit) -> None:
         """Name the checkpoint in the job record, unless the attempt is no longer the job's."""

@@ -6,7 +6,7 @@ one version, so there is no version field. The sockets are Unix socket pairs: no
     runner  -> warm     fork                            (with four descriptors: socket, stdout, stderr, file of stacks)
     warm    -> runner   ready, forked, exited
     runner  -> trainer  plan, deadline, stop, save, verified, committed, refused
-    trainer -> runner   events, moved, verify, ahead, saving, commit, ended
+    trainer -> runner   events, moved, verify, ahead, saving, paused, commit, ended
 """
 
 from __future__ import annotations
@@ -153,6 +153,13 @@ class Saving(Contract):
     error: ErrorBody | None = None
 
 
+class Paused(Contract):
+    """The trainer takes no step until a checkpoint is written; the commit of one ends that."""
+
+    f: Literal["paused"] = "paused"
+    reason: str = Field(max_length=1000)
+
+
 class Commit(Contract):
     """The checkpoint's data is durable and its meta lies flushed under its temporary name."""
 
@@ -200,7 +207,7 @@ class Ended(Contract):
 Frame = (
     Fork | Ready | Forked | Exited
     | Plan | Deadline | Stop | Save | Verified | Committed | Refused
-    | Events | Moved | Verify | Ahead | Saving | Commit | Ended
+    | Events | Moved | Verify | Ahead | Saving | Paused | Commit | Ended
 )  # fmt: skip
 
 _FRAME: Final[TypeAdapter[Frame]] = TypeAdapter(Annotated[Frame, Field(discriminator="f")])

@@ -18,7 +18,7 @@ from railbus_runner.checkpointing.room import LOOK_S, Room
 from railbus_runner.checkpointing.saver import Reason, Saver
 from railbus_runner.checkpointing.tracked import Tracked
 from railbus_runner.failures import error_body
-from railbus_runner.frames import Saving, Stop
+from railbus_runner.frames import Paused, Saving, Stop
 from railbus_runner.moving import Pulse
 from railbus_runner.recorder import Recorder
 from railbus_shared import clock
@@ -98,7 +98,7 @@ class Keeper:
         if self._policy.on_full == "fail":
             raise error
         if self._policy.on_full == "pause":
-            self._pause(reason, step=step, metrics=metrics)
+            self._pause(error, reason, step=step, metrics=metrics)
 
     def is_worth_keeping(self, value: JsonValue, *, step: int) -> bool:
         """Whether a checkpoint of this very state would be among the best by the policy's metric.
@@ -178,9 +178,10 @@ class Keeper:
         if self._room.failed(needed if isinstance(needed, int) else None):
             self._tell("failed", step, error=error.to_wire())
 
-    def _pause(self, reason: Reason, *, step: int, metrics: Metrics) -> None:
+    def _pause(self, told: StorageFull, reason: Reason, *, step: int, metrics: Metrics) -> None:
         """Take no step until there is room and the checkpoint is written, or the attempt is to end."""
         self._tell("paused", step)
+        self._channel.send(Paused(reason=f"paused for storage: {told.message}"))
         while self._channel.stop is None:
             if self._channel.save_requested:
                 self._channel.save_requested = False
