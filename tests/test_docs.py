@@ -19,7 +19,7 @@ from railbus.cli import exit_codes
 from railbus.cli.main import COMMANDS
 from railbus.cli.spec_file import read_jobs
 from railbus_shared import contracts
-from railbus_shared.contracts.jobs import JobSpec
+from railbus_shared.contracts.jobs import CheckpointPolicy, JobSpec
 from railbus_shared.contracts.model import Contract
 from railbus_shared.contracts.waiting import WaitWord
 from railbus_shared.errors import RailbusError, known_codes
@@ -263,7 +263,8 @@ def test_yaml_and_json_jobs_in_a_page_are_jobs(page: Path) -> None:
 
 
 def test_the_sweep_that_is_explained_is_the_one_that_is_shipped() -> None:
-    (shown,) = blocks(REPO / "docs/jobs.md", "yaml")
+    shown, policy = blocks(REPO / "docs/jobs.md", "yaml")
+    assert CheckpointPolicy.parse(yaml.safe_load(policy)["checkpoint"]).keep_best
     shipped = (REPO / "examples/sweep.yaml").read_text()
     assert read_jobs(shown, where="page") == read_jobs(shipped, where="file")
 
