@@ -7,7 +7,7 @@ import os
 import resource
 import signal
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -204,11 +204,19 @@ def test_a_checkpoint_that_a_successor_has_completed_is_written(tmp_path: Path) 
 
 
 def test_a_writer_whose_draft_a_successor_has_swept_ends_as_if_refused(tmp_path: Path) -> None:
-    def sweep(_meta: CheckpointMeta) -> None:
-        assert store(tmp_path, lease_epoch=2).sweep() == [1]
+    def sweep(_meta: CheckpointMeta | None = None) -> None:
+        assert store(tmp_path, lease_epoch=2).sweep() == [number]
 
+    def slowly() -> Iterator[memoryview]:
+        yield memoryview(b"data")
+        sweep()
+
+    number = 1
     with pytest.raises(CommitRefused, match="swept"):
         save(store(tmp_path), {"step": 1}, describe=describer(), commit=sweep)
+    number = 2
+    with pytest.raises(CommitRefused, match="swept"):
+        store(tmp_path).write(slowly(), nbytes=4, describe=describer(), commit=agree)
     assert names(tmp_path) == set()
 
 

@@ -82,17 +82,10 @@ class Image:
         primitives that oneDNN has prepared. Copies from devices run beside it and are done when this returns.
         Raises ValueError for an arena that does not fit.
         """
-        if (
-            arena.dtype is not torch.uint8
-            or arena.device.type != "cpu"
-            or arena.dim() != 1
-            or not arena.is_contiguous()
-        ):
-            raise ValueError(
-                f"arena is {arena.dtype} {list(arena.shape)} on {arena.device}, not bytes on the CPU in a row"
-            )
-        if arena.numel() < self.nbytes:
-            raise ValueError(f"arena has {arena.numel()} bytes, and the image {self.nbytes}")
+        is_memory = arena.dtype is torch.uint8 and arena.device.type == "cpu" and arena.is_contiguous()
+        if not is_memory or arena.dim() != 1 or len(arena) < self.nbytes:
+            found = f"{arena.dtype} {list(arena.shape)} on {arena.device}"
+            raise ValueError(f"arena is {found}; the image needs uint8 [{self.nbytes}] or more, contiguous on the CPU")
         devices = self._begin_copies_from_devices(arena)
         layout, start, file = self._layout, arena.data_ptr(), _memory(arena)
         for storage, header, offset in zip(self._storages, layout.headers, layout.offsets, strict=True):

@@ -67,7 +67,10 @@ class CheckpointStore:
         def produce(number: int) -> tuple[CheckpointFile]:
             final = self._data_path(number)
             sha256 = write_draft(final, source, nbytes=nbytes)
-            files.publish(files.temporary_path(final), final)
+            try:
+                files.publish(files.temporary_path(final), final)
+            except FileNotFoundError as exc:
+                raise _swept(final) from exc
             return (CheckpointFile(file=final.name, bytes=nbytes, sha256=sha256),)
 
         return self.write_files(produce, describe=lambda number, made: describe(number, *made), commit=commit)
@@ -220,8 +223,7 @@ class CheckpointStore:
             files.publish(draft, final)
         except (FileExistsError, FileNotFoundError) as exc:  # one of two has done it, wholly or half
             if not final.exists():
-                error = StaleLeaseEpoch(f"the draft of {checkpoint_stem(number)} was swept by a later attempt")
-                raise CommitRefused(error) from exc
+                raise _swept(final) from exc
             draft.unlink(missing_ok=True)
             files.fsync_dir(self.folder)
 
@@ -252,6 +254,10 @@ class CheckpointStore:
             if name.startswith(f"{stem}."):  # and not what the data of another one are called
                 _remove(self.folder / name)
         serials.release(self.folder, meta.number)
+
+
+def _swept(final: Path) -> CommitRefused:
+    return CommitRefused(StaleLeaseEpoch(f"the draft of {final.name!r} is gone: a later attempt has swept it"))
 
 
 def _remove(path: Path) -> bool:
