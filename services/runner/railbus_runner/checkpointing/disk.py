@@ -21,7 +21,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Final
+from typing import Final, cast
 
 import numpy as np
 
@@ -115,10 +115,10 @@ def _reserve(descriptor: int, final: Path, nbytes: int) -> None:
 
 def _written(descriptor: int, source: memoryview | Iterable[memoryview], nbytes: int) -> str:
     """Write, flush and hash; gives the hash."""
-    chunks, max_ahead_bytes = ([source], nbytes) if isinstance(source, memoryview) else (source, MAX_AHEAD_BYTES)
-    digest, file = hashlib.sha256(), _File(descriptor)
+    is_memory = isinstance(source, memoryview)  # which is there anyway, however much is ahead
+    chunks = [cast("memoryview", source)] if is_memory else cast("Iterable[memoryview]", source)
+    digest, file, ahead = hashlib.sha256(), _File(descriptor), _Ahead(nbytes if is_memory else MAX_AHEAD_BYTES)
     with _thread("checkpoint-hash") as hashing, _thread("checkpoint-write") as writing:
-        ahead = _Ahead(max_ahead_bytes)
         length = 0
         for batch in _batches(chunks):
             size = sum(len(part) for part in batch)

@@ -16,6 +16,7 @@ from collections import OrderedDict
 from typing import Any, Final, cast
 
 import torch
+from torch._utils import _rebuild_tensor_v2, _rebuild_tensor_v3
 
 _PROTOCOL: Final = 2
 """The one that torch.save writes, and that `weights_only` reads."""
@@ -95,9 +96,9 @@ class StatePickler(pickle.Pickler):
         )
         if dtype in _UNTYPED:
             stored = self._stored_of(storage, torch.uint8, torch.UntypedStorage)
-            return torch._utils._rebuild_tensor_v3, (stored, *form, dtype)  # noqa: SLF001
+            return _rebuild_tensor_v3, (stored, *form, dtype)
         stored = self._stored_of(storage, dtype, _STORAGE_TYPES[dtype])
-        return torch._utils._rebuild_tensor_v2, (stored, *form)  # noqa: SLF001
+        return _rebuild_tensor_v2, (stored, *form)
 
     def _stored_of(self, storage: torch.UntypedStorage, dtype: torch.dtype, kind: type) -> _Stored:
         """The entry of a storage, made when it is met first; raises RuntimeError as torch.save does."""
