@@ -98,45 +98,46 @@ class Tree:
         torch.save(state, path)
         self.states[number] = torch.load(path, weights_only=True)
         tensors = table(path, state) if has_table else {}
-        self.write_meta(path, number, job=job, parent=parent, tensors=tensors, **fields)
+        write_meta(self.layout, path, number, job=job, parent=parent, tensors=tensors, **fields)
         return path
 
-    def write_meta(
-        self, path: Path, number: int, *, job: str = "j-1", parent: int | None = None, **fields: object
-    ) -> Path:
-        """The meta of a `.pt` as it lies there."""
-        there = self.layout.checkpoint_meta(MODEL, parent) if parent is not None else None
-        meta = {
-            "number": number,
-            "model": MODEL,
-            "job": job,
-            "attempt": 1,
-            "lease_epoch": 1,
-            "step": number * 10,
-            "epoch": 0,
-            "samples_seen": number * 80,
-            "entrypoint": "classifier",
-            "seed": 0,
-            "dataset": "d",
-            "index_sha256": files.sha256_file(self.layout.index("d")),
-            "devices": ["h-cpu0"],
-            "precision": "mixed",
-            "libraries": {"python": "3.11.9", "torch": "2.13.0"},
-            "metrics": {"loss": round(1 / number, 3), "accuracy": 0.9 + number / 100},
-            "files": [{"file": path.name, "bytes": path.stat().st_size, "sha256": files.sha256_file(path)}],
-            "spec_sha256": spec_of().digest,
-            "params": {"lr": 0.1},
-            "policy": CheckpointPolicy(keep_last=2, keep_best=1, metric="loss").to_map(),
-            "model_schema_sha256": files.sha256_file(self.layout.model_schema(MODEL)),
-            "parent": parent,
-            "parent_sha256": files.sha256_if_any(there) if there is not None else None,
-            "created_at": TIME,
-            **fields,
-        }
-        parsed = CheckpointMeta.parse(meta)
-        target = self.layout.checkpoint_meta(MODEL, number)
-        target.write_bytes(files.to_json(parsed.to_map()))
-        return target
+
+def write_meta(
+    layout: Layout, path: Path, number: int, *, job: str = "j-1", parent: int | None = None, **fields: object
+) -> Path:
+    """The meta of a `.pt` as it lies there."""
+    there = layout.checkpoint_meta(MODEL, parent) if parent is not None else None
+    meta = {
+        "number": number,
+        "model": MODEL,
+        "job": job,
+        "attempt": 1,
+        "lease_epoch": 1,
+        "step": number * 10,
+        "epoch": 0,
+        "samples_seen": number * 80,
+        "entrypoint": "classifier",
+        "seed": 0,
+        "dataset": "d",
+        "index_sha256": files.sha256_file(layout.index("d")),
+        "devices": ["h-cpu0"],
+        "precision": "mixed",
+        "libraries": {"python": "3.11.9", "torch": "2.13.0"},
+        "metrics": {"loss": round(1 / number, 3), "accuracy": 0.9 + number / 100},
+        "files": [{"file": path.name, "bytes": path.stat().st_size, "sha256": files.sha256_file(path)}],
+        "spec_sha256": spec_of().digest,
+        "params": {"lr": 0.1},
+        "policy": CheckpointPolicy(keep_last=2, keep_best=1, metric="loss").to_map(),
+        "model_schema_sha256": files.sha256_file(layout.model_schema(MODEL)),
+        "parent": parent,
+        "parent_sha256": files.sha256_if_any(there) if there is not None else None,
+        "created_at": TIME,
+        **fields,
+    }
+    parsed = CheckpointMeta.parse(meta)
+    target = layout.checkpoint_meta(MODEL, number)
+    target.write_bytes(files.to_json(parsed.to_map()))
+    return target
 
 
 def table(path: Path, state: Mapping[str, object]) -> dict[str, dict[str, Any]]:

@@ -15,7 +15,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from checkpoint_trees import MODEL, Net, Tree, spec_of, tensors_of
+from checkpoint_trees import MODEL, Net, Tree, spec_of, tensors_of, write_meta
 from commands import Done, railbus_here
 from railbus.checkpoints import dtypes
 from railbus.checkpoints.catalogue import find
@@ -86,6 +86,17 @@ def test_a_checkpoint_is_followed_from_its_dataset_to_its_bytes(tree: Path) -> N
     shown = run(tree, "show", MODEL)
     assert "Nothing is broken. Not proven here: job j-1, job j-2. --ask compares jobs with their records." in shown.out
     assert "spec sha256" in shown.out
+
+
+def test_of_a_long_line_of_parents_a_part_is_shown_and_all_are_followed(tree: Path) -> None:
+    for number in range(4, 14):
+        path = shutil.copy(folder(tree) / "checkpoint-000003.pt", folder(tree) / f"checkpoint-{number:06d}.pt")
+        write_meta(Layout(tree / "learning"), Path(path), number, parent=number - 1)
+    assert len([one for one in links(tree, MODEL) if one[0] == "parent"]) == 12
+    shown = run(tree, "show", MODEL).out
+    assert "… 6 more" in shown
+    assert "from checkpoint-000002 to checkpoint-000007" in shown
+    assert [f"parent     checkpoint-{number:06d} " in shown for number in (1, 2, 8, 12)] == [True, False, True, True]
 
 
 def change_json(path: Path, **fields: object) -> None:
@@ -343,6 +354,16 @@ def test_exported_weights_come_back_bit_by_bit_with_the_library(made: Tree, tree
     assert torch.equal(model.head.weight, expected["embed.weight"])
 
 
+def test_a_table_that_knows_a_part_of_the_tensors_hides_none(made: Tree, tree: Path) -> None:
+    path = folder(tree) / "checkpoint-000003.meta.json"
+    table = json.loads(path.read_bytes())["tensors"]
+    names = {name for name, _ in tensors_of(made.states[TABLE])}
+    assert names - table.keys() == {"parts.model.conv.weight", "parts.optimizer.state.3.exp_avg",
+                                    "parts.optimizer.state.3.exp_avg_sq"}, "what is not contiguous"  # fmt: skip
+    run(tree, "export", MODEL, "--safetensors", "all", "--all")
+    assert load_file(tree / "all").keys() == names - {"parts.model.head.weight"}
+
+
 def test_the_metadata_holds_the_chain(tree: Path) -> None:
     run(tree, "export", MODEL, "--safetensors", "w.safetensors")
     meta_path = folder(tree) / "checkpoint-000003.meta.json"
@@ -359,10 +380,7 @@ def test_the_metadata_holds_the_chain(tree: Path) -> None:
     ]
 
 
-def test_everything_or_a_part_or_some_names_can_be_exported(made: Tree, tree: Path) -> None:
-    run(tree, "export", MODEL, "--safetensors", "all", "--all")
-    names = {name for name, _ in tensors_of(made.states[3])}
-    assert load_file(tree / "all").keys() == names - {"parts.model.head.weight"}
+def test_a_part_or_some_names_can_be_exported(tree: Path) -> None:
     run(tree, "export", MODEL, "--safetensors", "bias", "--only", "*.bias", "--only", "count")
     assert load_file(tree / "bias").keys() == {"conv.bias", "head.bias", "count"}
     run(tree, "export", MODEL, "--safetensors", "steps", "--part", "optimizer", "--only", "state.?.step")
@@ -428,7 +446,6 @@ def test_a_table_that_says_what_cannot_be_is_refused(tree: Path, lie: str) -> No
     place: dict[str, Any] = {"dtype": "float32", "shape": [8], "offset": 64, "bytes": 32}
     LIES[lie](place)
     change_json(path, tensors={"parts.model.w": place})
-    Layout(tree / "learning").model_schema(MODEL).unlink()
     done = run(tree, "export", MODEL, "--safetensors", "out")
     assert done.status in {1, 6}
     assert "error[CHECKPOINT_CORRUPT]" in done.err or "error[NOT_SUPPORTED]" in done.err

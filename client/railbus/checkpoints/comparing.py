@@ -13,7 +13,7 @@ import numpy as np
 from railbus.checkpoints.catalogue import Checkpoint
 from railbus.checkpoints.dtypes import ITEM_BYTES, Array, Bytes, numbers
 from railbus.checkpoints.proof import Report, silent, verified
-from railbus.checkpoints.tensors import Contents, Tensor, contents, read
+from railbus.checkpoints.tensors import Tensor, contents, read
 from railbus_shared.errors import InvalidField
 
 _CHUNK_ELEMENTS: Final = 1 << 17
@@ -98,7 +98,7 @@ def compare(first: Checkpoint, second: Checkpoint, *, part: str | None = None, r
     that neither has.
     """
     with verified(first, report=report) as file_a, verified(second, report=report) as file_b:
-        a, b = _contents(first, file_a, second, file_b)
+        a, b = contents(first, file_a), contents(second, file_b)
         if part is not None:
             a, b = a.part(part), b.part(part)
             if not (a.names or b.names):
@@ -121,15 +121,6 @@ def compare(first: Checkpoint, second: Checkpoint, *, part: str | None = None, r
         num_same=len(changes) - len(changed),
         others=tuple(sorted({*a.others, *b.others})),
     )
-
-
-def _contents(
-    first: Checkpoint, file_a: BufferedReader, second: Checkpoint, file_b: BufferedReader
-) -> tuple[Contents, Contents]:
-    """What both hold; where one names tensors that the other's meta does not, that one's file is asked."""
-    a, b = contents(first, file_a), contents(second, file_b)
-    names = frozenset(a.tensors) | frozenset(b.tensors)
-    return contents(first, file_a, expected=names), contents(second, file_b, expected=names)
 
 
 def meta_differences(first: Checkpoint, second: Checkpoint) -> Iterator[tuple[str, tuple[object, object]]]:

@@ -8,6 +8,7 @@ Source: https://docs.pytorch.org/docs/stable/notes/serialization.html
 
 from __future__ import annotations
 
+import contextlib
 import pickle
 import struct
 import zipfile
@@ -28,6 +29,14 @@ _STORAGE_DTYPES: Final = {
     "ComplexDoubleStorage": "complex128", "UntypedStorage": "uint8",
 }  # fmt: skip
 _MAX_DEPTH: Final = 64
+_NO_ARCHIVE: Final = (
+    zipfile.BadZipFile, pickle.UnpicklingError, struct.error, ValueError, TypeError, LookupError, EOFError,
+    AttributeError, NotImplementedError, RecursionError,
+)  # fmt: skip
+"""What is met in bytes that have the right hash but are no archive with a state."""
+
+Extent = tuple[int, int]
+"""Offset and bytes of a record's data in the file."""
 
 
 @dataclass(frozen=True)
@@ -59,33 +68,47 @@ class _Storage:
     dtype: str
 
 
-def skeleton(file: BufferedReader, path: str) -> tuple[dict[str, Found | Opaque], dict[str, tuple[int, int]]]:
-    """Every tensor by where it stands in the state, and the offset and bytes of every storage by its key.
+def storages(file: BufferedReader, path: str) -> dict[str, Extent]:
+    """Offset and bytes of every storage's record, by its key; nothing is unpickled. Raises CheckpointCorrupt."""
+    with _archive(file, path) as (archive, prefix):
+        return _storages(file, archive, prefix)
+
+
+def skeleton(file: BufferedReader, path: str) -> tuple[dict[str, Found | Opaque], dict[str, Extent]]:
+    """Every tensor by where it stands in the state, and where every storage lies by its key.
 
     The bytes must have been verified before. Raises CheckpointCorrupt for what is no file of `torch.save`, NotSupported
     for one that holds other things than tensors and plain containers.
     """
+    found: dict[str, Found | Opaque] = {}
+    with _archive(file, path) as (archive, prefix):
+        _check_order(archive, prefix, path)
+        with archive.open(f"{prefix}data.pkl") as stream:
+            unpickler = _Unpickler(stream, encoding="utf-8")
+            unpickler.path = path
+            state = unpickler.load()
+        for name, tensor in _tensors(state, "", path):
+            found[name] = Opaque() if name in found else tensor  # keys with dots may make two names the same
+        return found, _storages(file, archive, prefix)
+
+
+@contextlib.contextmanager
+def _archive(file: BufferedReader, path: str) -> Iterator[tuple[zipfile.ZipFile, str]]:
+    """The open archive, and what the names in it begin with; what goes wrong with either is a CheckpointCorrupt."""
     try:
         with zipfile.ZipFile(file) as archive:
             (pickled,) = [one for one in archive.namelist() if one.endswith("/data.pkl") and one.count("/") == 1]
-            prefix = pickled.removesuffix("data.pkl")
-            _check_order(archive, prefix, path)
-            places = {
-                one.filename.removeprefix(f"{prefix}data/"): _place(file, one)
-                for one in archive.infolist()
-                if one.filename.startswith(f"{prefix}data/")
-            }
-            with archive.open(pickled) as stream:
-                unpickler = _Unpickler(stream, encoding="utf-8")
-                unpickler.path = path
-                state = unpickler.load()
-    except (zipfile.BadZipFile, pickle.UnpicklingError, struct.error, ValueError, TypeError, LookupError, EOFError,
-            AttributeError, NotImplementedError, RecursionError) as exc:  # fmt: skip
+            yield archive, pickled.removesuffix("data.pkl")
+    except _NO_ARCHIVE as exc:
         raise CheckpointCorrupt(path=path, expected="a file of torch.save", actual=str(exc)) from exc
-    found: dict[str, Found | Opaque] = {}
-    for name, tensor in _tensors(state, "", path):
-        found[name] = Opaque() if name in found else tensor  # keys with dots may make two names the same
-    return found, places
+
+
+def _storages(file: BufferedReader, archive: zipfile.ZipFile, prefix: str) -> dict[str, Extent]:
+    return {
+        record.filename.removeprefix(f"{prefix}data/"): _place(file, record)
+        for record in archive.infolist()
+        if record.filename.startswith(f"{prefix}data/")
+    }
 
 
 def _check_order(archive: zipfile.ZipFile, prefix: str, path: str) -> None:
@@ -93,7 +116,7 @@ def _check_order(archive: zipfile.ZipFile, prefix: str, path: str) -> None:
         raise CheckpointCorrupt(path=path, expected="little-endian numbers", actual="big-endian ones")
 
 
-def _place(file: BufferedReader, record: zipfile.ZipInfo) -> tuple[int, int]:
+def _place(file: BufferedReader, record: zipfile.ZipInfo) -> Extent:
     """Offset and bytes of a stored record's data."""
     if record.compress_type != zipfile.ZIP_STORED:
         raise ValueError(f"record {record.filename!r} is packed")

@@ -1,14 +1,15 @@
 """The tensors of a checkpoint: which there are, where their bytes lie, and their bytes.
 
-The meta says so; where it does not, as in files that an older railbus wrote or for tensors that are not contiguous, the
-file's own description is read (`skeleton`). Either way nothing is unpickled that could do anything.
+The meta says so; where it does not, as in files that an older railbus wrote, or not of all, as where some are not
+contiguous, the file's own description is read (`skeleton`). Either way nothing is unpickled that could do anything.
 """
 
 from __future__ import annotations
 
+import bisect
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from io import BufferedReader
 from typing import Final
@@ -17,7 +18,7 @@ import numpy as np
 
 from railbus.checkpoints.catalogue import Checkpoint
 from railbus.checkpoints.dtypes import ITEM_BYTES, Bytes
-from railbus.checkpoints.skeleton import Found, Opaque, skeleton
+from railbus.checkpoints.skeleton import Extent, Found, Opaque, skeleton, storages
 from railbus_shared.contracts.artifacts import TensorPlace
 from railbus_shared.errors import CheckpointCorrupt, NotSupported
 
@@ -88,8 +89,8 @@ class Contents:
         )
 
 
-def contents(one: Checkpoint, file: BufferedReader, *, expected: frozenset[str] = frozenset()) -> Contents:
-    """The tensors in a checkpoint's first file, whose bytes are verified; `expected` are names that there should be.
+def contents(one: Checkpoint, file: BufferedReader) -> Contents:
+    """The tensors in a checkpoint's first file, whose bytes are verified.
 
     Raises NotSupported for a sharded checkpoint or a dtype that is not known, CheckpointCorrupt.
     """
@@ -98,17 +99,20 @@ def contents(one: Checkpoint, file: BufferedReader, *, expected: frozenset[str] 
             f"{one.title} is sharded: its tensors lie in {len(one.meta.files)} files",
             hint=f"make one file of it first: railbus checkpoints consolidate {one.title}",
         )
-    if one.meta.tensors and expected <= one.meta.tensors.keys():
-        found = Contents({name: _placed(one, name, place) for name, place in one.meta.tensors.items()})
-    else:
-        found = _described(one, file)
+    placed = Contents({name: _placed(one, name, place) for name, place in one.meta.tensors.items()})
+    _check_within(one, placed, file)
+    if placed.tensors and _is_all(placed, storages(file, _path(one))):
+        return placed
+    found = _described(one, file)
+    _check_within(one, found, file)
+    return found
+
+
+def _check_within(one: Checkpoint, found: Contents, file: BufferedReader) -> None:
     size = os.fstat(file.fileno()).st_size
     for tensor in found.tensors.values():
-        if tensor.offset + tensor.span_bytes > size:
-            raise _wrong(
-                one, f"{tensor.name} within {size} bytes", f"one that ends at {tensor.offset + tensor.span_bytes}"
-            )
-    return found
+        if (end := tensor.offset + tensor.span_bytes) > size:
+            raise _wrong(one, f"{tensor.name} within {size} bytes", f"one that ends at {end}")
 
 
 def read(file: BufferedReader, tensor: Tensor, *, chunk_bytes: int = CHUNK_BYTES) -> Iterator[Bytes]:
@@ -153,17 +157,24 @@ def _placed(one: Checkpoint, name: str, place: TensorPlace) -> Tensor:
     return tensor
 
 
+def _is_all(placed: Contents, extents: Mapping[str, Extent]) -> bool:
+    """Whether every storage that is not empty belongs to some tensor of the table: else it tells only of a part."""
+    begins = sorted({tensor.offset for tensor in placed.tensors.values() if tensor.num_bytes})
+    firsts = ((bisect.bisect_left(begins, start), start + size) for start, size in extents.values() if size)
+    return all(at < len(begins) and begins[at] < end for at, end in firsts)
+
+
 def _described(one: Checkpoint, file: BufferedReader) -> Contents:
-    found, storages = skeleton(file, str(one.folder / one.meta.files[0].file))
+    found, extents = skeleton(file, _path(one))
     dense = {name: item for name, item in found.items() if isinstance(item, Found)}
     try:
-        tensors = {name: _found(one, name, item, storages[item.storage]) for name, item in dense.items()}
+        tensors = {name: _found(one, name, item, extents[item.storage]) for name, item in dense.items()}
     except KeyError as exc:
         raise _wrong(one, f"a storage {exc}", "none of that name") from exc
     return Contents(tensors, tuple(name for name, item in found.items() if isinstance(item, Opaque)))
 
 
-def _found(one: Checkpoint, name: str, item: Found, storage: tuple[int, int]) -> Tensor:
+def _found(one: Checkpoint, name: str, item: Found, storage: Extent) -> Tensor:
     start, size = storage
     if len(item.shape) != len(item.strides) or min((*item.shape, *item.strides, item.first)) < 0:
         raise _wrong(one, f"{name} as torch describes tensors", f"shape {item.shape} and strides {item.strides}")
@@ -192,4 +203,8 @@ def _known(one: Checkpoint, name: str, dtype: str) -> str:
 
 
 def _wrong(one: Checkpoint, expected: str, actual: str) -> CheckpointCorrupt:
-    return CheckpointCorrupt(path=str(one.folder / one.meta.files[0].file), expected=expected, actual=actual)
+    return CheckpointCorrupt(path=_path(one), expected=expected, actual=actual)
+
+
+def _path(one: Checkpoint) -> str:
+    return str(one.folder / one.meta.files[0].file)

@@ -54,16 +54,13 @@ class Wish:
     """As in a shell, for instance `encoder.*`; a tensor that any of them fits is taken. All if empty."""
 
 
-def export_safetensors(
-    one: Checkpoint, target: Path, wish: Wish, *, expected: frozenset[str] = frozenset(), report: Report = silent
-) -> Exported:
+def export_safetensors(one: Checkpoint, target: Path, wish: Wish, *, report: Report = silent) -> Exported:
     """Write tensors of a checkpoint; the same ones give the same bytes. No more than some megabytes are in memory.
 
     Args:
         one: the checkpoint; every file of it is hashed before.
         target: of the file; it must not exist.
         wish: which tensors.
-        expected: names that the state should have, where that is known from elsewhere.
         report: is told of progress.
 
     Raises Conflict if the target exists, InvalidField if nothing is wanted, NotSupported for a tensor that has no place
@@ -72,7 +69,7 @@ def export_safetensors(
     if target.exists() or target.is_symlink():
         raise Conflict(f"target has value {str(target)!r}: it exists", hint="name a new one; nothing is overwritten")
     with verified(one, report=report) as file:
-        wanted = chosen(contents(one, file, expected=expected), wish)
+        wanted = chosen(contents(one, file), wish)
         kept, tied = untied(wanted)
         header = _header(kept, _metadata(one, wish) | tied)
         with files.storage_errors(target):

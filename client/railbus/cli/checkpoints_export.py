@@ -10,7 +10,7 @@ import click
 from railbus.cli.checkpoint_names import meant
 from railbus.cli.progress import progress
 from railbus.cli.render import print_json, say, size, to_console
-from railbus.cli.session import json_option, root_option, session
+from railbus.cli.session import json_option, root_option
 
 if TYPE_CHECKING:
     from railbus.checkpoints.catalogue import Checkpoint
@@ -53,7 +53,7 @@ def export(
     one = meant(model, number)
     wish = Wish(part=None if everything else part, patterns=patterns)
     with progress() as report:
-        done = export_safetensors(one, target, wish, expected=_expected(one), report=report)
+        done = export_safetensors(one, target, wish, report=report)
     if as_json:
         print_json({
             "checkpoint": one.title, "path": str(done.path), "tensors": done.num_tensors, "bytes": done.num_bytes,
@@ -61,14 +61,6 @@ def export(
         })  # fmt: skip
         return
     say(_told(one, done), console=to_console())
-
-
-def _expected(one: Checkpoint) -> frozenset[str]:
-    """Names that the state should have by the model's schema, so that none is left out unseen."""
-    from railbus.checkpoints.lineage import schema_of
-
-    schema = schema_of(session().layout.model_schema(one.meta.model))
-    return frozenset(f"parts.model.{name}" for name in schema.parameters) if schema is not None else frozenset()
 
 
 def _told(one: Checkpoint, done: Exported) -> str:

@@ -14,14 +14,15 @@ from railbus.cli.session import connected, json_option, root_option, run, sessio
 from railbus_shared.errors import JobNotFound
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from rich.console import Console
 
     from railbus.checkpoints.catalogue import Checkpoint
-    from railbus.checkpoints.lineage import Lineage
+    from railbus.checkpoints.lineage import Lineage, Link
     from railbus_shared.contracts.jobs import JobRecord
 
+_PARENTS: Final = 5
 _LINKS: Final = (Column("MADE FROM"), Column("NAME", "id"), Column("STATE", "state"), Column("WHY"))
 
 
@@ -62,7 +63,7 @@ def show_checkpoint(*, model: str, number: int | None, ask: bool, quick: bool, a
     console = to_console()
     show_pairs({name: value for name, value in _pairs(one).items() if value not in {None, ""}}, console=console)
     click.echo()
-    show(_LINKS, [[link.what, link.name, link.verdict, link.said] for link in found.links], console=console)
+    show(_LINKS, list(_rows(found.links)), console=console)
     click.echo()
     _conclude(found, console, asked=ask)
 
@@ -75,6 +76,17 @@ async def _records(jobs: Sequence[str]) -> dict[str, JobRecord]:
             with contextlib.suppress(JobNotFound):
                 found[job] = await client.job(job)
     return found
+
+
+def _rows(links: Sequence[Link]) -> Iterator[list[Cell]]:
+    """A row for each link; of many parents that are proven the first and the last ones."""
+    proven = [link for link in links if link.what == "parent" and link.verdict == "proven"]
+    hidden = proven[1:-_PARENTS] if len(proven) > _PARENTS + 2 else []
+    for link in links:
+        if link not in hidden:
+            yield [link.what, link.name, link.verdict, link.said]
+        elif link is hidden[0]:
+            yield [link.what, f"… {len(hidden)} more", link.verdict, f"from {link.name} to {hidden[-1].name}"]
 
 
 def _conclude(found: Lineage, console: Console, *, asked: bool) -> None:
