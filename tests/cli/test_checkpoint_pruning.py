@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import re
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import pytest
 
-from commands import railbus_here
+from commands import Done, railbus, railbus_here
 from played_cluster import JOB, History, PlayedRunner, device_manager, played_runner
 from railbus.checkpoints.in_use import in_use
 from railbus.checkpoints.leftovers import leftovers
@@ -231,14 +233,58 @@ async def runner(common: CommonSettings, bus: Bus) -> AsyncIterator[PlayedRunner
         yield played
 
 
-async def test_what_jobs_that_have_not_ended_name_is_pinned(bus: Bus, runner: PlayedRunner) -> None:
+@pytest.fixture
+def ask(common: CommonSettings, layout: Layout) -> Callable[..., Awaitable[Done]]:
+    """Runs a command of a user on the test's server."""
+
+    async def run(*words: str) -> Done:
+        env = {"RAILBUS_NATS_URL": common.nats_url}
+        return await asyncio.to_thread(railbus, "checkpoints", *words, cwd=layout.root.parent, env=env)
+
+    return run
+
+
+async def test_what_jobs_that_have_not_ended_name_stays(
+    bus: Bus, runner: PlayedRunner, layout: Layout, ask: Callable[..., Awaitable[Done]]
+) -> None:
     client = Client(bus)
     job = (await client.submit({**JOB, "model": MODEL})).id
     await until(lambda: runner.has(job))
-    await runner.apply(job, Saved(1, "a", CheckpointRef(number=5, step=5, sha256="0" * 64)))
-    await client.submit({**JOB, "model": MODEL, "resume_from": "checkpoint-000002"})
+    await runner.apply(job, Saved(1, "a", CheckpointRef(number=4, step=4, sha256="0" * 64)))
+    later = await client.submit({**JOB, "model": MODEL, "resume_from": "checkpoint-000002"})
     asked = await in_use(client, jobs=[job, "j-unknown"])
-    assert asked.pinned == {MODEL: {5: "recorded", 2: "named"}}
-    assert asked.records.keys() == {job}
+    assert asked.pinned == {MODEL: {4: "recorded", 2: "named"}}
+    assert set(asked.records) == {job}
+    done = await ask("prune", "--yes", "--keep-last", "1", "--json")
+    found = done.json()
+    assert isinstance(found, dict)
+    assert found["removed"] == [f"{MODEL} 1"]
+    assert {one["number"]: one["kept"] for one in found["kept"]} == {
+        2: ["named"],
+        3: ["newest"],
+        4: ["recorded"],
+        5: ["newest"],
+    }
+    await client.cancel(later.id)
     await runner.end(job)
-    assert 5 not in (await in_use(client)).pinned[MODEL]
+    await until(lambda: _has_ended(client, later.id))
+    assert (await ask("prune", "--yes", "--keep-last", "1")).status == 0
+    assert there(layout) == [3, 5]
+
+
+async def _has_ended(client: Client, job: str) -> bool:
+    return (await client.job(job)).is_final
+
+
+async def test_a_job_is_compared_with_its_record_where_that_is_asked_for(
+    bus: Bus, runner: PlayedRunner, layout: Layout, ask: Callable[..., Awaitable[Done]]
+) -> None:
+    job = await Client(bus).submit({**JOB, "model": MODEL, "params": {"lr": 0.1}})
+    await until(lambda: runner.has(job.id))
+    change(layout, 5, job=job.id, spec_sha256=job.record.spec_sha256)
+    change(layout, 4, job=job.id, spec_sha256="0" * 64)
+    change(layout, 3, job="j-unknown", spec_sha256="0" * 64)
+    shown = [(await ask("show", MODEL, str(number), "--ask")).out for number in (5, 4, 3)]
+    assert re.search(rf"^job +{job.id} +proven +classifier, seed 0; its record has the hash", shown[0], re.MULTILINE)
+    assert re.search(rf"^job +{job.id} +broken +its record asks for something else", shown[1], re.MULTILINE)
+    assert re.search(r"^job +j-unknown +unknown +classifier, seed 0; ", shown[2], re.MULTILINE)

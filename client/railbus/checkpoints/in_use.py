@@ -47,6 +47,9 @@ async def in_use(client: Client, *, jobs: Iterable[str] = ()) -> InUse:
 
 def _named(record: JobRecord) -> dict[int, Why]:
     """What a record names: where the job begins, and where it goes on."""
-    begins_from = checkpoint_number(f"{record.spec.resume_from}.meta.json")
-    named: dict[int, Why] = {} if begins_from is None else {begins_from: "named"}
-    return named | ({record.checkpoint.number: "recorded"} if record.checkpoint is not None else {})
+    named: dict[int, Why] = {}
+    if (begins_from := checkpoint_number(f"{record.spec.resume_from}.meta.json")) is not None:
+        named[begins_from] = "named"
+    if record.checkpoint is not None:
+        named[record.checkpoint.number] = "recorded"
+    return named

@@ -124,10 +124,9 @@ def _kept(
     """What is kept of a job once all that is kept as the newest or best has been shown to be whole."""
     by_number = {one.meta.number: one for one in own}
     metas = [one.meta for one in own]
-    pins = {number: why for number, why in pinned.items() if number in by_number}
     whole, damaged = set[int](), set[int]()
     while True:
-        plan = retention(metas, policy, pinned=pins, damaged=damaged)
+        plan = retention(metas, policy, pinned=pinned, damaged=damaged)
         open_ones = [number for number, whys in plan.kept.items() if _HASHED & set(whys) and number not in whole]
         if not open_ones:
             return plan, damaged
