@@ -48,7 +48,7 @@ def test_every_command_for_datasets_explains_itself_within_80_columns(name: str)
     assert max(len(line) for line in shown.output.splitlines()) <= 80
 
 
-@pytest.mark.parametrize("name", ["list", "ls", "show", "verify", "diff", "export", "prune"])
+@pytest.mark.parametrize("name", ["list", "ls", "show", "verify", "diff", "export", "consolidate", "prune"])
 def test_every_command_for_checkpoints_explains_itself_within_80_columns(name: str) -> None:
     shown = CliRunner().invoke(cli, ["checkpoints", name, "--help"], terminal_width=80)
     assert shown.exit_code == 0, shown.output
@@ -68,7 +68,7 @@ def test_every_command_for_devices_explains_itself_within_80_columns(words: str)
     ("group", "commands"),
     [
         ("dataset", ["import", "append", "export", "list", "show", "sample", "stats", "verify", "repair"]),
-        ("checkpoints", ["list", "show", "verify", "diff", "export", "prune", "now"]),
+        ("checkpoints", ["list", "show", "verify", "diff", "export", "consolidate", "prune", "now"]),
         ("checkpoint", ["now"]),
         ("devices", ["list", "drain", "undrain", "cordon", "uncordon"]),
         ("lease", ["run", "list", "release"]),

@@ -9,6 +9,7 @@ import click
 
 from railbus.cli.checkpoint_names import warn
 from railbus.cli.checkpoint_now import now
+from railbus.cli.checkpoints_consolidate import consolidate
 from railbus.cli.checkpoints_diff import diff
 from railbus.cli.checkpoints_export import export
 from railbus.cli.checkpoints_prune import WORDS, prune
@@ -36,6 +37,7 @@ def checkpoints() -> None:
       railbus checkpoints diff digits-cnn 3 5      what changed between two
       railbus checkpoints export digits-cnn --safetensors out.safetensors
       railbus checkpoints prune --dry-run          what is not needed any more
+      railbus checkpoints consolidate gpt --pt gpt.pt
       railbus checkpoint now JOB                   have a running job write one
     """
 
@@ -131,7 +133,7 @@ def shown_value(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-for _command in (show_checkpoint, verify, diff, export, prune, now):
+for _command in (show_checkpoint, verify, diff, export, consolidate, prune, now):
     checkpoints.add_command(_command)
 _ls = copy.copy(list_checkpoints)
 _ls.hidden = True

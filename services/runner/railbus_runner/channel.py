@@ -13,7 +13,19 @@ import threading
 from typing import Final, TypeVar
 
 from railbus_runner.endings import RunnerGone
-from railbus_runner.frames import Committed, Deadline, Frame, FrameBuffer, Plan, Refused, Save, Stop, Verified, pack
+from railbus_runner.frames import (
+    LENGTH,
+    Committed,
+    Deadline,
+    Frame,
+    FrameBuffer,
+    Plan,
+    Refused,
+    Save,
+    Stop,
+    Verified,
+    pack,
+)
 from railbus_shared import clock
 from railbus_shared.errors import BadMessage
 
@@ -47,7 +59,11 @@ class TrainerChannel:
         self._sending = threading.Lock()
 
     def plan(self) -> Plan:
-        """Wait for the first frame."""
+        """Wait for the first frame, and take nothing that comes after it: the socket may go to somebody else then."""
+        while not any(isinstance(frame, Plan) for frame in self._answers):
+            header = self._exactly(LENGTH.size)
+            for frame in self._buffer.feed(header + self._exactly(*LENGTH.unpack(header))):
+                self._take(frame)
         plan = self._wait_for(Plan)
         self.deadline_boottime_s = max(self.deadline_boottime_s, plan.deadline_boottime_s)
         return plan
@@ -92,6 +108,18 @@ class TrainerChannel:
                     self._answers.remove(frame)
                     return frame
             self._receive(0)
+
+    def _exactly(self, size: int) -> bytes:
+        data = bytearray()
+        while len(data) < size:
+            try:
+                more = self._sock.recv(size - len(data))
+            except ConnectionResetError as exc:
+                raise RunnerGone("the runner has closed the socket") from exc
+            if not more:
+                raise RunnerGone("the runner has closed the socket")
+            data += more
+        return bytes(data)
 
     def _receive(self, flags: int) -> bool:
         """Take in one read; False if nothing has come and `flags` forbid to wait."""

@@ -120,13 +120,13 @@ class TrainContext:
 
     @property
     def rank(self) -> int:
-        """The number of this process among those of the job."""
-        return 0
+        """The number of this process among those of the job (`ranks`)."""
+        return self._plan.rank
 
     @property
     def world_size(self) -> int:
         """How many processes train this job together."""
-        return 1
+        return self._plan.world_size
 
     # --- the data ----------------------------------------------------------------------------------------------------
 

@@ -20,12 +20,12 @@ from pydantic import Field, TypeAdapter, ValidationError
 from railbus_shared.contracts.artifacts import CheckpointMeta
 from railbus_shared.contracts.devices import DeviceInfo
 from railbus_shared.contracts.jobs import CheckpointRef, ErrorBody, JobSpec
-from railbus_shared.contracts.model import Contract, Id, Items, JsonMap
+from railbus_shared.contracts.model import Contract, Count, Id, Items, JsonMap
 from railbus_shared.contracts.requests import OpenedStream
 from railbus_shared.errors import BadMessage
 
 MAX_FRAME_BYTES: Final = 16 << 20
-_LENGTH: Final = struct.Struct(">I")
+LENGTH: Final = struct.Struct(">I")
 
 
 class Fork(Contract):
@@ -88,6 +88,9 @@ class Plan(Contract):
     """The last committed one of the job, whose meta may still have its temporary name."""
     deadline_boottime_s: float
     """On CLOCK_BOOTTIME; past it the trainer must not step or commit."""
+    rank: Count = 0
+    world_size: int = Field(default=1, ge=1)
+    """Ranks that there are, once the trainer has forked them (`ranks`)."""
 
 
 class Deadline(Contract):
@@ -218,7 +221,7 @@ def pack(frame: Frame) -> bytes:
     body = cast("bytes", msgpack.packb(frame.model_dump(mode="json"), unicode_errors="backslashreplace"))
     if len(body) > MAX_FRAME_BYTES:
         raise BadMessage(f"a {frame.f!r} frame has {len(body)} bytes, more than {MAX_FRAME_BYTES}")
-    return _LENGTH.pack(len(body)) + body
+    return LENGTH.pack(len(body)) + body
 
 
 class FrameBuffer:
@@ -231,14 +234,14 @@ class FrameBuffer:
         """Frames completed by `data`; raises BadMessage for bytes that are no frame."""
         self._bytes += data
         frames: list[Frame] = []
-        while len(self._bytes) >= _LENGTH.size:
-            (length,) = _LENGTH.unpack_from(self._bytes)
+        while len(self._bytes) >= LENGTH.size:
+            (length,) = LENGTH.unpack_from(self._bytes)
             if length > MAX_FRAME_BYTES:
                 raise BadMessage(f"a frame claims {length} bytes, more than {MAX_FRAME_BYTES}")
-            if len(self._bytes) < _LENGTH.size + length:
+            if len(self._bytes) < LENGTH.size + length:
                 break
-            body = bytes(self._bytes[_LENGTH.size : _LENGTH.size + length])
-            del self._bytes[: _LENGTH.size + length]
+            body = bytes(self._bytes[LENGTH.size : LENGTH.size + length])
+            del self._bytes[: LENGTH.size + length]
             frames.append(_parse(body))
         return frames
 

@@ -10,7 +10,7 @@ import logging
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Final
 
 from pydantic import JsonValue
@@ -38,9 +38,12 @@ class Recorder:
         *,
         producer: str,
         common: Mapping[str, JsonValue],
+        kinds: Collection[str] | None = None,
         clock_s: Callable[[], float] = time.monotonic,
     ) -> None:
+        """`kinds` are the types of events that alone are recorded; all of them unless given."""
         self._send = send
+        self._kinds = kinds
         self._clock_s = clock_s
         self._producer = producer
         self._common = dict(common)
@@ -59,12 +62,15 @@ class Recorder:
             "attempt": plan.attempt,
             "lease_epoch": plan.lease_epoch,
         }
-        return cls(send, producer=plan.producer, common=common)
+        kinds = None if plan.rank == 0 else {"log.line"}  # what the others would tell is what rank 0 tells
+        return cls(send, producer=plan.producer, common=common, kinds=kinds)
 
     def record(
         self, kind: str, *, step: int | None = None, severity: Severity = "info", data: Mapping[str, object] = _NOTHING
     ) -> None:
         """Count one event of type `kind`; scalars of torch and NumPy in `data` become numbers. Raises RunnerGone."""
+        if self._kinds is not None and kind not in self._kinds:
+            return
         fields: JsonMap = {name: cut(plain(value)) for name, value in data.items()}
         with self._lock:
             if self._is_detached:
@@ -114,8 +120,16 @@ class Recorder:
 class RecordingHandler(logging.Handler):
     """Makes `log.line` events of log records."""
 
-    def __init__(self, recorder: Recorder, *, step: Callable[[], int | None] = lambda: None) -> None:
+    def __init__(
+        self,
+        recorder: Recorder,
+        *,
+        step: Callable[[], int | None] = lambda: None,
+        fields: Mapping[str, object] = _NOTHING,
+    ) -> None:
+        """`fields` are told with every line."""
         super().__init__(logging.INFO)
+        self._fields = fields
         self._recorder = recorder
         self._step = step
 
@@ -123,7 +137,7 @@ class RecordingHandler(logging.Handler):
         data: dict[str, object] = {
             "logger": record.name,
             "message": record.getMessage(),
-            "fields": logs.extra_fields(record),
+            "fields": {**logs.extra_fields(record), **self._fields},
         }
         if record.exc_info:
             data["traceback"] = "".join(traceback.format_exception(*record.exc_info))

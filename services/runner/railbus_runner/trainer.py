@@ -7,6 +7,8 @@ In: plan, deadline, stop, save, verified, committed, refused. Out: events, moved
 
 from __future__ import annotations
 
+import functools
+import importlib
 import inspect
 import logging
 import os
@@ -18,6 +20,7 @@ from typing import Final
 
 import torch
 
+from railbus_runner import ranks
 from railbus_runner.channel import TrainerChannel
 from railbus_runner.checkpointing.keeping import Keeper
 from railbus_runner.checkpointing.rng import seed_everything
@@ -34,6 +37,7 @@ from railbus_runner.progress import Progress
 from railbus_runner.provenance import git_commit
 from railbus_runner.recorder import Recorder, RecordingHandler
 from railbus_runner.stalling import moving_every_s
+from railbus_runner.team import Seat, Team
 from railbus_runner.terminating import Termination
 from railbus_shared.contracts.devices import DeviceInfo
 from railbus_shared.errors import BadSetting, RailbusError, TrainerLost
@@ -53,8 +57,25 @@ def main(sock: socket.socket) -> int:
     channel = TrainerChannel(sock)
     try:
         plan = channel.plan()
+        if plan.spec.ranks == 1:
+            return live(plan, channel, began_s=began_s)
+        if (refusal := ranks.refusal(plan)) is not None:
+            channel.send(Ended(outcome="failed", error=error_body(refusal)))
+            return EXIT_FAILED
+    except RunnerGone:
+        return EXIT_RUNNER_GONE
+    importlib.import_module("railbus_runner.team_progress")  # once, before the fork, for all ranks
+    return ranks.lead(plan, sock, rank_main=functools.partial(live, began_s=began_s))
+
+
+def live(plan: Plan, channel: TrainerChannel, seat: Seat | None = None, *, began_s: float) -> int:
+    """Live an attempt, or one rank of it, from its plan on; gives the exit code.
+
+    `seat` is for meeting the other ranks, if there are several.
+    """
+    try:
         recorder = Recorder.of_plan(plan, channel.send)
-        trainer = Trainer(plan, channel=channel, recorder=recorder, began_s=began_s)
+        trainer = Trainer(plan, channel=channel, recorder=recorder, began_s=began_s, seat=seat)
         ended = trainer.run()
         recorder.flush()
         channel.send(ended)
@@ -66,16 +87,23 @@ def main(sock: socket.socket) -> int:
 class Trainer:
     """One attempt, from its plan to its end."""
 
-    def __init__(self, plan: Plan, *, channel: TrainerChannel, recorder: Recorder, began_s: float) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        *,
+        channel: TrainerChannel,
+        recorder: Recorder,
+        began_s: float,
+        seat: Seat | None = None,
+    ) -> None:
         self._plan = plan
         self._channel = channel
         self._recorder = recorder
         self.failed_code = EXIT_FAILED
         """The exit code of a failure: the entrypoint's own, where it left by `sys.exit`."""
-        self._tracked = Tracked()
-        self._saver = Saver(
-            plan, layout=Layout(Path(plan.root)), tracked=self._tracked, channel=channel, recorder=recorder
-        )
+        self._seat = seat
+        self._team = Team(plan.rank, plan.world_size)
+        self._tracked, self._saver, progress_kind = _parts(plan, channel=channel, recorder=recorder, team=self._team)
         pulse = Pulse(channel.send, every_s=moving_every_s(plan.spec.stall_s))
         keeper = Keeper(
             plan.spec,
@@ -86,7 +114,7 @@ class Trainer:
             recorder=recorder,
             pulse=pulse,
         )
-        self._progress = Progress(
+        self._progress = progress_kind(
             channel=channel,
             recorder=recorder,
             saver=self._saver,
@@ -130,7 +158,9 @@ class Trainer:
     def _prepared(self) -> TrainContext:
         """Everything before the first line of user code."""
         self._join_process()
-        devices = take_devices(self._plan.devices, memory_frac=self._plan.spec.devices.fraction)
+        devices = take_devices(own_devices(self._plan), memory_frac=self._plan.spec.devices.fraction)
+        if self._seat is not None:
+            self._team.join(self._seat, device=devices[0])
         self._saver.tidy()
         return TrainContext(
             self._plan,
@@ -147,11 +177,15 @@ class Trainer:
         self._termination.install()
         logging.basicConfig(
             level=logging.INFO,
-            handlers=[RecordingHandler(self._recorder, step=lambda: self._progress.global_step)],
+            handlers=[
+                RecordingHandler(
+                    self._recorder, step=lambda: self._progress.global_step, fields=line_fields(self._plan)
+                )
+            ],
             force=True,
         )
         seed_everything(self._plan.spec.seed)
-        use_threads(num_threads(self._plan.devices))
+        use_threads(max(1, num_threads(self._plan.devices) // self._plan.world_size))
 
     def _detach(self) -> None:
         self._recorder.detach()
@@ -166,6 +200,31 @@ class Trainer:
         except TypeError:  # the metric that is no number, which is what `exc` says already
             self._progress.curves.latest.clear()
         return Ended(outcome="failed", error=error_body(exc), metrics=self._progress.curves.latest)
+
+
+def _parts(
+    plan: Plan, *, channel: TrainerChannel, recorder: Recorder, team: Team
+) -> tuple[Tracked, Saver, type[Progress]]:
+    """What is another thing for one rank of several than for one alone."""
+    layout = Layout(Path(plan.root))
+    if team.world_size == 1:
+        tracked = Tracked()
+        return tracked, Saver(plan, layout=layout, tracked=tracked, channel=channel, recorder=recorder), Progress
+    from railbus_runner import team_progress  # noqa: PLC0415 - few need it
+
+    return team_progress.parts(plan, layout=layout, channel=channel, recorder=recorder, team=team)
+
+
+def line_fields(plan: Plan) -> dict[str, object]:
+    """What is told with every line that is logged."""
+    return {"rank": plan.rank} if plan.world_size > 1 else {}
+
+
+def own_devices(plan: Plan) -> tuple[DeviceInfo, ...]:
+    """Of the leased devices those of this rank: its share of the GPUs, or all CPU slots."""
+    gpus = [device for device in plan.devices if device.kind == "gpu"]
+    count = len(gpus) // plan.world_size
+    return tuple(gpus[plan.rank * count :][:count]) or plan.devices
 
 
 def num_threads(devices: Sequence[DeviceInfo]) -> int:

@@ -200,6 +200,8 @@ class JobSpec(Contract):
     seed: int = Field(default=0, ge=0, le=2**63 - 1)
     """Seed of the data order and of every random number generator of the trainer."""
     devices: DevicePreference = DevicePreference()
+    ranks: int = Field(default=1, ge=1, le=64)
+    """Processes that train together on the host, by `torch.distributed`; they share the GPUs evenly."""
     max_attempts: int = Field(default=3, ge=1, le=100)
     """Starts that may count as attempts; preemption and a lost host do not count."""
     time_limit_s: float | None = Field(default=None, gt=0, le=366 * 86_400)

@@ -7,11 +7,14 @@ hash, is passed over for the next older one.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self, cast
 
+import torch
+
+from railbus_runner.checkpointing.filling import Placement
 from railbus_runner.checkpointing.proving import NotProven, prove
 from railbus_runner.checkpointing.state_file import StateFile, open_state
 from railbus_runner.checkpointing.store import CheckpointStore
@@ -24,11 +27,31 @@ Live = Callable[[CheckpointMeta], Collection[str]]
 
 
 @dataclass(frozen=True)
+class InMemory:
+    """A state that has been read already, with what a `StateFile` has."""
+
+    state: object
+
+    def place(self, saved: torch.Tensor, target: torch.Tensor) -> Placement | None:
+        """No values are to be read: its tensors have theirs."""
+        del saved, target
+        return None
+
+    def fill(self, state: object, placements: Iterable[Placement] = ()) -> int:
+        """Nothing is read."""
+        del state, placements
+        return 0
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+@dataclass(frozen=True)
 class Opened:
     """A checkpoint whose bytes matched its meta, to be used as a context; its tensors' values are still in the file."""
 
     meta: CheckpointMeta
-    file: StateFile
+    file: StateFile | InMemory
 
     @property
     def state(self) -> State:
@@ -68,7 +91,11 @@ def named(store: CheckpointStore, stem: str, *, live: Live = _none_live) -> Open
 
 
 def open_checkpoint(folder: Path, meta: CheckpointMeta, *, live: Live = _none_live) -> Opened:
-    """Prove all files of a checkpoint, and open the state in the first; raises CheckpointCorrupt."""
+    """Prove all files of a checkpoint, and open its state; raises CheckpointCorrupt."""
+    if meta.format == "dcp":
+        from railbus_runner.checkpointing import sharded  # noqa: PLC0415 - few need it
+
+        return Opened(meta, InMemory(sharded.load_whole(folder, meta)))
     for extra in meta.files[1:]:
         _prove(folder, extra)
     own = set(live(meta))

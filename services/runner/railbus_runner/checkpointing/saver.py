@@ -63,16 +63,22 @@ class Saver:
         image = Image.of(self._tracked.state(step=step))
 
         def describe(number: int, file: CheckpointFile) -> CheckpointMeta:
-            meta = self._meta(number, file, reason=reason, step=step, metrics=metrics)
+            meta = self._meta(number, (file,), reason=reason, step=step, metrics=metrics)
             return meta.model_copy(update={"tensors": image.tensors})
 
         meta = self._store.write(image.chunks(), nbytes=image.nbytes, describe=describe, commit=self._commit)
+        self._written(meta, began_s=began_s)
+        return meta
+
+    def _written(self, meta: CheckpointMeta, *, began_s: float) -> None:
+        """It is durable: tell so, and let older ones go."""
+        step = meta.step
         self._parent = meta.number
         seconds = round(time.monotonic() - began_s, 3)
-        self._events.tell("written", meta.number, step=step, bytes=meta.files[0].bytes, reason=reason, seconds=seconds)
+        size_bytes = sum(file.bytes for file in meta.files)
+        self._events.tell("written", meta.number, step=step, bytes=size_bytes, reason=meta.reason, seconds=seconds)
         for number in self._store.retain(self._gone):
             self._events.tell("removed", number, step=step)
-        return meta
 
     def _gone(self, metas: Sequence[CheckpointMeta]) -> Collection[int]:
         return retention(metas, self._plan.spec.checkpoint, damaged=self._resuming.rejected).gone
@@ -93,7 +99,13 @@ class Saver:
             raise CommitRefused(error_from_wire(answer.error.to_map()))
 
     def _meta(
-        self, number: int, file: CheckpointFile, *, reason: Reason, step: int, metrics: Mapping[str, JsonValue]
+        self,
+        number: int,
+        written: tuple[CheckpointFile, ...],
+        *,
+        reason: Reason,
+        step: int,
+        metrics: Mapping[str, JsonValue],
     ) -> CheckpointMeta:
         plan = self._plan
         return CheckpointMeta(
@@ -113,8 +125,9 @@ class Saver:
             precision=precision(self._tracked.model),
             libraries=libraries(),
             git_commit=self.git_commit,
+            world_size=plan.world_size,
             metrics=dict(metrics),
-            files=(file,),
+            files=written,
             spec_sha256=plan.spec.digest,
             params=plan.spec.params,
             policy=plan.spec.checkpoint,
