@@ -21,7 +21,7 @@ from railbus.checkpoints.proof import Report, fault, silent
 from railbus_shared import files
 from railbus_shared.contracts.jobs import CheckpointPolicy, JobRecord
 from railbus_shared.errors import InvalidField
-from railbus_shared.layout import Layout, checkpoint_stem
+from railbus_shared.layout import Layout
 from railbus_shared.retention import Pins, Retention, Why, retention
 
 _HASHED: Final = frozenset({"newest", "best"})
@@ -135,18 +135,26 @@ def _kept(
             (damaged if is_damaged else whole).add(number)
 
 
-def remove(one: Checkpoint) -> None:
-    """Remove a checkpoint: the meta first, so that none ever names a file that is gone; then what it names."""
-    one.path.unlink(missing_ok=True)
-    files.fsync_dir(one.folder)
-    for name in {file.file.partition("/")[0] for file in one.meta.files}:
-        path = one.folder / name
-        if not name.startswith(f"{checkpoint_stem(one.meta.number)}."):
-            continue  # a meta that names files of another
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
+def remove(layout: Layout, going: Iterable[Checkpoint]) -> list[Checkpoint]:
+    """Remove checkpoints as their jobs' own attempts do, of each job the oldest first, and give those that are gone.
+
+    The number is claimed again, the meta goes, then the data: what a kill leaves is swept by the job's next attempt, or
+    is litter. The newest of a job stays whatever is asked for.
+    """
+    groups: dict[tuple[str, str], list[Checkpoint]] = {}
+    for one in going:
+        groups.setdefault((one.meta.model, one.meta.job), []).append(one)
+    return [one for own in groups.values() for one in _remove_of_job(layout, own)]
+
+
+def _remove_of_job(layout: Layout, own: Sequence[Checkpoint]) -> list[Checkpoint]:
+    from railbus_runner.checkpointing.store import CheckpointStore  # noqa: PLC0415 - of a service; it needs no torch
+
+    newest = max((one.meta for one in own), key=lambda meta: meta.lease_epoch)
+    numbers = [one.meta.number for one in own]
+    store = CheckpointStore(layout, newest.model, job=newest.job, lease_epoch=newest.lease_epoch)
+    gone = store.retain(lambda _metas: numbers)
+    return [one for one in own if one.meta.number in gone]
 
 
 def dead(one: Leftover, records: Mapping[str, JobRecord] | None, *, now_s: float) -> bool:

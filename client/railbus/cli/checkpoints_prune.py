@@ -161,13 +161,11 @@ class _Pruning:
         """Remove them, the oldest first; but for what a job has come to need since it was asked for."""
         from railbus.checkpoints.pruning import remove, remove_leftovers
 
-        self._removed = []
-        for one in self._going:
-            if asked is not None and one.meta.number in asked.pinned.get(one.meta.model, {}):
-                click.echo(f"{one.title} stays: a job has come to need it just now", err=True)
-                continue
-            remove(one)
-            self._removed.append(one)
+        needed = asked.pinned if asked is not None else {}
+        kept = [one for one in self._going if one.meta.number in needed.get(one.meta.model, {})]
+        for one in kept:
+            click.echo(f"{one.title} stays: a job has come to need it just now", err=True)
+        self._removed = remove(session().layout, [one for one in self._going if one not in kept])
         remove_leftovers(self._beside)
 
     def conclude(self) -> None:
