@@ -11,8 +11,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from safetensors.numpy import load_file
 
-from commands import environment, railbus
+from commands import environment, railbus, railbus_here
 from railbus.cli import demo_report
 from railbus.cli.demo_report import Result
 from railbus_shared.layout import Layout
@@ -76,10 +77,25 @@ def test_the_demo_leaves_a_model_that_is_right_and_a_tree_that_is_whole(tmp_path
     assert [path.name for path in closed if path.is_file() and path.name[0] != "."] == ["trainer.log.jsonl.gz"]
     types = [json.loads(line)["type"] for line in gzip.decompress((tmp_path / result["log"]).read_bytes()).splitlines()]
     assert {"job.queued", "job.placed", "job.started", "job.checkpointed", "job.succeeded"} <= set(types)
-    assert railbus("checkpoints", "verify", "digits-cnn", cwd=tmp_path).status == 0
+    check_checkpoints(tmp_path)
     assert railbus("dataset", "verify", "digits", cwd=tmp_path).status == 0
     assert "succeeded" in railbus("logs", result["job"], cwd=tmp_path).out
     assert not (layout.state / "bus.json").exists()
+
+
+def check_checkpoints(tree: Path) -> None:
+    """They are whole, were trained on what lies here, and can be given to others."""
+    assert railbus_here("checkpoints", "verify", cwd=tree).status == 0
+    shown = railbus_here("checkpoints", "show", "digits-cnn", "--json", cwd=tree).json()
+    assert isinstance(shown, dict)
+    links = [(link["what"], link["verdict"]) for link in shown["lineage"]["links"] if link["what"] != "parent"]
+    expected = {"dataset": "proven", "schema": "proven", "job": "unknown", "model": "proven", "file": "proven"}
+    assert links == list(expected.items())
+    assert {link["verdict"] for link in shown["lineage"]["links"] if link["what"] == "parent"} <= {"proven", "unknown"}
+    assert railbus_here("checkpoints", "diff", "digits-cnn", cwd=tree).status == 0
+    assert railbus_here("checkpoints", "export", "digits-cnn", "--safetensors", "weights", cwd=tree).status == 0
+    model = json.loads(Layout(tree / "learning").model_schema("digits-cnn").read_bytes())
+    assert load_file(tree / "weights").keys() == model["parameters"].keys()
 
 
 @pytest.mark.timeout(180)  # the runner imports torch
