@@ -85,7 +85,7 @@ async def test_what_lies_on_disk_afterwards_is_the_canonical_layout(up: RunningU
     for path in metas:
         assert re.fullmatch(r"checkpoint-\d{6}\.meta\.json", path.name)
         meta = _validate(path, "checkpoint")
-        assert meta["job"] == job
+        assert (meta["job"], meta["spec_sha256"]) == (job, record.spec_sha256)
         for file in meta["files"]:
             data = model / "checkpoints" / file["file"]
             assert (data.stat().st_size, sha256_file(data)) == (file["bytes"], file["sha256"])
