@@ -22,7 +22,7 @@ Checkpoints, resuming, metrics, stopping and leases are taken care of in `ctx.st
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Final, TypeVar, cast
@@ -34,6 +34,7 @@ from pydantic import JsonValue
 from railbus_runner.channel import TrainerChannel
 from railbus_runner.checkpointing.saver import Reason
 from railbus_runner.checkpointing.tracked import Tracked
+from railbus_runner.checkpointing.weights import LoadedWeights, Selection, WeightLoader
 from railbus_runner.frames import Plan
 from railbus_runner.pipeline import Transform
 from railbus_runner.progress import Progress
@@ -79,6 +80,7 @@ class TrainContext:
         )
         self._shard_paths = ShardPaths(self._index.shard_map, Path(opened.shards_path), is_cached=opened.is_cached)
         self._use = ShardUse(channel, verified=opened.verified)
+        self._weights = WeightLoader(plan, recorder=recorder)
 
     # --- the job -----------------------------------------------------------------------------------------------------
 
@@ -192,7 +194,11 @@ class TrainContext:
     # --- checkpoints -------------------------------------------------------------------------------------------------
 
     def track(self, **parts: object) -> None:
-        """Name what a checkpoint must hold: anything with `state_dict` and `load_state_dict`.
+        """Name what a checkpoint must hold: anything with `state_dict` and `load_state_dict`, and generators.
+
+        Models are saved under the names they have without DataParallel, DistributedDataParallel and `torch.compile`,
+        so a checkpoint loads with and without those. Generators are a `torch.Generator`, `numpy.random.Generator` or
+        `random.Random` of yours; the global ones need no tracking. Plain values go into `extras`.
 
         Names must be new; the network itself is `model`, and is described in `model_schema.json`. Call it before
         `resume`. Raises ValueError for a name that is taken or a late call, TypeError for a part without a state.
@@ -202,13 +208,81 @@ class TrainContext:
         for name, part in parts.items():
             self._tracked.add_part(name, part)
 
+    @property
+    def extras(self) -> dict[str, object]:
+        """Values of your own that checkpoints hold: numbers, strings, tensors, and lists and maps of these.
+
+        `resume` puts back what was there. Anything else in it raises TypeError, naming its place, once it is saved.
+        """
+        return self._tracked.extras
+
     def resume(self) -> bool:
         """Restore everything tracked from the job's newest valid checkpoint, else from the one in `resume_from`.
 
-        Parts, positions of streams, random number generators and `global_step`; True if there was one. Raises Conflict
-        if it lacks a tracked part, CheckpointNotFound or CheckpointCorrupt for `resume_from`.
+        Parts, extras, positions of streams, random number generators and `global_step`; True if there was one. Nothing
+        is changed before all of it is proven and known to fit. Raises Conflict, naming what differs, if it lacks a
+        tracked part or is of another model, CheckpointNotFound or CheckpointCorrupt for `resume_from`.
         """
         return self._progress.resume()
+
+    def load(
+        self,
+        source: str,
+        *,
+        into: torch.nn.Module | None = None,
+        part: str = "model",
+        only: str | Sequence[str] = "*",
+        rename: Mapping[str, str] | None = None,
+        strict: bool = True,
+    ) -> LoadedWeights:
+        """Load weights alone from a checkpoint under the root, as a start; `resume` comes after and overrules it.
+
+        The checkpoint is proven by its meta. Nothing is changed before the weights are known to fit; shapes must be the
+        same, one floating dtype may become another. It is told as `checkpoint.loaded`.
+
+        Args:
+            source: `checkpoint-000123` of the job's model, or `digits-cnn/checkpoint-000123` of another.
+            into: the model; by default the one that is tracked as `model`.
+            part: the name that the saved model was tracked under.
+            only: patterns of names in the model, as `backbone.*`; what matches none stays as it is.
+            rename: beginnings of names in the source and what they are here, as `{"encoder.": "backbone."}`.
+            strict: whether both sides must have the same names, among those that `only` selects.
+
+        Raises CheckpointNotFound, CheckpointCorrupt, Conflict naming what does not fit, and ValueError for a selection
+        of nothing.
+        """
+        selection = Selection(only=_patterns(only), rename=rename, strict=strict)
+        return self._weights.of_checkpoint(source, self._model(into), part=part, selection=selection)
+
+    def load_foreign(
+        self,
+        path: str | Path,
+        *,
+        sha256: str | None = None,
+        into: torch.nn.Module | None = None,
+        key: str = "",
+        only: str | Sequence[str] = "*",
+        rename: Mapping[str, str] | None = None,
+        strict: bool = True,
+    ) -> LoadedWeights:
+        """Load weights from a `.safetensors` or `.pt` file that railbus did not write; else as `load`.
+
+        Prefer safetensors, which holds no code. A `.pt` must be a zip of `torch.save`, and is read with `weights_only`.
+
+        Args:
+            path: any file that this process may read.
+            sha256: the hash it must have, before a byte is used; without one, the hash is only told.
+            into: the model; by default the one that is tracked as `model`.
+            key: where the weights lie in a `.pt`, for instance `state_dict`.
+            only: as of `load`.
+            rename: as of `load`, for instance `{"module.": ""}`.
+            strict: as of `load`.
+
+        Raises CheckpointNotFound, Conflict for another hash, damage, or what does not fit, and ValueError for a `key`
+        that is not there or a selection of nothing.
+        """
+        selection = Selection(only=_patterns(only), rename=rename, strict=strict)
+        return self._weights.of_file(Path(path), self._model(into), sha256=sha256, key=key, selection=selection)
 
     def save(self, reason: Reason = "request") -> None:
         """Write a checkpoint now; it is durable when this returns. Raises ValueError if nothing is tracked."""
@@ -254,3 +328,15 @@ class TrainContext:
         if size > MAX_EVENT_BYTES:
             raise MessageTooLarge(size_bytes=size, limit_bytes=MAX_EVENT_BYTES, subject=kind)
         self._recorder.record(kind, step=self.global_step, data=data)
+
+    # --- steps -------------------------------------------------------------------------------------------------------
+
+    def _model(self, given: torch.nn.Module | None) -> torch.nn.Module:
+        model = given if given is not None else self._tracked.model
+        if model is None:
+            raise ValueError("nothing is tracked as 'model': call ctx.track(model=model) before, or say into=model")
+        return model
+
+
+def _patterns(only: str | Sequence[str]) -> tuple[str, ...]:
+    return (only,) if isinstance(only, str) else tuple(only)

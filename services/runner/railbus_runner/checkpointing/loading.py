@@ -16,8 +16,9 @@ import torch
 
 from railbus_runner.checkpointing.filling import Placement
 from railbus_runner.checkpointing.proving import NotProven, prove
-from railbus_runner.checkpointing.state_file import StateFile, open_state
+from railbus_runner.checkpointing.state_file import open_state
 from railbus_runner.checkpointing.store import CheckpointStore
+from railbus_runner.checkpointing.tensor_file import TensorFile
 from railbus_shared.contracts.artifacts import CheckpointFile, CheckpointMeta
 from railbus_shared.errors import CheckpointCorrupt, RailbusError
 
@@ -51,7 +52,7 @@ class Opened:
     """A checkpoint whose bytes matched its meta, to be used as a context; its tensors' values are still in the file."""
 
     meta: CheckpointMeta
-    file: StateFile | InMemory
+    file: TensorFile | InMemory
 
     @property
     def state(self) -> State:
