@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+import torch
 
 from railbus_runner.frames import (
     Ahead,
@@ -33,7 +34,7 @@ from railbus_runner.frames import (
     pack,
 )
 from railbus_shared import clock, files
-from railbus_shared.contracts.artifacts import Column, DatasetSchema, IndexFile, Split
+from railbus_shared.contracts.artifacts import CheckpointMeta, Column, DatasetSchema, IndexFile, Split
 from railbus_shared.contracts.devices import DeviceInfo
 from railbus_shared.contracts.jobs import CheckpointRef, JobSpec
 from railbus_shared.contracts.model import JsonMap
@@ -239,3 +240,27 @@ def usual(frame: Frame) -> Sequence[Frame]:
             return [Committed(number=frame.meta.number)]
         case _:
             return []
+
+
+def metas(root: Path) -> list[CheckpointMeta]:
+    """Of all checkpoints of model `m`, oldest first."""
+    folder = Layout(root).checkpoints("m")
+    return [CheckpointMeta.model_validate_json(path.read_bytes()) for path in sorted(folder.glob("*.meta.json"))]
+
+
+def final_bits(root: Path) -> bytes:
+    """All that the newest checkpoint holds of parts, extras and generators, tensors as bytes."""
+    state = torch.load(Layout(root).checkpoints("m") / metas(root)[-1].files[0].file, weights_only=True)
+    found: list[bytes] = []
+
+    def walk(value: object) -> None:
+        if isinstance(value, torch.Tensor):
+            found.append(value.numpy().tobytes())
+        elif isinstance(value, dict | list | tuple):
+            for item in value.values() if isinstance(value, dict) else value:
+                walk(item)
+        else:
+            found.append(repr(value).encode())
+
+    walk([state["parts"], state["extras"], state["rng"]])
+    return b"|".join(found)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from railbus_runner.entrypoints.classifier import Task, build, find_task
 from railbus_runner.frames import Commit, Frame
 from railbus_shared.contracts.artifacts import Column
 from railbus_shared.errors import BadParams
-from trainers import Array, RunnerEnd, WarmHost, plan, usual, write_dataset
+from trainers import Array, RunnerEnd, WarmHost, final_bits, plan, usual, write_dataset
 
 pytestmark = pytest.mark.timeout(90)  # they train, on whatever cores are free
 
@@ -106,19 +107,42 @@ def test_the_language_model_learns_and_tells_a_sample(tmp_path: Path, warm: Warm
     assert (told["data"]["name"], len(str(told["data"]["text"]))) == ("sample", 60)
 
 
-def test_the_language_model_stopped_goes_on_to_the_same_losses(tmp_path: Path, warm: WarmHost) -> None:
-    write_text(tmp_path)
-    params = {"layers": 1, "heads": 1, "width": 16, "steps": 40, "eval_every": 10, "sample_chars": 40, "dropout": 0.1}
-    whole = RunnerEnd(warm, plan(tmp_path, "causal_lm", params=params, job="j-whole"))
+SMALL_GPT: dict[str, object] = {
+    "layers": 1,
+    "heads": 1,
+    "width": 16,
+    "steps": 40,
+    "eval_every": 10,
+    "sample_chars": 40,
+    "dropout": 0.1,
+}
+BUILT_IN: dict[str, tuple[Callable[[Path], None], dict[str, object], str]] = {
+    "classifier": (lambda root: write_digits(root, flat=True), {"epochs": 2}, "accuracy"),
+    "causal_lm": (write_text, SMALL_GPT, "validation_loss"),
+}
+
+
+@pytest.mark.parametrize("entrypoint", BUILT_IN)
+def test_killed_within_an_epoch_a_built_in_entrypoint_goes_on_to_the_same_bits(
+    tmp_path: Path, warm: WarmHost, entrypoint: str
+) -> None:
+    """With dropout, AdamW and a scheduler; a pass has 23 steps of the classifier, and more of the language model."""
+    write, params, metric = BUILT_IN[entrypoint]
+    write(tmp_path)
+    whole = RunnerEnd(warm, plan(tmp_path, entrypoint, params=params, job="j-whole"))
     whole.run()
+    expected = final_bits(tmp_path)
     policy = {"every_steps": 10}
-    begun = RunnerEnd(warm, plan(tmp_path, "causal_lm", params=params, checkpoint=policy), on_frame=kill_after(2))
-    begun.run()
-    resumed = RunnerEnd(warm, plan(tmp_path, "causal_lm", params=params, attempt=2, recorded=begun.recorded))
+    begun = RunnerEnd(warm, plan(tmp_path, entrypoint, params=params, checkpoint=policy), on_frame=kill_after(3))
+    assert begun.run() == -signal.SIGKILL
+    resumed = RunnerEnd(warm, plan(tmp_path, entrypoint, params=params, attempt=2, recorded=begun.recorded))
     resumed.run()
-    assert [event["step"] for event in resumed.of_type("checkpoint.resumed")] == [20]
-    assert resumed.curve("validation_loss") == whole.curve("validation_loss")[-2:]
-    assert resumed.of_type("train.text")[0]["data"] == whole.of_type("train.text")[0]["data"]
+    assert [event["step"] for event in resumed.of_type("checkpoint.resumed")] == [30]
+    assert final_bits(tmp_path) == expected
+    assert resumed.curve(metric) == whole.curve(metric)[-1:]
+    assert [event["data"] for event in resumed.of_type("train.text")] == [
+        event["data"] for event in whole.of_type("train.text")
+    ]
 
 
 @pytest.mark.parametrize(

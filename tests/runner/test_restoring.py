@@ -210,7 +210,7 @@ OTHERS: dict[str, tuple[Make, Callable[[nn.Module], torch.optim.Optimizer], str]
     "wider": (
         lambda: net(5),
         sgd,
-        r"model has 6 of another kind: 0\.bias is float32\[5\] there and float32\[4\] here, .*",
+        r"model has 7 of another kind: 0\.bias is float32\[5\] there and float32\[4\] here, .*",
     ),
     "of another dtype": (lambda: net(dtype=torch.float64), sgd, r"0\.bias is float64\[4\] there and float32\[4\] here"),
     "deeper": (

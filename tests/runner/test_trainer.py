@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from railbus_runner import trainer
 from railbus_runner.frames import Commit, Deadline, Ended, Events, Frame, Refused, Save, Saving, Stop, Verified, Verify
@@ -25,7 +24,7 @@ from railbus_shared.contracts.events import Event
 from railbus_shared.contracts.jobs import ErrorBody
 from railbus_shared.contracts.model import JsonMap
 from railbus_shared.layout import Layout
-from trainers import Array, RunnerEnd, WarmHost, plan, usual, write_dataset
+from trainers import Array, RunnerEnd, WarmHost, final_bits, metas, plan, usual, write_dataset
 
 pytestmark = pytest.mark.timeout(120)  # each trainer imports torch, which takes seconds on a busy machine
 
@@ -50,10 +49,12 @@ def train(ctx: TrainContext) -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=p.lr)
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 5, 0.9)
     train = ctx.stream("train", batch_size=8, shuffle=p.shuffle, track=True)
-    ctx.track(model=model, optimizer=optimizer, scheduler=scheduler)
+    own = np.random.default_rng(1)
+    ctx.track(model=model, optimizer=optimizer, scheduler=scheduler, own=own)
     ctx.resume()
     for epoch in train.epochs(p.epochs):
         for batch in train:
+            ctx.extras["drawn"] = ctx.extras.get("drawn", 0.0) + own.random()
             noise = random.random() + np.random.normal()
             loss = torch.nn.functional.cross_entropy(model(batch["x"] * (1 + 0.01 * noise)), batch["y"])
             loss.backward()
@@ -169,28 +170,6 @@ def run(root: Path, function: str, **options: Any) -> RunnerEnd:
     return end
 
 
-def metas(root: Path) -> list[CheckpointMeta]:
-    """Of all checkpoints, oldest first."""
-    folder = Layout(root).checkpoints("m")
-    return [CheckpointMeta.model_validate_json(path.read_bytes()) for path in sorted(folder.glob("*.meta.json"))]
-
-
-def weights(root: Path) -> bytes:
-    """All tensors of the newest checkpoint's parts, as bytes."""
-    state = torch.load(Layout(root).checkpoints("m") / metas(root)[-1].files[0].file, weights_only=True)
-    found: list[bytes] = []
-
-    def walk(value: object) -> None:
-        if isinstance(value, torch.Tensor):
-            found.append(value.numpy().tobytes())
-        for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
-            walk(item)
-
-    walk(state["parts"])
-    walk(state["rng"])
-    return b"|".join(found)
-
-
 # --- the usual life --------------------------------------------------------------------------------------------------
 
 
@@ -267,13 +246,13 @@ def test_killed_and_resumed_a_job_ends_with_the_same_bits(root: Path, kill_at: i
     resumed = run(root, "train", attempt=2, recorded=killed.recorded)
     assert [event["step"] for event in resumed.of_type("checkpoint.resumed")] == [kill_at]
     assert metas(root)[-1].step == 33
-    assert (weights(root), resumed.ended.metrics) == (expected, metrics)
+    assert (final_bits(root), resumed.ended.metrics) == (expected, metrics)
 
 
 def whole_run(root: Path) -> tuple[bytes, JsonMap]:
     """What an undisturbed job of the same seed ends with."""
     end = run(root, "train", job="j-whole")
-    return weights(root), end.ended.metrics
+    return final_bits(root), end.ended.metrics
 
 
 class Once:
@@ -294,7 +273,7 @@ def test_stopped_within_an_epoch_and_resumed_a_job_ends_with_the_same_bits(root:
     assert metas(root)[-1].reason == "stop"
     assert 0 < metas(root)[-1].step < 33
     resumed = run(root, "train", attempt=2, recorded=stopped.recorded)
-    assert (weights(root), resumed.ended.metrics) == (expected, metrics)
+    assert (final_bits(root), resumed.ended.metrics) == (expected, metrics)
     assert metas(root)[-1].parent == metas(root)[-2].number
     assert linked_to_its_parent(root, metas(root)[-1])
 

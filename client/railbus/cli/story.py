@@ -357,6 +357,7 @@ _TELLERS: Final[Mapping[str, Callable[[Mapping[str, object], Data], Line]]] = {
     "checkpoint.failed": _not_written,
     "checkpoint.paused": _told_by("takes no step until there is room for a checkpoint", "bad"),
     "checkpoint.skipped": _not_begun,
+    "checkpoint.loaded": _told_by("{loaded} weights loaded from {path}"),
     "dataset.opened": _shards_opened,
     "dataset.verified": _shards_verified,
     "log.line": _log_line,

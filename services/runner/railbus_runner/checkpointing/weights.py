@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -87,7 +87,7 @@ class WeightLoader:
             raise NotSupported(f"{source!r} is sharded", hint="consolidate it first, or resume from it")
         with loading.open_checkpoint(store.folder, meta, live=lambda meta: meta.tensors) as opened:
             saved = _inner(opened.state, ("parts", part), source)
-            loaded = load_weights(module, saved, opened.file, selection)
+            loaded = load_weights(module, saved, cast("TensorFile", opened.file), selection)
         self._tell(loaded, model=meta.model, checkpoint=stem, from_job=meta.job, step=meta.step)
         return loaded
 
