@@ -285,7 +285,11 @@ class TrainContext:
         return self._weights.of_file(Path(path), self._model(into), sha256=sha256, key=key, selection=selection)
 
     def save(self, reason: Reason = "request") -> None:
-        """Write a checkpoint now; it is durable when this returns. Raises ValueError if nothing is tracked."""
+        """Write a checkpoint now; it is durable when this returns, unless the disk is full.
+
+        Then the job's `on_full` decides, as for every checkpoint: with `continue` this returns without one. Raises
+        ValueError if nothing is tracked.
+        """
         self._progress.save(reason)
 
     # --- progress ----------------------------------------------------------------------------------------------------
@@ -309,7 +313,10 @@ class TrainContext:
         self._progress.step(metrics)
 
     def log(self, **metrics: object) -> None:
-        """Tell metrics that belong to no single step, for instance those of an evaluation."""
+        """Tell metrics that belong to no single step, for instance those of an evaluation of the model as it is now.
+
+        Where the job keeps the best checkpoints by one of them, this writes a checkpoint if it is among the best.
+        """
         self._progress.log(metrics)
 
     def log_text(self, name: str, text: str) -> None:

@@ -132,7 +132,7 @@ class Keeper:
         if not self._schedule.fits(left_s):
             self._skip(step, left_s)
             return
-        error = self._try_until(until_s, "stop", step=step, metrics=metrics)
+        error = self._try_until(until_s - LOOK_S, "stop", step=step, metrics=metrics)  # with time left to say so
         if error is not None and self._policy.on_full == "fail":
             raise error
 
@@ -148,7 +148,9 @@ class Keeper:
     def _until(self, until_s: float) -> float:
         """Sooner, where the runner says so meanwhile."""
         stop = self._channel.stop
-        return until_s if stop is None or stop.deadline_boottime_s is None else min(until_s, stop.deadline_boottime_s)
+        if stop is None or stop.deadline_boottime_s is None:
+            return until_s
+        return min(until_s, stop.deadline_boottime_s - LOOK_S)
 
     # --- steps -------------------------------------------------------------------------------------------------------
 
