@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 
 from railbus_runner.channel import TrainerChannel
@@ -76,6 +77,7 @@ class FollowingProgress(_TeamProgress):
 
     def step(self, metrics: Mapping[str, object]) -> None:
         self.global_step += 1
+        self._mark()
         self.curves.log(self.global_step, metrics)
         self.heed()
         if self._follow("step"):
@@ -84,7 +86,10 @@ class FollowingProgress(_TeamProgress):
     def log(self, metrics: Mapping[str, object]) -> None:
         self.curves.log(self.global_step, metrics)
         self.heed()
-        if self._team_saver.metric in metrics:
+        if self._team_saver.metric not in metrics:
+            return
+        generators = self._generators
+        with contextlib.nullcontext() if generators is None else self._tracked.with_generators(generators):
             self._follow("log")
 
     def is_stopping(self) -> bool:
