@@ -15,7 +15,7 @@ from railbus_runner.checkpointing.spread import is_spread, put_together, take_ap
 from railbus_runner.frames import Ahead, Plan, Verified, Verify
 from railbus_runner.rank_shards import RankShards
 from railbus_runner.team import Team
-from railbus_runner.trainer import own_devices
+from railbus_runner.trainer import own_share
 from railbus_shared.contracts.devices import DeviceInfo
 from railbus_shared.contracts.jobs import ErrorBody, JobSpec
 from railbus_shared.contracts.requests import OpenedStream, ShardRange
@@ -99,9 +99,11 @@ def test_ranks_that_could_not_share_the_work_are_refused(
 def test_each_rank_is_told_its_number_its_gpus_and_a_producer_of_its_own() -> None:
     of = [ranks.plan_of(plan_of(4, 2), rank) for rank in range(2)]
     assert [(one.rank, one.world_size) for one in of] == [(0, 2), (1, 2)]
-    assert [[device.id for device in own_devices(one)] for one in of] == [["h-0", "h-1"], ["h-2", "h-3"]]
+    gpus = tuple(torch.device("cuda", number) for number in range(4))
+    assert [own_share(gpus, one) for one in of] == [gpus[:2], gpus[2:]]
+    cpu = (torch.device("cpu"),)
+    assert [own_share(cpu, one) for one in of] == [cpu, cpu]
     assert [one.producer for one in of] == ["t" * 64, "t" * 60 + "-r1"]
-    assert [len(own_devices(ranks.plan_of(plan_of(0, 2), rank))) for rank in range(2)] == [1, 1]
 
 
 # --- the files of a spread state -------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ other ranks their events.
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import itertools
 import os
@@ -145,11 +146,12 @@ def _channel(plan: Plan, sock: socket.socket) -> TrainerChannel:
 
 def _pass_on_stacks(ranks: Iterable[Rank]) -> None:
     """The signal for stacks, which every rank has inherited the handler for, is theirs and not the trainer's."""
-    pids = [rank.pid for rank in ranks]
+    pidfds = [rank.pidfd for rank in ranks]
 
     def pass_on(number: int, _frame: object) -> None:
-        for pid in pids:
-            os.kill(pid, number)  # not reaped before all have ended, so the pid is no one else's
+        for pidfd in pidfds:
+            with contextlib.suppress(ProcessLookupError):  # it has ended
+                signal.pidfd_send_signal(pidfd, number)
 
     faulthandler.unregister(STACKS_SIGNAL)
     signal.signal(STACKS_SIGNAL, pass_on)
@@ -191,8 +193,9 @@ class Lead:
 
     def _pass_on_termination(self, number: int, _frame: object) -> None:
         """Rank 0 decides what it means, if it has a handler; once the runner has ordered a stop it means nothing."""
-        if processes.handles(self._ranks[0].pid, number):
-            os.kill(self._ranks[0].pid, number)
+        first = self._ranks[0]
+        if first.status is None and processes.handles(first.pid, number):
+            signal.pidfd_send_signal(first.pidfd, number)
         elif not self._is_stopping:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)

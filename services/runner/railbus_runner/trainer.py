@@ -158,7 +158,8 @@ class Trainer:
     def _prepared(self) -> TrainContext:
         """Everything before the first line of user code."""
         self._join_process()
-        devices = take_devices(own_devices(self._plan), memory_frac=self._plan.spec.devices.fraction)
+        taken = take_devices(self._plan.devices, memory_frac=self._plan.spec.devices.fraction)
+        devices = own_share(taken, self._plan)
         if self._seat is not None:
             self._team.join(self._seat, device=devices[0])
         self._saver.tidy()
@@ -220,11 +221,13 @@ def line_fields(plan: Plan) -> dict[str, object]:
     return {"rank": plan.rank} if plan.world_size > 1 else {}
 
 
-def own_devices(plan: Plan) -> tuple[DeviceInfo, ...]:
-    """Of the leased devices those of this rank: its share of the GPUs, or all CPU slots."""
-    gpus = [device for device in plan.devices if device.kind == "gpu"]
-    count = len(gpus) // plan.world_size
-    return tuple(gpus[plan.rank * count :][:count]) or plan.devices
+def own_share(devices: tuple[torch.device, ...], plan: Plan) -> tuple[torch.device, ...]:
+    """Of the leased devices those of this rank: its share of the GPUs, or the CPU.
+
+    It sees the others too, as under torchrun, so that `LOCAL_RANK` means the same device.
+    """
+    count = len(devices) // plan.world_size
+    return devices[plan.rank * count :][:count] or devices
 
 
 def num_threads(devices: Sequence[DeviceInfo]) -> int:
