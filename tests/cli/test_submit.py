@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import pty
 import signal
 import subprocess
 import sys
@@ -193,6 +195,31 @@ def test_ctrl_c_only_leaves_and_says_so(place: Place) -> None:
     record = place.railbus("job", "mine", "--json").json()
     assert isinstance(record, dict)
     assert record["job"]["state"] == "queued"
+
+
+def test_jobs_and_devices_are_watched_until_ctrl_c(place: Place) -> None:
+    place.railbus("submit", "job.yaml", "-q")
+    once = place.railbus("watch", "--once")
+    assert (once.status, "0 active  1 queued  0 ended" in once.out) == (0, True), once.out + once.err
+    assert any("cpu0" in line and "free" in line for line in once.out.splitlines())
+    refused = place.railbus("watch")
+    assert (refused.status, "--once" in refused.err) == (2, True)
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "railbus.cli.main", "watch"]
+    env = environment({**place.env, "TERM": "xterm", "COLUMNS": "80", "LINES": "24", "CI": "", "NO_COLOR": ""})
+    watching = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=env, start_new_session=True)
+    os.close(theirs)
+    shown = b""
+    with os.fdopen(ours, "rb", buffering=0) as terminal:
+        while b"queued" not in shown or b"cpu0" not in shown:
+            shown += terminal.read(4096)
+        watching.send_signal(signal.SIGINT)
+        with contextlib.suppress(OSError):  # how a terminal ends whose other end is closed
+            while more := terminal.read(4096):
+                shown += more
+    assert watching.wait(PATIENCE_S) == 130
+    assert b"Traceback" not in shown
+    assert shown.rstrip().endswith(b"\x1b[?25h") or b"\x1b[?1049l" in shown, "the terminal is as it was before"
 
 
 def test_without_a_dataloader_its_questions_are_answered_by_the_remedy(place: Place) -> None:

@@ -39,6 +39,7 @@ COMMANDS: Final[Mapping[str, Mapping[str, Entry]]] = {
         "submit": Entry("submit:submit", "Submit a job, or a sweep of them, from a YAML or JSON file."),
         "jobs": Entry("jobs:jobs", "List jobs, newest first."),
         "job": Entry("jobs:job", "Show one job and what happened to it."),
+        "watch": Entry("watch:watch", "Watch jobs, devices, losses and events on one screen."),
         "why": Entry("why:why", "Say why a job waits, and when it may start."),
         "logs": Entry("logs:logs", "Show what happened, from the log files and live."),
         "cancel": Entry("job_orders:cancel", "Ask jobs to end; they write a checkpoint first."),
