@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
+import selectors
 import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -27,12 +29,17 @@ from railbus_runner.frames import (
     Forked,
     Frame,
     FrameBuffer,
+    OpenWriter,
     Plan,
     Ready,
+    Recorded,
     Verified,
     Verify,
+    WriterLost,
+    WriterOpened,
     pack,
 )
+from railbus_runner.warm import DEFAULT_TARGET
 from railbus_shared import clock, files
 from railbus_shared.contracts.artifacts import CheckpointMeta, Column, DatasetSchema, IndexFile, Split
 from railbus_shared.contracts.devices import DeviceInfo
@@ -104,17 +111,18 @@ def plan(
 class WarmHost:
     """The real pre-warmed process, from which trainers are forked."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, target: str = DEFAULT_TARGET, env: Mapping[str, str] | None = None) -> None:
         self._sock, theirs = socket.socketpair()
         fd = theirs.fileno()
-        command = [sys.executable, "-W", "error", "-P", "-m", "railbus_runner.warm", str(fd)]
-        env = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}  # threads that spin are slow where tests run side by side
+        command = [sys.executable, "-W", "error", "-P", "-m", "railbus_runner.warm", str(fd), target]
+        waits = {"OMP_WAIT_POLICY": "PASSIVE"}  # threads that spin are slow where tests run side by side
+        env = {**os.environ, **waits, **(env or {})}
         self._process = subprocess.Popen(command, pass_fds=(fd,), stdin=subprocess.DEVNULL, env=env)
         theirs.close()
         self._buffer = FrameBuffer()
         self._frames: list[Frame] = []
         self._forks = 0
-        self._wait_for(Ready)
+        self._wait_for(Ready, "")
 
     def fork(self) -> tuple[int, str, socket.socket]:
         """Pid and attempt of a new trainer, and the runner's end of its socket."""
@@ -123,35 +131,44 @@ class WarmHost:
         attempt = f"test.{self._forks}"
         socket.send_fds(self._sock, [pack(Fork(attempt=attempt))], [theirs.fileno(), 2, 2, 2])
         theirs.close()
-        return self._wait_for(Forked).pid, attempt, ours
+        return self._wait_for(Forked, attempt).pid, attempt, ours
 
-    def exit_code(self, attempt: str) -> int:
-        """Of a trainer, once it has ended."""
-        exited = self._wait_for(Exited)
-        assert exited.attempt == attempt
-        return exited.status
+    def fork_writer(self, attempt: str) -> tuple[int, socket.socket, socket.socket]:
+        """Pid of a new writer, the runner's end of its socket, and the trainer's end of the socket to it."""
+        (ours, theirs), (trainers, writers) = socket.socketpair(), socket.socketpair()
+        fork = Fork(attempt=attempt, role="writer")
+        with theirs, writers:
+            socket.send_fds(self._sock, [pack(fork)], [theirs.fileno(), 2, 2, writers.fileno()])
+        return self._wait_for(Forked, fork.process).pid, ours, trainers
+
+    def exit_code(self, process: str) -> int:
+        """Of a trainer or writer, once it has ended."""
+        return self._wait_for(Exited, process).status
 
     def close(self) -> None:
         self._sock.close()
         self._process.wait()
 
-    def _wait_for(self, kind: type[A]) -> A:
+    def _wait_for(self, kind: type[A], process: str) -> A:
         while True:
             for frame in self._frames:
-                if isinstance(frame, kind):
+                if isinstance(frame, kind) and (isinstance(frame, Ready) or frame.process == process):
                     self._frames.remove(frame)
                     return frame
             self._frames += self._buffer.feed(self._sock.recv(1 << 16))
 
 
 class RunnerEnd:
-    """A real trainer, and a runner of a few lines that answers it.
+    """A real trainer, its writer if it asks for one, and a runner of a few lines that answers both.
 
     Attributes:
-        events: everything that it has recorded.
-        ahead: what it has said of the shards that it reads next.
-        frames: everything else that it has sent.
-        exit_code: once it has ended.
+        events: everything that they have recorded.
+        ahead: what the trainer has said of the shards that it reads next.
+        frames: everything else that they have sent.
+        pid: of the trainer.
+        exit_code: of the trainer, once it has ended.
+        writers: pids of the writers that there were.
+        committed: what the job record would name by the answers given.
     """
 
     def __init__(
@@ -165,33 +182,49 @@ class RunnerEnd:
         self.ahead: list[Ahead] = []
         self.frames: list[Frame] = []
         self.exit_code: int | None = None
+        self.writers: list[int] = []
+        self.committed: CheckpointRef | None = None
         self._warm = warm
+        self._plan = plan
         self._on_frame = on_frame
-        self._buffer = FrameBuffer()
-        self._pid, self._attempt, self._sock = warm.fork()
+        self._buffers: dict[socket.socket, FrameBuffer] = {}
+        self._selector = selectors.DefaultSelector()
+        self._writer: socket.socket | None = None
+        self._to_writer: socket.socket | None = None
+        self._is_asked = False  # what was committed, by a trainer whose writer has not ended yet
+        self.pid, self._attempt, self._sock = warm.fork()
+        self._listen(self._sock)
         self.send(plan)
 
     def send(self, *frames: Frame) -> None:
         if frames:
             self._sock.sendall(b"".join(map(pack, frames)))
 
+    def send_writer(self, *frames: Frame) -> None:
+        if frames and self._writer is not None:
+            self._writer.sendall(b"".join(map(pack, frames)))
+
     def run(self) -> int:
-        """Serve the trainer to its end; gives its exit code."""
-        try:
-            while data := self._sock.recv(1 << 18):
-                for frame in self._buffer.feed(data):
-                    self._take(frame)
-        except (ConnectionResetError, BrokenPipeError):
-            pass
-        self._sock.close()
-        self.exit_code = self._warm.exit_code(self._attempt)
-        return self.exit_code
+        """Serve the trainer to its end, and its writer to its own; gives the trainer's exit code."""
+        while self._buffers:
+            for key, _ in self._selector.select():
+                self._read(cast("socket.socket", key.fileobj))
+        self._selector.close()
+        return self.exit_code if self.exit_code is not None else 0
 
     def kill(self) -> None:
-        os.kill(self._pid, signal.SIGKILL)
+        os.kill(self.pid, signal.SIGKILL)
+
+    def open_writer(self) -> None:
+        """What a runner does that is asked for a writer."""
+        pid, self._writer, self._to_writer = self._warm.fork_writer(self._attempt)
+        self.writers.append(pid)
+        self._listen(self._writer)
+        self.send_writer(self._plan.changed(producer=f"writer-{pid}"))
+        socket.send_fds(self._sock, [pack(WriterOpened())], [self._to_writer.fileno()])
 
     def signal(self, number: int) -> None:
-        os.kill(self._pid, number)
+        os.kill(self.pid, number)
 
     def hang_up(self) -> None:
         """As if the runner had died."""
@@ -200,6 +233,10 @@ class RunnerEnd:
     def is_silent(self) -> bool:
         """Whether the trainer has sent nothing since it was last read."""
         return not select.select([self._sock], [], [], 0)[0]
+
+    def is_writer_silent(self) -> bool:
+        """Whether the writer has sent nothing since it was last read."""
+        return self._writer is not None and not select.select([self._writer], [], [], 0)[0]
 
     @property
     def ended(self) -> Ended:
@@ -220,7 +257,38 @@ class RunnerEnd:
         meta = [frame for frame in self.frames if isinstance(frame, Commit)][-1].meta
         return CheckpointRef(number=meta.number, step=meta.step, sha256=meta.files[0].sha256)
 
-    def _take(self, frame: Frame) -> None:
+    def _listen(self, sock: socket.socket) -> None:
+        self._buffers[sock] = FrameBuffer()
+        self._selector.register(sock, selectors.EVENT_READ)
+
+    def _read(self, sock: socket.socket) -> None:
+        try:
+            data = sock.recv(1 << 18)
+        except ConnectionResetError:
+            data = b""
+        for frame in self._buffers[sock].feed(data):
+            with contextlib.suppress(ConnectionResetError, BrokenPipeError):  # it has ended meanwhile
+                self._take(sock, frame)
+        if not data:
+            self._ended(sock)
+
+    def _ended(self, sock: socket.socket) -> None:
+        self._selector.unregister(sock)
+        del self._buffers[sock]
+        sock.close()
+        if sock is self._sock:
+            self.exit_code = self._warm.exit_code(self._attempt)
+            if self._writer is not None and self._to_writer is not None:
+                self._to_writer.shutdown(socket.SHUT_RDWR)
+            return
+        self._warm.exit_code(f"{self._attempt}/writer")
+        if self._to_writer is not None:
+            self._to_writer.close()
+        self._writer = self._to_writer = None
+        if self._is_asked and self._sock in self._buffers:
+            self.send(Recorded(checkpoint=self.committed))
+
+    def _take(self, sock: socket.socket, frame: Frame) -> None:
         if isinstance(frame, Events):
             self.events += frame.events
         elif isinstance(frame, Ahead):
@@ -228,7 +296,16 @@ class RunnerEnd:
         else:
             self.frames.append(frame)
         answers = self._on_frame(self, frame) if self._on_frame is not None else None
-        self.send(*(answers if answers is not None else usual(frame)))
+        if answers is None and isinstance(frame, OpenWriter):
+            self.open_writer()
+        elif answers is None and isinstance(frame, WriterLost):
+            self._is_asked = self._writer is not None
+            answers = () if self._is_asked else (Recorded(checkpoint=self.committed),)
+        answers = answers if answers is not None else usual(frame)
+        for answer in answers:
+            if isinstance(answer, Committed):
+                self.committed = self.recorded
+            sock.sendall(pack(answer))
 
 
 def usual(frame: Frame) -> Sequence[Frame]:

@@ -6,6 +6,9 @@ What kills itself is the service that makes the change of the record which the p
 from __future__ import annotations
 
 import contextlib
+import json
+import os
+import signal
 from typing import Any
 
 import pytest
@@ -13,8 +16,9 @@ import pytest
 from fail_points import arm
 from histories import untold, violations
 from railbus.client import Client
+from railbus_runner import processes
 from railbus_shared.errors import TransientError
-from running_up import RunningUp
+from running_up import RunningUp, until_event
 from until import until
 
 pytestmark = pytest.mark.timeout(180)  # starts services that import torch, kills them, and trains
@@ -88,4 +92,65 @@ async def test_a_service_that_dies_between_two_steps_costs_nothing_but_time(
     types = {line["type"] for line in lines}
     assert told <= types
     assert ("checkpoint.resumed" in types) == ("checkpoint.resumed" in told)
+    assert violations(lines) == []
+
+
+WRITTEN_BESIDE: dict[str, Any] = {
+    **JOB,
+    "params": {"epochs": 4, "pause_s": 0.03},
+    "checkpoint": {"every_steps": 5, "mode": "async"},
+}
+
+
+def _processes_of(up: RunningUp, job: str) -> tuple[int, int]:
+    """Pids of a job's trainer and of its writer, as its runner remembers them."""
+    state = json.loads((up.layout.state / "runner" / "attempts" / f"{job}.1.json").read_bytes())
+    return state["pid"], state["writer_pid"]
+
+
+async def test_a_trainer_that_is_killed_while_its_writer_writes_goes_on_from_that_checkpoint(
+    failing_up: RunningUp,
+) -> None:
+    up, point = failing_up, "writer.data_written"
+    async with up.client() as client:
+        spec = {**WRITTEN_BESIDE, "model": "beside-whole", "params": {"epochs": 4}}
+        (expected,) = _weights(await _through(client, up, (await client.submit(spec)).id))
+        arm(up.root.parent, point, signal.SIGSTOP)
+        job = (await client.submit({**WRITTEN_BESIDE, "model": "beside-killed"})).id
+        await until(lambda: not (up.root.parent / point).exists())
+        trainer, writer = _processes_of(up, job)
+        os.kill(trainer, signal.SIGKILL)
+        await until(lambda: processes.process_info(trainer) is None)
+        os.kill(writer, signal.SIGCONT)
+        lines = await _through(client, up, job)
+    assert processes.process_info(writer) is None
+    last = [line for line in lines if line["type"] == "checkpoint.written" and line["attempt"] == 1][-1]
+    assert last["source"] == "writer"
+    (resumed,) = [line for line in lines if line["type"] == "checkpoint.resumed"]
+    assert (resumed["step"], resumed["data"]["checkpoint"]) == (last["step"], last["data"]["checkpoint"])
+    assert _weights(lines) == {expected}
+    assert {"attempt.leaked", "checkpoint.swept", "checkpoint.failed"}.isdisjoint(line["type"] for line in lines)
+    assert violations(lines) == []
+
+
+async def test_a_writer_that_was_stopped_past_the_lease_with_its_runner_commits_nothing(failing_up: RunningUp) -> None:
+    up, point = failing_up, "writer.meta_drafted"
+    async with up.client() as client:
+        arm(up.root.parent, point, signal.SIGSTOP)
+        job = (await client.submit({**WRITTEN_BESIDE, "model": "beside-fenced"})).id
+        await until(lambda: not (up.root.parent / point).exists())
+        _, writer = _processes_of(up, job)
+        before = (await client.job(job)).checkpoint
+        up.kill("runner", signal.SIGSTOP)
+        await until_event(client, job, "job.requeued", timeout_s=60)
+        up.kill("runner", signal.SIGCONT)
+        lines = await _through(client, up, job)
+    assert processes.process_info(writer) is None
+    written = {line["step"] for line in lines if line["type"] == "checkpoint.written" and line["attempt"] == 1}
+    assert written == ({before.step} if before is not None else set())
+    assert [line["type"] for line in lines if line["type"] in ("attempt.fenced", "job.succeeded")] == [
+        "attempt.fenced",
+        "job.succeeded",
+    ]
+    assert "checkpoint.swept" in {line["type"] for line in lines}
     assert violations(lines) == []

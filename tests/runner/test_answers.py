@@ -10,8 +10,13 @@ import pytest
 from railbus_runner import answers
 from railbus_runner.answers import Answers
 from railbus_runner.claim import Claim
+from railbus_runner.commits import Commits
 from railbus_runner.frames import FrameBuffer, Verified, Verify, pack
 from railbus_runner.link import TrainerLink
+from railbus_runner.reaping import AttemptLedger
+from railbus_runner.saving import SaveRequests
+from railbus_runner.warm_process import WarmProcess
+from railbus_runner.writers import Writers
 from railbus_shared.bus.bucket import Bucket
 from railbus_shared.bus.connection import Bus
 from railbus_shared.bus.endpoints import AnyEndpoint, Endpoint, serving
@@ -79,7 +84,11 @@ async def test_a_question_whose_answer_was_lost_is_asked_again(
     ):
         await own.client.flush()
         with contextlib.closing(TrainerLink()) as link:
-            asked = Answers(link, claim, context, refused=lambda: None, moved=lambda: None)
+            saves = SaveRequests("j-1", link.send)
+            commits = Commits(claim, saves, refused=lambda: None)
+            warm, ledger = WarmProcess(env={}), AttemptLedger(common.root)
+            writers = Writers(link, commits, ref=claim.ref, warm=warm, ledger=ledger, forward=lambda _: None)
+            asked = Answers(link, claim, context, commits=commits, saves=saves, writers=writers, moved=lambda: None)
             await asked.open_stream()
             link.theirs.setblocking(False)
             async with asyncio.timeout(PATIENCE_S), asyncio.TaskGroup() as tasks:

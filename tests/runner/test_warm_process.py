@@ -92,7 +92,7 @@ async def forked(warm: WarmProcess, attempt: str, folder: Path, **fields: object
         child.started_s = time.monotonic()
         fork = Fork.model_validate({"attempt": attempt, **fields})
         try:
-            child.pid = await warm.fork(fork, sock=theirs, stdout_fd=out.fileno(), stderr_fd=out.fileno(), stacks_fd=2)
+            child.pid = await warm.fork(fork, sock=theirs, stdout_fd=out.fileno(), stderr_fd=out.fileno(), extra_fd=2)
         except BaseException:
             child.close()
             raise
@@ -335,7 +335,7 @@ from railbus_runner.warm_process import WarmProcess
 async def fork(warm, attempt):
     ours, theirs = socket.socketpair()
     with theirs:
-        return ours, await warm.fork(Fork(attempt=attempt), sock=theirs, stdout_fd=2, stderr_fd=2, stacks_fd=2)
+        return ours, await warm.fork(Fork(attempt=attempt), sock=theirs, stdout_fd=2, stderr_fd=2, extra_fd=2)
 
 async def main():
     warm = WarmProcess(env=dict(os.environ), target="trainer_for_tests:main")

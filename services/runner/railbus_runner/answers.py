@@ -5,31 +5,34 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Iterator
-from typing import Final
+from collections.abc import Callable, Coroutine, Iterator
+from typing import Any, Final
 
 from railbus_runner.claim import OVER, Claim, through_outages
+from railbus_runner.commits import Commits
 from railbus_runner.frames import (
     Ahead,
+    AwaitsWriter,
     Commit,
-    Committed,
     Ended,
     Events,
+    Frame,
     Moved,
+    OpenWriter,
     Paused,
-    Refused,
     Saving,
     Verified,
     Verify,
+    WriterLost,
 )
 from railbus_runner.link import TrainerLink
 from railbus_runner.saving import SaveRequests
 from railbus_runner.telling import StreamTeller
+from railbus_runner.writers import Writers
 from railbus_shared import happenings
-from railbus_shared.contracts.jobs import CheckpointRef, ErrorBody
+from railbus_shared.contracts.jobs import ErrorBody
 from railbus_shared.contracts.requests import CloseStream, OpenedStream, OpenStream, StreamProgress, VerifyShards
 from railbus_shared.errors import RailbusError
-from railbus_shared.happenings import Saved
 from railbus_shared.service import Context
 from railbus_shared.waiting import end
 
@@ -51,24 +54,21 @@ class Answers:
         claim: Claim,
         context: Context,
         *,
-        refused: Callable[[], None],
+        commits: Commits,
+        saves: SaveRequests,
+        writers: Writers,
         moved: Callable[[], None],
     ) -> None:
-        """Two callbacks.
-
-        Args:
-            refused: a commit was refused: the attempt is over, and the trainer has been told.
-            moved: the trainer has made progress.
-        """
+        """`moved` is called where the trainer has made progress."""
         self._link = link
         self._claim = claim
         self._context = context
-        self._refused = refused
+        self._commits = commits
+        self._writers = writers
         self._moved = moved
         self._num_owed = 0
         self._opened: OpenedStream | None = None
-        self.saves = SaveRequests(claim.ref.job, link.send)
-        """Those that wait for a checkpoint."""
+        self._saves = saves
         self.ended: Ended | None = None
         """The trainer's last frame, once it has come."""
         self.failure: RailbusError | None = None
@@ -78,28 +78,42 @@ class Answers:
         """Answer frames of a trainer whose stream is open, until it closes its end."""
         teller = StreamTeller(self._stream, lambda word: self._ask("progress", word, timeout_s=_TELL_S))
         async with contextlib.aclosing(self._link.frames()) as frames, asyncio.TaskGroup() as tasks:
-            helping = [tasks.create_task(teller.run()), tasks.create_task(self.saves.run())]
+            helping = [tasks.create_task(teller.run()), tasks.create_task(self._saves.run())]
             async for frame in frames:
                 match frame:
-                    case Events():
-                        self._context.telemetry.forward(frame.events)
-                    case Moved():
-                        self._moved()
                     case Ahead():
                         teller.heed(frame)
                     case Verify():
                         tasks.create_task(self._verify(frame, teller))
                     case Saving():
-                        self.saves.heed(frame)
+                        self._saves.heed(frame)
                     case Paused():
                         tasks.create_task(self._pause(frame))
                     case Commit():
-                        tasks.create_task(self._commit(frame))
-                    case Ended():
-                        self.ended = frame
+                        self._moved()
+                        tasks.create_task(self._owed(self._commits.commit(frame, self._link)))
+                    case WriterLost():
+                        tasks.create_task(self._owed(self._writers.tell_recorded()))
                     case _:
-                        logger.warning("a trainer sent what it may not", extra={"frame": frame.f})
+                        self._hear(frame)
             await end(*helping)
+
+    def _hear(self, frame: Frame) -> None:
+        """What nobody waits for an answer to."""
+        match frame:
+            case Events():
+                self._context.telemetry.forward(frame.events)
+            case Moved():
+                self._moved()
+            case OpenWriter():
+                self._writers.open()
+            case AwaitsWriter():
+                self._writers.is_awaited = frame.is_waiting
+                self._moved()
+            case Ended():
+                self.ended = frame
+            case _:
+                logger.warning("a trainer sent what it may not", extra={"frame": frame.f})
 
     async def open_stream(self) -> OpenedStream:
         """Where the shards of the job's dataset lie on this host; raises what the dataloader refuses it for."""
@@ -120,8 +134,8 @@ class Answers:
 
     @property
     def is_owing(self) -> bool:
-        """Whether the trainer waits for an answer."""
-        return self._num_owed > 0
+        """Whether the trainer waits for an answer, or for its writer."""
+        return self._num_owed > 0 or self._writers.is_awaited
 
     @contextlib.contextmanager
     def _owing(self) -> Iterator[None]:
@@ -130,6 +144,10 @@ class Answers:
             yield
         finally:
             self._num_owed -= 1
+
+    async def _owed(self, answering: Coroutine[Any, Any, None]) -> None:
+        with self._owing():
+            await answering
 
     @property
     def _stream(self) -> OpenedStream:
@@ -146,7 +164,7 @@ class Answers:
                 await through_outages(lambda: self._ask("verify", request, timeout_s=_VERIFY_S))
         except RailbusError as exc:
             self.failure = exc
-            await self._link.send(Verified(shards=asked.shards, error=_body(exc)))
+            await self._link.send(Verified(shards=asked.shards, error=ErrorBody.parse(exc.to_wire())))
             return
         teller.holds(asked.shards)
         await self._link.send(Verified(shards=asked.shards))
@@ -157,31 +175,9 @@ class Answers:
         with contextlib.suppress(*OVER):
             await self._claim.apply(happenings.Paused(ref.lease_epoch, host, told.reason))
 
-    async def _commit(self, asked: Commit) -> None:
-        """Name the checkpoint in the job record, unless the attempt is no longer the job's."""
-        meta, host = asked.meta, str(self._claim.record.host)
-        ref = CheckpointRef(number=meta.number, step=meta.step, sha256=meta.files[0].sha256)
-        self._moved()
-        try:
-            with self._owing():
-                applied = await self._claim.apply(Saved(self._claim.ref.lease_epoch, host, ref))
-        except OVER as exc:
-            await self._link.send(Refused(number=meta.number, error=_body(exc)))
-            self._refused()
-            return
-        self.saves.committed(meta)
-        await self._link.send(Committed(number=meta.number))
-        size_bytes = sum(file.bytes for file in meta.files)
-        more = {"model": meta.model, "bytes": size_bytes, "reason": meta.reason}
-        self._claim.tell(applied, more, step=meta.step)
-
     async def _ask(
         self, verb: str, request: OpenStream | VerifyShards | StreamProgress | CloseStream, *, timeout_s: float
     ) -> dict[str, object]:
         """Ask the dataloader of this host, whose paths are the trainer's."""
         bus, host = self._context.bus, self._context.common.host
         return await bus.request(bus.subjects.request(f"data.{host}", verb), request.to_map(), timeout_s=timeout_s)
-
-
-def _body(error: RailbusError) -> ErrorBody:
-    return ErrorBody(code=error.code, message=error.message, hint=error.hint, details=error.details)

@@ -12,15 +12,13 @@ import contextlib
 import logging
 import signal
 from collections.abc import AsyncGenerator, Coroutine
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from railbus_runner import processes
 from railbus_runner.answers import Answers
-from railbus_runner.cgroups import GroupTree
 from railbus_runner.claim import OVER, Claim, through_outages
-from railbus_runner.clearing import Clearing, blamed, unclear
+from railbus_runner.clearing import blamed, unclear
+from railbus_runner.commits import Commits
 from railbus_runner.deadlines import DeadlineTeller
 from railbus_runner.end_cause import no_progress
 from railbus_runner.evidence import Evidence
@@ -30,21 +28,20 @@ from railbus_runner.link import TrainerLink
 from railbus_runner.output_telling import OutputPipes, OutputTelling
 from railbus_runner.premises import Premises, make_premises
 from railbus_runner.processes import ProcessId
-from railbus_runner.reaping import AttemptLedger, attempt_name
+from railbus_runner.reaping import attempt_name
+from railbus_runner.saving import SaveRequests
 from railbus_runner.stall_watch import StallWatch
-from railbus_runner.warm_process import WarmProcess
-from railbus_runner.workdirs import Workdirs
+from railbus_runner.tools import Tools
+from railbus_runner.writers import Writers
 from railbus_shared import clock
-from railbus_shared.bus.bucket import Bucket
 from railbus_shared.contracts.devices import AttemptRef
-from railbus_shared.contracts.jobs import JobRecord, LogRule
+from railbus_shared.contracts.jobs import JobRecord
 from railbus_shared.contracts.requests import OpenedStream, StartAttempt
 from railbus_shared.contracts.saving import SavedCheckpoint
 from railbus_shared.errors import LeaseLost, RailbusError, RunnerLost, TrainerLost, TransientError
 from railbus_shared.happenings import Ended, Stopping
 from railbus_shared.logs import log_context
-from railbus_shared.records import Applied, JobRecords
-from railbus_shared.service import Context
+from railbus_shared.records import Applied
 from railbus_shared.telemetry import new_producer
 from railbus_shared.waiting import beside, end
 
@@ -57,23 +54,6 @@ _LAST_FRAMES_S: Final = 10.0  # what a trainer had said when it ended
 _LAST_OUTPUT_S: Final = 0.5
 
 A = TypeVar("A")
-
-
-@dataclass(frozen=True)
-class Tools:
-    """What all attempts of a runner share."""
-
-    context: Context
-    records: JobRecords
-    leases: Bucket
-    warm: WarmProcess
-    groups: GroupTree | None
-    ledger: AttemptLedger
-    clearing: Clearing
-    workdirs: Workdirs
-    entrypoint_dirs: tuple[Path, ...]
-    log_rules: tuple[LogRule, ...]
-    reap_s: float
 
 
 class Attempt:
@@ -93,13 +73,31 @@ class Attempt:
         self._claim = Claim(self.ref, record, records=tools.records, telemetry=tools.context.telemetry)
         self._output = OutputTelling(self._claim.event)
         self._stalls = StallWatch(self._claim, is_waiting=self._is_waiting, ended=self._hung)
-        self._answers = Answers(self._link, self._claim, tools.context, refused=self._fenced, moved=self._stalls.moved)
+        self._saves = SaveRequests(self.ref.job, self._link.send)
+        commits = Commits(self._claim, self._saves, refused=self._fenced)
+        self._writers = Writers(
+            self._link,
+            commits,
+            ref=self.ref,
+            warm=tools.warm,
+            ledger=tools.ledger,
+            forward=lambda frame: tools.context.telemetry.forward(frame.events),
+        )
+        self._answers = Answers(
+            self._link,
+            self._claim,
+            tools.context,
+            commits=commits,
+            saves=self._saves,
+            writers=self._writers,
+            moved=self._stalls.moved,
+        )
         self._keeper = LeaseKeeper(
             tools.leases,
             request.leases,
             ttl_s=tools.context.common.lease_ttl_s,
             still_mine=self._claim.holds,
-            new_deadline=self._deadlines.heed,
+            new_deadline=self._new_deadline,
         )
 
     async def run(self) -> None:
@@ -108,7 +106,7 @@ class Attempt:
             try:
                 await self._train()
             finally:
-                self._answers.saves.close()
+                self._saves.close()
                 self._link.close()
                 self._stalls.close()
             await self._conclude()
@@ -135,7 +133,7 @@ class Attempt:
 
     async def save(self, *, timeout_s: float) -> SavedCheckpoint:
         """Have the trainer write a checkpoint; returns once the job record names it. Raises like `SaveRequests.ask`."""
-        return await self._answers.saves.ask(timeout_s=timeout_s)
+        return await self._saves.ask(timeout_s=timeout_s)
 
     def _remind(self) -> None:
         if self._trainer is not None and processes.handles(self._trainer.pid, signal.SIGTERM):
@@ -154,14 +152,15 @@ class Attempt:
     async def _train(self) -> None:
         """Start the trainer, serve it, and return once all its processes are gone."""
         try:
-            async with self._forked() as (outputs, trainer), asyncio.TaskGroup() as tasks:
+            async with self._forked() as (outputs, trainer, fork), asyncio.TaskGroup() as tasks:
                 heeding = tasks.create_task(self._heed_record())
                 try:
                     opened = await self._unless_killed(self._prepare())
                     if opened is not None:
                         self._has_plan = True
-                        await self._link.send(self._plan(opened))  # one that is gone already is to be heard out, too
-                        await self._serve(outputs, trainer)
+                        plan = self._plan(opened)
+                        await self._link.send(plan)  # one that is gone already is to be heard out, too
+                        await self._serve(outputs, trainer, self._writers.run(fork, plan))
                 finally:
                     await end(heeding)
         except* LeaseLost:
@@ -170,7 +169,7 @@ class Attempt:
             self._end.failure = _first(group)
 
     @contextlib.asynccontextmanager
-    async def _forked(self) -> AsyncGenerator[tuple[OutputPipes, ProcessId], None]:
+    async def _forked(self) -> AsyncGenerator[tuple[OutputPipes, ProcessId, Fork], None]:
         """A trainer, written into the ledger; at the end it and all that it started are gone, whatever happened."""
         tools, name = self._tools, attempt_name(self.ref)
         with contextlib.closing(OutputPipes()) as outputs:
@@ -194,7 +193,7 @@ class Attempt:
                 pid = await self._fork(fork, outputs)
                 state = await asyncio.to_thread(tools.ledger.add, self.ref, pid=pid, group=place.group)
                 self._trainer = ProcessId(pid, state.start_ticks)
-                yield outputs, self._trainer
+                yield outputs, self._trainer, fork
             finally:
                 async with beside(self._hold_on()):
                     await self._reap(place)
@@ -203,7 +202,7 @@ class Attempt:
     async def _fork(self, fork: Fork, outputs: OutputPipes) -> int:
         stdout_fd, stderr_fd = outputs.writes
         pid = await self._tools.warm.fork(
-            fork, sock=self._link.theirs, stdout_fd=stdout_fd, stderr_fd=stderr_fd, stacks_fd=self._stalls.file.fd
+            fork, sock=self._link.theirs, stdout_fd=stdout_fd, stderr_fd=stderr_fd, extra_fd=self._stalls.file.fd
         )
         outputs.give_away()
         self._link.give_away()
@@ -224,9 +223,10 @@ class Attempt:
             await end(working, killed)
         return None if working.cancelled() else working.result()
 
-    async def _serve(self, outputs: OutputPipes, trainer: ProcessId) -> None:
-        """Answer the trainer until it has exited, or must be killed."""
+    async def _serve(self, outputs: OutputPipes, trainer: ProcessId, writing: Coroutine[Any, Any, None]) -> None:
+        """Answer the trainer until it has exited, or must be killed, and its checkpoint is written."""
         helpers = (
+            writing,
             self._keeper.run(),
             self._deadlines.run(),
             self._limit_time(),
@@ -240,6 +240,8 @@ class Attempt:
             if self._end.exit_code is not None:
                 await asyncio.wait({answering}, timeout=_LAST_FRAMES_S)
                 await asyncio.wait(reading, timeout=_LAST_OUTPUT_S)
+            if not self._end.is_fenced:
+                await self._writers.finish(trainer)
             await end(answering, *helping, *reading)
 
     async def _reap(self, place: Premises) -> None:
@@ -307,6 +309,10 @@ class Attempt:
         await asyncio.sleep(limit_s)
         self._end.is_timed_out = True
         await self.stop(Stop(reason="shutdown"), grace_s=self._record.spec.stop_grace_s)
+
+    async def _new_deadline(self, deadline_s: float) -> None:
+        await self._deadlines.heed(deadline_s)
+        await self._writers.heed(deadline_s)
 
     def _is_waiting(self) -> bool:
         """Whether the trainer waits for railbus: for an answer, or for leases that could not be renewed."""

@@ -1,8 +1,9 @@
 """The trainer's end of its socket pair: progress out, orders in; no thread.
 
 What the runner orders is remembered in attributes and obeyed where the trainer asks. A closed socket means that the
-runner died, and raises RunnerGone wherever it is noticed. In: plan, deadline, stop, save, verified, committed, refused.
-Out: events, verify, commit, ended.
+runner died, and raises RunnerGone wherever it is noticed. A writer has such a channel to the runner as well.
+In: plan, deadline, stop, save, verified, committed, refused, writer_opened, writer_refused, recorded.
+Out: events, verify, commit, open_writer, awaits_writer, writer_lost, ended.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import socket
 import threading
 from typing import Final, TypeVar
 
+from railbus_runner.descriptors import receive
 from railbus_runner.endings import RunnerGone
 from railbus_runner.frames import (
     LENGTH,
@@ -19,17 +21,22 @@ from railbus_runner.frames import (
     Deadline,
     Frame,
     FrameBuffer,
+    OpenWriter,
     Plan,
+    Recorded,
     Refused,
     Save,
     Stop,
     Verified,
+    WriterOpened,
+    WriterRefused,
     pack,
 )
 from railbus_shared import clock
+from railbus_shared.contracts.jobs import ErrorBody
 from railbus_shared.errors import BadMessage
 
-A = TypeVar("A", bound=Plan | Verified | Committed | Refused)
+A = TypeVar("A", bound=Plan | Verified | Committed | Refused | Recorded)
 
 _READ_BYTES: Final = 1 << 18
 _SIGNAL_S: Final = 1.0
@@ -46,6 +53,8 @@ class TrainerChannel:
         stop: the order to end, once it has come.
         save_requested: whether a checkpoint was asked for; whoever writes one clears it.
         save_number: of the last order for one that somebody waits for.
+        writer: the socket to a writer that was asked for, once it has come; whoever takes it clears it.
+        writer_refused: why no writer can be had, once that has come.
     """
 
     def __init__(self, sock: socket.socket) -> None:
@@ -53,7 +62,11 @@ class TrainerChannel:
         self.stop: Stop | None = None
         self.save_requested = False
         self.save_number = 0
+        self.writer: socket.socket | None = None
+        self.writer_refused: ErrorBody | None = None
         self._sock = sock
+        self._expects_writer = False
+        self._descriptors: list[int] = []
         self._buffer = FrameBuffer()
         self._answers: list[Frame] = []
         self._sending = threading.Lock()
@@ -82,6 +95,11 @@ class TrainerChannel:
         self.send(frame)
         return self._wait_for(*answers)
 
+    def open_writer(self) -> None:
+        """Ask for a writer; `writer` or `writer_refused` tells later. Raises RunnerGone."""
+        self._expects_writer = True
+        self.send(OpenWriter())
+
     def poll(self) -> None:
         """Take in what has come, without waiting; costs about a microsecond when nothing has. Raises RunnerGone."""
         while self._receive(socket.MSG_DONTWAIT):
@@ -96,6 +114,10 @@ class TrainerChannel:
         """Return at once before the deadline; past it wait for a later one, or for a Stop. Raises RunnerGone."""
         while clock.boottime_s() >= self.deadline_boottime_s and not (stop_suffices and self.stop is not None):
             self.wait(timeout_s=_SIGNAL_S)
+
+    def fileno(self) -> int:
+        """For `select`: readable when `poll` would find something."""
+        return self._sock.fileno()
 
     def detach(self) -> None:
         """Leave the socket to the parent: for a process that user code has forked."""
@@ -124,7 +146,7 @@ class TrainerChannel:
     def _receive(self, flags: int) -> bool:
         """Take in one read; False if nothing has come and `flags` forbid to wait."""
         try:
-            data = self._sock.recv(_READ_BYTES, flags)
+            data = self._read(flags)
         except BlockingIOError:
             return False
         except ConnectionResetError as exc:
@@ -135,6 +157,14 @@ class TrainerChannel:
             self._take(frame)
         return True
 
+    def _read(self, flags: int) -> bytes:
+        """What lies there; also the descriptor of a writer, where one may come: it is lost to a plain `recv`."""
+        if not self._expects_writer:
+            return self._sock.recv(_READ_BYTES, flags)
+        data, descriptors = receive(self._sock, _READ_BYTES, max_descriptors=1, flags=flags)
+        self._descriptors += descriptors
+        return data
+
     def _take(self, frame: Frame) -> None:
         match frame:
             case Deadline():
@@ -143,7 +173,13 @@ class TrainerChannel:
                 self.stop = frame if self.stop is None or self.stop.reason == "terminated" else self.stop
             case Save():
                 self.save_requested, self.save_number = True, max(self.save_number, frame.number)
-            case Plan() | Verified() | Committed() | Refused():
+            case WriterOpened():
+                self._expects_writer = False
+                self.writer = socket.socket(fileno=self._descriptors.pop())
+            case WriterRefused():
+                self._expects_writer = False
+                self.writer_refused = frame.error
+            case Plan() | Verified() | Committed() | Refused() | Recorded():
                 self._answers.append(frame)
             case _:
                 raise BadMessage(f"a trainer takes no {frame.f!r} frame")

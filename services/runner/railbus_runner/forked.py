@@ -1,4 +1,4 @@
-"""The first moments of a trainer: from the fork to its `main`.
+"""The first moments of a trainer, or of the writer of its checkpoints: from the fork to its `main`.
 
 The child leaves everything of the pre-warmed process behind but its memory: session, cgroup, CPUs, standard streams,
 descriptors, environment, signal handlers. It never returns into the code that forked it.
@@ -32,7 +32,20 @@ STACKS_SIGNAL: Final = signal.SIGRTMIN + 5
 """At which a trainer writes the Python stacks of its threads into its file of stacks, wherever it is: also in native
 code, and also while that holds the interpreter. One of the real-time signals, which nobody else is known to use."""
 _SOCKET_FD: Final = 3
-_STACKS_FD: Final = 4
+_EXTRA_FD: Final = 4
+
+TrainerMain = Callable[[socket.socket], int]
+WriterMain = Callable[[socket.socket, socket.socket], int]
+
+
+@dataclass(frozen=True)
+class Mains:
+    """What a child does, by its role; each gives the exit code."""
+
+    trainer: TrainerMain
+    """Called with the socket to the runner."""
+    writer: WriterMain
+    """Called with the socket to the runner and the one to the trainer."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +56,8 @@ class ForkOrder:
     sock: int
     stdout: int
     stderr: int
-    stacks: int
+    extra: int
+    """The file of stacks of a trainer, a writer's socket to its trainer."""
     base_env: Mapping[str, str]
 
 
@@ -60,13 +74,17 @@ def trainer_env(base: Mapping[str, str], given: Mapping[str, str], *, attempt: s
     return env
 
 
-def run_child(order: ForkOrder, *, parent: int, trainer_main: Callable[[socket.socket], int]) -> NoReturn:
+def run_child(order: ForkOrder, *, parent: int, mains: Mains) -> NoReturn:
     """Everything that happens in the child, with its exit."""
     code = EXIT_SETUP_FAILED
     try:
-        sock = _become_trainer(order, parent=parent)
+        sock = _become(order, parent=parent)
         code = 1
-        code = trainer_main(sock)
+        if order.fork.role == "writer":
+            trainer = socket.socket(fileno=_EXTRA_FD)
+            code = mains.writer(sock, trainer)
+        else:
+            code = mains.trainer(sock)
     except SystemExit as exc:
         code = _code_of(exc)
     except BaseException:  # noqa: BLE001 - nothing may climb back into the parent's loop; the traceback is told
@@ -76,7 +94,7 @@ def run_child(order: ForkOrder, *, parent: int, trainer_main: Callable[[socket.s
         os._exit(code & 0xFF)
 
 
-def _become_trainer(order: ForkOrder, *, parent: int) -> socket.socket:
+def _become(order: ForkOrder, *, parent: int) -> socket.socket:
     os.setsid()
     processes.die_with_parent(parent)
     sock = _take_descriptors(order)
@@ -92,21 +110,22 @@ def _become_trainer(order: ForkOrder, *, parent: int) -> socket.socket:
     _reset_signals()
     _use_cores()
     faulthandler.enable(sys.stderr, all_threads=True)  # a crash in native code says where it was
-    faulthandler.register(STACKS_SIGNAL, file=_STACKS_FD, all_threads=True)
+    if order.fork.role == "trainer":
+        faulthandler.register(STACKS_SIGNAL, file=_EXTRA_FD, all_threads=True)
     if order.fork.workdir:
         os.chdir(order.fork.workdir)
     return sock
 
 
 def _take_descriptors(order: ForkOrder) -> socket.socket:
-    """Standard streams at 0 to 2, the socket at 3, the file of stacks at 4, nothing else open."""
+    """Standard streams at 0 to 2, the socket at 3, the file of stacks or the other socket at 4, nothing else open."""
     null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
     for source, target in ((null, 0), (order.stdout, 1), (order.stderr, 2)):
         os.dup2(source, target)
-    high = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _STACKS_FD + 1) for fd in (order.sock, order.stacks)]
-    for source, target in zip(high, (_SOCKET_FD, _STACKS_FD), strict=True):  # by way of others: each may be the other's
+    high = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _EXTRA_FD + 1) for fd in (order.sock, order.extra)]
+    for source, target in zip(high, (_SOCKET_FD, _EXTRA_FD), strict=True):  # by way of others: each may be the other's
         os.dup2(source, target, inheritable=False)
-    os.closerange(_STACKS_FD + 1, 1 + max(int(name) for name in os.listdir("/proc/self/fd")))  # noqa: PTH208 - bare names
+    os.closerange(_EXTRA_FD + 1, 1 + max(int(name) for name in os.listdir("/proc/self/fd")))  # noqa: PTH208 - bare names
     # New ones: those that were inherited remember what kind of file they wrote to, which may have been seekable.
     sys.stdout, sys.stderr = (
         io.TextIOWrapper(io.FileIO(fd, "wb", closefd=False), "utf-8", "backslashreplace", line_buffering=True)

@@ -3,10 +3,16 @@
 A frame is a big-endian length of four bytes and a msgpack map whose key `f` names its kind. The two ends are always of
 one version, so there is no version field. The sockets are Unix socket pairs: nobody else can reach them.
 
-    runner  -> warm     fork                            (with four descriptors: socket, stdout, stderr, file of stacks)
+    runner  -> warm     fork                            (with four descriptors, see there)
     warm    -> runner   ready, forked, exited
-    runner  -> trainer  plan, deadline, stop, save, verified, committed, refused
-    trainer -> runner   events, moved, verify, ahead, saving, paused, commit, ended
+    runner  -> trainer  plan, deadline, stop, save, verified, committed, refused, writer_opened (with a descriptor),
+                        writer_refused, recorded
+    trainer -> runner   events, moved, verify, ahead, saving, paused, commit, open_writer, awaits_writer, writer_lost,
+                        ended
+    runner  -> writer   plan, deadline, committed, refused
+    writer  -> runner   events, commit
+    trainer -> writer   make_arena, write
+    writer  -> trainer  arena_made (with a descriptor), no_arena, durable, not_written
 """
 
 from __future__ import annotations
@@ -29,11 +35,16 @@ LENGTH: Final = struct.Struct(">I")
 
 
 class Fork(Contract):
-    """Start a trainer; the descriptors of its socket, stdout, stderr and file of stacks come with the frame."""
+    """Start a trainer, or the process that writes its checkpoints.
+
+    With the frame come the descriptors of its socket, stdout, stderr, and of a trainer's file of stacks or of a
+    writer's socket to its trainer.
+    """
 
     f: Literal["fork"] = "fork"
     attempt: str
     """`<job>.<lease_epoch>`."""
+    role: Literal["trainer", "writer"] = "trainer"
     cgroup_procs: Items[str] = ()
     """Files `cgroup.procs` that the child writes itself into before anything else."""
     cores: Items[int] = ()
@@ -41,6 +52,11 @@ class Fork(Contract):
     env: dict[str, str] = Field(default_factory=dict)
     workdir: str = ""
     """Where the child is to work; where its parent does if empty."""
+
+    @property
+    def process(self) -> str:
+        """What the child is called in `forked` and `exited`."""
+        return self.attempt if self.role == "trainer" else f"{self.attempt}/{self.role}"
 
 
 class Ready(Contract):
@@ -55,15 +71,15 @@ class Ready(Contract):
 
 class Forked(Contract):
     f: Literal["forked"] = "forked"
-    attempt: str
+    process: str
     pid: int
 
 
 class Exited(Contract):
-    """A trainer has been reaped."""
+    """A trainer or writer has been reaped."""
 
     f: Literal["exited"] = "exited"
-    attempt: str
+    process: str
     pid: int
     status: int
     """As `os.waitstatus_to_exitcode` gives it: an exit code, or the negative number of a signal."""
@@ -185,6 +201,106 @@ class Refused(Contract):
     error: ErrorBody
 
 
+class OpenWriter(Contract):
+    """The trainer wants a process that writes its checkpoints; `writer_opened` or `writer_refused` comes later."""
+
+    f: Literal["open_writer"] = "open_writer"
+
+
+class WriterOpened(Contract):
+    """There is a writer; the trainer's end of a socket pair to it comes with the frame."""
+
+    f: Literal["writer_opened"] = "writer_opened"
+
+
+class WriterRefused(Contract):
+    """No writer can be had."""
+
+    f: Literal["writer_refused"] = "writer_refused"
+    error: ErrorBody
+
+
+class AwaitsWriter(Contract):
+    """The trainer has begun, or has ceased, to wait for its writer; meanwhile it does not stall."""
+
+    f: Literal["awaits_writer"] = "awaits_writer"
+    is_waiting: bool
+
+
+class WriterLost(Contract):
+    """The writer has closed its socket to the trainer; the answer comes once it is gone and its last word is heard."""
+
+    f: Literal["writer_lost"] = "writer_lost"
+
+
+class Recorded(Contract):
+    """Answer to WriterLost: the checkpoint that the job record names now."""
+
+    f: Literal["recorded"] = "recorded"
+    checkpoint: CheckpointRef | None = None
+
+
+class MakeArena(Contract):
+    """Make an arena of this size in place of the one before, which nobody uses any more."""
+
+    f: Literal["make_arena"] = "make_arena"
+    nbytes: int = Field(ge=1)
+
+
+class ArenaMade(Contract):
+    """The arena is there, with all of its pages; its descriptor comes with the frame."""
+
+    f: Literal["arena_made"] = "arena_made"
+    nbytes: int
+
+
+class NoArena(Contract):
+    """There was no memory for the arena."""
+
+    f: Literal["no_arena"] = "no_arena"
+    why: str
+
+
+class Write(Contract):
+    """A checkpoint lies in the arena as the bytes of its file: write it down, and remove what is to go for it."""
+
+    f: Literal["write"] = "write"
+    nbytes: int = Field(ge=1)
+    """Of the file, from the start of the arena on."""
+    step: int
+    fields: JsonMap
+    """Of its meta, all but the number and the files."""
+    damaged: Items[int] = ()
+    """Numbers of older ones that cannot be read, and are not to be relied on when others are removed."""
+    began_s: float
+    """When the save began, on CLOCK_MONOTONIC."""
+    waited_s: float
+    """That the loop had stood still before, for the checkpoint before this one."""
+    stall_s: float
+    """That it stood still then, for the copy."""
+
+
+class Durable(Contract):
+    """The checkpoint exists."""
+
+    f: Literal["durable"] = "durable"
+    number: int
+    step: int
+    nbytes: int
+    seconds: float
+    """From the beginning of its save, after waiting for the one before."""
+
+
+class NotWritten(Contract):
+    """The checkpoint does not exist, and nothing of it is left."""
+
+    f: Literal["not_written"] = "not_written"
+    step: int
+    error: ErrorBody
+    is_refused: bool = False
+    """Whether the attempt is no longer the job's; the trainer must end."""
+
+
 class Moved(Contract):
     """The trainer makes progress; sent now and then, and only where the job has a `stall_s`."""
 
@@ -210,7 +326,10 @@ class Ended(Contract):
 Frame = (
     Fork | Ready | Forked | Exited
     | Plan | Deadline | Stop | Save | Verified | Committed | Refused
+    | WriterOpened | WriterRefused | Recorded
     | Events | Moved | Verify | Ahead | Saving | Paused | Commit | Ended
+    | OpenWriter | AwaitsWriter | WriterLost
+    | MakeArena | Write | ArenaMade | NoArena | Durable | NotWritten
 )  # fmt: skip
 
 _FRAME: Final[TypeAdapter[Frame]] = TypeAdapter(Annotated[Frame, Field(discriminator="f")])

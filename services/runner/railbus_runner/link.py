@@ -1,4 +1,4 @@
-"""The runner's end of a trainer's socket pair."""
+"""The runner's end of the socket pair of a trainer, or of a writer."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import termios
 from collections.abc import AsyncGenerator
 from typing import Final
 
+from railbus_runner.descriptors import send_some
 from railbus_runner.frames import Frame, FrameBuffer, pack
 
 _READ_BYTES: Final = 1 << 18
@@ -18,7 +19,7 @@ _BUFFER_BYTES: Final = 4 << 20  # so that a trainer's events rarely wait for the
 
 
 class TrainerLink:
-    """Frames to and from one trainer."""
+    """Frames to and from one trainer or writer."""
 
     def __init__(self) -> None:
         self._ours, self.theirs = socket.socketpair()
@@ -26,13 +27,16 @@ class TrainerLink:
         self.theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER_BYTES)
         self._sending = asyncio.Lock()
 
-    async def send(self, frame: Frame) -> bool:
-        """Send a frame; False if the trainer is gone, which its exit will explain."""
+    async def send(self, frame: Frame, *, descriptor: int | None = None) -> bool:
+        """Send a frame, and a descriptor if it has one; False if the trainer is gone, which its exit will explain."""
         if self._ours.fileno() < 0:
             return False
+        data, sent = memoryview(pack(frame)), 0
         try:
             async with self._sending:
-                await asyncio.get_running_loop().sock_sendall(self._ours, pack(frame))
+                if descriptor is not None:
+                    sent = await send_some(self._ours, data, (descriptor,))
+                await asyncio.get_running_loop().sock_sendall(self._ours, data[sent:])
         except (BrokenPipeError, ConnectionResetError):
             return False
         return True

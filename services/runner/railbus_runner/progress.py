@@ -93,7 +93,7 @@ class Progress:
         """Write a checkpoint now; raises ValueError if nothing is tracked."""
         if not self._tracked.parts:
             raise ValueError("nothing is tracked, so there is nothing to save: call ctx.track(model=model) before")
-        self._keeper.save(reason, step=self.global_step, metrics=self._metrics())
+        self._keeper.save(reason, step=self.global_step, metrics=self._metrics(), is_awaited=True)
 
     def resume(self) -> bool:
         """Go on from the newest valid checkpoint, if there is one; raises ValueError if nothing is tracked."""
@@ -120,6 +120,7 @@ class Progress:
     def _obey(self) -> None:
         self._channel.poll()
         self._keep_within_lease()
+        self._keeper.heed(self.global_step, self._metrics)
         reason = self._keeper.wanted(self.global_step)
         if self._channel.stop is None and reason is not None:
             self._keeper.save(reason, step=self.global_step, metrics=self._metrics())

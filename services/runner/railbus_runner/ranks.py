@@ -26,6 +26,7 @@ from typing import Final
 
 from railbus_runner import processes
 from railbus_runner.channel import TrainerChannel
+from railbus_runner.descriptors import receive
 from railbus_runner.entrypoints import registry
 from railbus_runner.forked import STACKS_SIGNAL
 from railbus_runner.frames import Ahead, Ended, Events, Frame, FrameBuffer, Moved, Plan, Stop, Verified, Verify, pack
@@ -227,9 +228,7 @@ class Lead:
 
     def _hear_runner(self) -> None:
         try:
-            data, descriptors, _, _ = socket.recv_fds(
-                self._runner, _READ_BYTES, _MAX_DESCRIPTORS, socket.MSG_CMSG_CLOEXEC
-            )
+            data, descriptors = receive(self._runner, _READ_BYTES, max_descriptors=_MAX_DESCRIPTORS)
         except ConnectionResetError:
             data, descriptors = b"", []
         if not data:

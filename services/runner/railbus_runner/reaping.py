@@ -1,7 +1,8 @@
 """Making sure that nothing of an attempt is left, and remembering attempts for the runner that comes after a crash.
 
 An attempt has a control group where one can be made; then the kernel knows every member. Else its processes are found
-by session, by descent and by the cookie in their environment. Both are killed until nothing is left or a deadline
+by session, by descent and by the cookie in their environment; the writer of its checkpoints, which is none of these, by
+its pid. Both are killed until nothing is left or a deadline
 passes; what is left then (a process in uninterruptible sleep) is named, and its device must not be granted.
 
 `AttemptLedger` keeps one file per running attempt, written before user code runs and removed once nothing is left.
@@ -48,6 +49,9 @@ class AttemptState(Contract):
     """Of the trainer, which leads its session."""
     start_ticks: int
     """When it started, by which a later holder of the pid is told apart; 0 if it was reaped before we asked."""
+    writer_pid: int = 0
+    """Of the process that writes its checkpoints, a sibling of the trainer; 0 if there is none."""
+    writer_start_ticks: int = 0
     cgroups: Items[str] = ()
     """Folders of its control group; none where the system allows none."""
     cookie: str = ""
@@ -62,6 +66,10 @@ class AttemptState(Contract):
     @property
     def group(self) -> AttemptGroup:
         return AttemptGroup(tuple(Path(path) for path in self.cgroups))
+
+    @property
+    def writer(self) -> ProcessId | None:
+        return ProcessId(self.writer_pid, self.writer_start_ticks) if self.writer_pid else None
 
 
 @dataclass(frozen=True)
@@ -80,7 +88,7 @@ class ReapReport:
     stuck: tuple[int, ...]
     """Pids that outlive SIGKILL; their devices must stay out of use."""
     leaked: tuple[Leaked, ...] = ()
-    """What there was beside the trainer and helpers that would have ended by themselves."""
+    """What there was beside the trainer, its writer and helpers that would have ended by themselves."""
 
     @property
     def is_gone(self) -> bool:
@@ -93,10 +101,12 @@ class ProcessGroup:
     Whatever was seen once as a member is remembered, so that it is killed even after its parent has died.
     """
 
-    def __init__(self, leader: ProcessId, *, is_ours: Callable[[str], bool] = lambda _: False) -> None:
+    def __init__(
+        self, leader: ProcessId, *, writer: ProcessId | None = None, is_ours: Callable[[str], bool] = lambda _: False
+    ) -> None:
         self._leader = leader
         self._is_ours = is_ours
-        self._seen: set[ProcessId] = {leader}
+        self._seen: set[ProcessId] = {leader} if writer is None else {leader, writer}
 
     def members(self) -> set[ProcessId]:
         """Those alive now: of the session or group, below one of these, or with the cookie."""
@@ -142,11 +152,11 @@ def reap(
     The caller removes the attempt's file if the report says that all is gone.
     """
     leader = ProcessId(state.pid, state.start_ticks)
-    others = ProcessGroup(leader, is_ours=_is_ours(state, is_orphaned=is_orphaned))
+    others = ProcessGroup(leader, writer=state.writer, is_ours=_is_ours(state, is_orphaned=is_orphaned))
     until, pause_s = time.monotonic() + deadline_s, _POLL_MIN_S
     group = group or state.group
     # Before the first kill, while every parent is there to show its children.
-    leaked = _leaked(leader, {process.pid for process in others.members()} | group.pids())
+    leaked = _leaked(leader, state.writer, {process.pid for process in others.members()} | group.pids())
     stuck = group.kill(deadline_s=deadline_s)
     while left := others.members():
         others.kill()
@@ -160,12 +170,17 @@ def reap(
     return ReapReport(tuple(sorted(stuck)), leaked)
 
 
-def _leaked(leader: ProcessId, pids: set[int]) -> tuple[Leaked, ...]:
-    """Who they are, but for the leader and for helpers of its own: forks in its session, such as a loader's workers."""
+def _leaked(leader: ProcessId, writer: ProcessId | None, pids: set[int]) -> tuple[Leaked, ...]:
+    """Who they are, but for the leader, the writer of its checkpoints, and helpers of the leader's own.
+
+    Such helpers are forks in its session, for instance a loader's workers.
+    """
     found: list[Leaked] = []
     for pid in sorted(pids - {leader.pid}):
         info, command = processes.process_info(pid), processes.command_line(pid)
-        if info is None or (info.session == leader.pid and any(word in command for word in _HELPERS)):
+        if info is None or info.id == writer:
+            continue
+        if info.session == leader.pid and any(word in command for word in _HELPERS):
             continue
         found.append(Leaked(pid, command if len(command) <= _MAX_COMMAND else f"{command[: _MAX_COMMAND - 1]}…"))
     return tuple(found)
@@ -203,8 +218,13 @@ class AttemptLedger:
         if group is not None:
             self._groups[attempt_name(ref)] = group
         self._folder.mkdir(parents=True, exist_ok=True)
-        write_whole(self._path(ref), to_json(state.to_map()), mode=0o600)
+        self._write(state)
         return state
+
+    def add_writer(self, ref: AttemptRef, *, pid: int) -> None:
+        """Remember the writer of an attempt that is remembered, in place of a former one, which must be gone."""
+        for state in _read(self._path(ref)):
+            self._write(state.changed(writer_pid=pid, writer_start_ticks=processes.start_ticks(pid) or 0))
 
     def reap(self, ref: AttemptRef, *, deadline_s: float, is_orphaned: bool = False) -> ReapReport:
         """`reap` of an attempt of this runner, which is forgotten if all of it is gone; one unknown is gone."""
@@ -252,6 +272,9 @@ class AttemptLedger:
         else:
             logger.error("an attempt of a former runner cannot be killed", extra={"stuck": report.stuck})
         return report.is_gone
+
+    def _write(self, state: AttemptState) -> None:
+        write_whole(self._path(state.ref), to_json(state.to_map()), mode=0o600)
 
     def _path(self, ref: AttemptRef) -> Path:
         return self._folder / f"{attempt_name(ref)}.json"

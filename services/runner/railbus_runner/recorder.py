@@ -1,4 +1,4 @@
-"""The trainer's producer of events: complete maps, numbered without gaps, sent to the runner in batches.
+"""A trainer's producer of events, or a writer's: complete maps, numbered without gaps, sent to the runner in batches.
 
 A batch goes out when it holds 256 events, or when something is recorded a fifth of a second after it was begun; a loop
 that records nothing calls `flush_if_due`. Recording is safe from any thread; the events of one producer leave in order.
@@ -54,9 +54,9 @@ class Recorder:
         self._is_detached = False
 
     @classmethod
-    def of_plan(cls, plan: Plan, send: Callable[[Events], None]) -> Recorder:
+    def of_plan(cls, plan: Plan, send: Callable[[Events], None], *, source: str = "trainer") -> Recorder:
         common: dict[str, JsonValue] = {
-            "source": "trainer",
+            "source": source,
             "host": plan.host,
             "job": plan.job,
             "attempt": plan.attempt,

@@ -17,12 +17,13 @@ from collections.abc import Iterator, Mapping
 from typing import Final
 
 from railbus_runner import cgroups
-from railbus_runner.attempt import Attempt, Tools
+from railbus_runner.attempt import Attempt
 from railbus_runner.clearing import Clearing, unclear
 from railbus_runner.entrypoints.registry import available
 from railbus_runner.frames import Stop
 from railbus_runner.reaping import AttemptLedger, attempt_name
 from railbus_runner.settings import Settings
+from railbus_runner.tools import Tools
 from railbus_runner.warm_process import WarmProcess
 from railbus_runner.workdirs import Workdirs
 from railbus_shared import clock, leases

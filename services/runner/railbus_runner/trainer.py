@@ -7,6 +7,7 @@ In: plan, deadline, stop, save, verified, committed, refused. Out: events, moved
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import inspect
@@ -191,11 +192,14 @@ class Trainer:
     def _detach(self) -> None:
         self._recorder.detach()
         self._channel.detach()
+        self._saver.detach()
 
     def _failed(self, exc: BaseException) -> Ended:
         """What waits is told as well: it may show why."""
         if isinstance(exc, SystemExit) and isinstance(exc.code, int):
             self.failed_code = exc.code & 0xFF or EXIT_FAILED
+        with contextlib.suppress(CommitRefused):  # then the attempt is over, and the runner has been told
+            self._saver.settle()
         try:
             self._progress.curves.flush()
         except TypeError:  # the metric that is no number, which is what `exc` says already

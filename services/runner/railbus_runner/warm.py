@@ -3,7 +3,8 @@
     python -m railbus_runner.warm FD [module:function]
 
 FD is its end of a Unix socket pair; its peer is the runner, and must be its parent. The function (by default the
-trainer's `main`) is called in each fork with the trainer's own socket; what it returns is the exit code.
+trainer's `main`) is called in each fork with the trainer's own socket; what it returns is the exit code. A fork may
+also be the writer of a trainer's checkpoints (`checkpointing.writer`), a sibling of its trainer.
 
 Invariants: one thread, so that a fork copies no lock in an unknown state; CUDA is never touched, so that a child may;
 it dies with its runner and its trainers die with it; it adopts the orphans of its trainers, so nothing below it escapes
@@ -23,12 +24,13 @@ import struct
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, cast
 
 from railbus_runner import processes
-from railbus_runner.forked import ForkOrder, run_child
+from railbus_runner.descriptors import receive
+from railbus_runner.forked import ForkOrder, Mains, TrainerMain, WriterMain, run_child
 from railbus_runner.frames import Exited, Fork, Forked, Frame, FrameBuffer, Ready, pack
 from railbus_shared import logs
 
@@ -40,9 +42,8 @@ _PASSIVE: Final = {"OMP_WAIT_POLICY": "PASSIVE"}
 """Threads that wait for each other sleep instead of spinning: where another process shares the cores, and NATS and the
 services do, spinning was measured to make steps up to ten times slower. Read by OpenMP as torch is imported."""
 _FDS_PER_FORK: Final = 4
+_WRITER: Final = "railbus_runner.checkpointing.writer:main"
 _LAST_KILL_S: Final = 2.0
-
-TrainerMain = Callable[[socket.socket], int]
 
 
 def main(argv: list[str]) -> int:
@@ -54,14 +55,14 @@ def main(argv: list[str]) -> int:
         signal.signal(number, signal.SIG_IGN)
     logs.configure("runner.warm")
     base_env = dict(os.environ)
-    trainer_main, ready = warm_up(argv[2] if len(argv) > 2 else DEFAULT_TARGET)
-    server = WarmServer(runner, trainer_main=trainer_main, base_env=base_env)
+    mains, ready = warm_up(argv[2] if len(argv) > 2 else DEFAULT_TARGET)
+    server = WarmServer(runner, mains=mains, base_env=base_env)
     server.serve(ready)
     return 0
 
 
-def warm_up(target: str) -> tuple[TrainerMain, Ready]:
-    """Import what every trainer needs, and take one step of an optimizer where that leaves no thread behind."""
+def warm_up(target: str) -> tuple[Mains, Ready]:
+    """Import what trainers and writers need, and take one step of an optimizer where that leaves no thread behind."""
     began = time.monotonic()
     os.environ.update(_PASSIVE)
     os.environ.update(_ONE_THREAD)  # pools of threads would be born by the imports and lost in the fork
@@ -70,14 +71,18 @@ def warm_up(target: str) -> tuple[TrainerMain, Ready]:
     import torch._dynamo  # loads at the first optimizer step otherwise, and takes over a second  # noqa: PLC0415
     import torch.optim  # noqa: PLC0415
 
-    module, _, function = target.partition(":")
-    trainer_main = cast("TrainerMain", getattr(importlib.import_module(module), function))
+    mains = Mains(trainer=cast("TrainerMain", _imported(target)), writer=cast("WriterMain", _imported(_WRITER)))
     if torch.version.cuda is None and torch.version.hip is None:  # else a backward pass starts a thread per GPU
         _take_one_step()
     _report_threads()
     gc.collect()
     gc.freeze()  # else the first collection in a child copies every page that holds an object
-    return trainer_main, Ready(pid=os.getpid(), torch=str(torch.__version__), seconds=time.monotonic() - began)
+    return mains, Ready(pid=os.getpid(), torch=str(torch.__version__), seconds=time.monotonic() - began)
+
+
+def _imported(target: str) -> object:
+    module, _, function = target.partition(":")
+    return cast("object", getattr(importlib.import_module(module), function))
 
 
 def _take_one_step() -> None:
@@ -101,13 +106,13 @@ def _report_threads() -> None:
 class WarmServer:
     """Forks on order and tells what became of each child; owns the runner's socket."""
 
-    def __init__(self, runner: socket.socket, *, trainer_main: TrainerMain, base_env: dict[str, str]) -> None:
+    def __init__(self, runner: socket.socket, *, mains: Mains, base_env: dict[str, str]) -> None:
         self._runner = runner
-        self._trainer_main = trainer_main
+        self._mains = mains
         self._base_env = base_env
         self._buffer = FrameBuffer()
         self._descriptors: list[int] = []
-        self._attempts: dict[int, str] = {}
+        self._processes: dict[int, str] = {}
         self._wake_read, self._wake_write = socket.socketpair()
 
     def serve(self, ready: Ready) -> None:
@@ -137,7 +142,7 @@ class WarmServer:
 
     def _receive(self) -> bool:
         """Handle what the runner sent; False once it has closed its end."""
-        data, descriptors, _, _ = socket.recv_fds(self._runner, 1 << 16, 64, socket.MSG_CMSG_CLOEXEC)
+        data, descriptors = receive(self._runner, 1 << 16, max_descriptors=64)
         self._descriptors += descriptors
         for frame in self._buffer.feed(data):
             if isinstance(frame, Fork):
@@ -147,8 +152,8 @@ class WarmServer:
 
     def _fork(self, fork: Fork, descriptors: list[int]) -> None:
         """One child; where the system refuses, `exited` with pid 0 takes the place of `forked`."""
-        sock, stdout, stderr, stacks = descriptors
-        order = ForkOrder(fork=fork, sock=sock, stdout=stdout, stderr=stderr, stacks=stacks, base_env=self._base_env)
+        sock, stdout, stderr, extra = descriptors
+        order = ForkOrder(fork=fork, sock=sock, stdout=stdout, stderr=stderr, extra=extra, base_env=self._base_env)
         parent = os.getpid()
         sys.stdout.flush()
         sys.stderr.flush()
@@ -156,26 +161,26 @@ class WarmServer:
         try:
             pid = os.fork()
             if pid == 0:
-                run_child(order, parent=parent, trainer_main=self._trainer_main)
+                run_child(order, parent=parent, mains=self._mains)
         except OSError:
-            logger.exception("the system refused a fork", extra={"attempt": fork.attempt})
+            logger.exception("the system refused a fork", extra={"child": fork.process})
             pid = 0
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             for descriptor in descriptors:
                 os.close(descriptor)
         if pid:
-            self._attempts[pid] = fork.attempt
-            self._send(Forked(attempt=fork.attempt, pid=pid))
+            self._processes[pid] = fork.process
+            self._send(Forked(process=fork.process, pid=pid))
         else:
-            self._send(Exited(attempt=fork.attempt, pid=0, status=1))
+            self._send(Exited(process=fork.process, pid=0, status=1))
 
     def _reap(self) -> None:
-        """Every child that has ended, trainers and adopted orphans alike."""
+        """Every child that has ended, trainers, writers and adopted orphans alike."""
         for pid, status in ended_children():
-            attempt = self._attempts.pop(pid, None)
-            if attempt is not None:
-                self._send(Exited(attempt=attempt, pid=pid, status=os.waitstatus_to_exitcode(status)))
+            process = self._processes.pop(pid, None)
+            if process is not None:
+                self._send(Exited(process=process, pid=pid, status=os.waitstatus_to_exitcode(status)))
 
     def _send(self, frame: Frame) -> None:
         self._runner.sendall(pack(frame))

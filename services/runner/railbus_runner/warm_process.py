@@ -18,6 +18,7 @@ import time
 from collections.abc import Mapping
 from typing import Final
 
+from railbus_runner.descriptors import send_some
 from railbus_runner.forked import COOKIE, scrubbed
 from railbus_runner.frames import Exited, Fork, Forked, Frame, FrameBuffer, Ready, pack
 from railbus_runner.warm import DEFAULT_TARGET
@@ -36,7 +37,7 @@ _AGAIN: Final = "the job is placed again; the runner's log says why the process 
 
 
 class WarmProcess:
-    """One pre-warmed process at a time, and the trainers that it has forked."""
+    """One pre-warmed process at a time, and the trainers and writers that it has forked."""
 
     def __init__(self, *, env: Mapping[str, str], target: str = DEFAULT_TARGET, fork_timeout_s: float = 30.0) -> None:
         self._env = scrubbed(env)
@@ -109,48 +110,52 @@ class WarmProcess:
         except TimeoutError as exc:
             raise _not_ready(f"after {timeout_s:g} s") from exc
 
-    async def fork(self, fork: Fork, *, sock: socket.socket, stdout_fd: int, stderr_fd: int, stacks_fd: int) -> int:
-        """Start a trainer with the far ends of its socket and pipes, and a file; the caller closes its copies.
+    async def fork(self, fork: Fork, *, sock: socket.socket, stdout_fd: int, stderr_fd: int, extra_fd: int) -> int:
+        """Start a trainer or writer with the descriptors that `Fork` names; the caller closes its copies of them.
 
         Gives its pid.
 
-        Raises TrainerLost if no trainer was started, or none is known to have been: then the caller must close its
-        own end of the trainer's socket, by which a trainer that did start ends. Raises ValueError for an attempt
-        that has a trainer already.
+        Raises TrainerLost if none was started, or none is known to have been: then the caller must close its own end of
+        the socket, by which one that did start ends. Raises ValueError for an attempt that has one already.
         """
         if not self.is_alive:
             raise _not_ready("at present")
-        if fork.attempt in self._exits:
-            raise ValueError(f"attempt {fork.attempt!r} has a trainer already")
+        if fork.process in self._exits:
+            raise ValueError(f"attempt {fork.attempt!r} has a {fork.role} already")
         loop = asyncio.get_running_loop()
         forked: asyncio.Future[int] = loop.create_future()
-        self._forks[fork.attempt] = forked
-        self._exits[fork.attempt] = loop.create_future()
+        self._forks[fork.process] = forked
+        self._exits[fork.process] = loop.create_future()
         try:
             async with asyncio.timeout(self._fork_timeout_s):
-                await self._send(fork, (sock.fileno(), stdout_fd, stderr_fd, stacks_fd))
+                await self._send(fork, (sock.fileno(), stdout_fd, stderr_fd, extra_fd))
                 return await forked
         except BaseException as exc:
-            self._exits.pop(fork.attempt, None)
+            self._exits.pop(fork.process, None)
             if isinstance(exc, OSError | TimeoutError):
-                raise TrainerLost(f"the fork for {fork.attempt!r} was not answered: {exc!r}", hint=_AGAIN) from exc
+                raise TrainerLost(f"the fork for {fork.process!r} was not answered: {exc!r}", hint=_AGAIN) from exc
             raise
         finally:
-            self._forks.pop(fork.attempt, None)
+            self._forks.pop(fork.process, None)
 
-    async def wait_exit(self, attempt: str) -> int:
-        """How the trainer ended: its exit code, or the negative number of a signal; to be asked once.
+    async def wait_exit(self, process: str) -> int:
+        """How a trainer or writer (`Fork.process`) ended: its exit code, or minus a signal's number; to be asked once.
 
-        Raises TrainerLost if the pre-warmed process died, and the trainer with it, or if the attempt has no trainer.
+        Raises TrainerLost if the pre-warmed process died, and all of them with it, or if there is none of this name.
         """
-        future = self._exits.get(attempt)
+        future = self._exits.get(process)
         if future is None:
-            raise TrainerLost(f"attempt {attempt!r} has no trainer here", hint=_AGAIN)
+            raise TrainerLost(f"{process!r} is no trainer here", hint=_AGAIN)
         try:
             return await asyncio.shield(future)
         finally:
             if future.done():
-                self._exits.pop(attempt, None)
+                self._exits.pop(process, None)
+
+    def forget(self, process: str) -> None:
+        """Nobody will ask how this one ended; it may live still."""
+        if (future := self._exits.get(process)) is not None:
+            future.add_done_callback(lambda _: self._exits.pop(process, None))
 
     async def close(self) -> None:
         """End the process and its trainers with it; every wait ends with RunnerLost."""
@@ -179,14 +184,14 @@ class WarmProcess:
             case Ready():
                 self._ready.set()
                 logger.info("the pre-warmed process is ready", extra=frame.model_dump(exclude={"f"}))
-            case Forked() if frame.attempt in self._forks:
-                _resolve(self._forks[frame.attempt], frame.pid)
-            case Exited(pid=0) if frame.attempt in self._forks:
+            case Forked() if frame.process in self._forks:
+                _resolve(self._forks[frame.process], frame.pid)
+            case Exited(pid=0) if frame.process in self._forks:
                 _fail(
-                    self._forks[frame.attempt], TrainerLost("the system refused the fork", hint="see the runner's log")
+                    self._forks[frame.process], TrainerLost("the system refused the fork", hint="see the runner's log")
                 )
-            case Exited() if frame.attempt in self._exits:
-                _resolve(self._exits[frame.attempt], frame.status)
+            case Exited() if frame.process in self._exits:
+                _resolve(self._exits[frame.process], frame.status)
             case _:
                 logger.warning("nobody waits for a frame", extra={"frame": frame.f})
 
@@ -197,8 +202,7 @@ class WarmProcess:
             if self._sock is None:
                 raise ConnectionResetError("the pre-warmed process has ended")
             try:
-                while sent == 0:
-                    sent = await _send_descriptors(self._sock, data, descriptors)
+                sent = await send_some(self._sock, data, descriptors)
                 await loop.sock_sendall(self._sock, data[sent:])
                 sent = len(data)
             finally:
@@ -235,25 +239,6 @@ class WarmProcess:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._stop.wait()
-
-
-async def _send_descriptors(sock: socket.socket, data: memoryview, descriptors: tuple[int, ...]) -> int:
-    """How much of the data went out with them; 0 if the socket was full, after waiting until it takes more."""
-    try:
-        return socket.send_fds(sock, [data], descriptors)
-    except BlockingIOError:
-        await _writable(sock)
-        return 0
-
-
-async def _writable(sock: socket.socket) -> None:
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[int] = loop.create_future()
-    loop.add_writer(sock.fileno(), _resolve, future, 1)
-    try:
-        await future
-    finally:
-        loop.remove_writer(sock.fileno())
 
 
 def _resolve(future: asyncio.Future[int], value: int) -> None:

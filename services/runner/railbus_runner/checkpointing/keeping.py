@@ -7,7 +7,7 @@ Out: saving; the events `checkpoint.failed`, `.paused` and `.skipped`. How one i
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Final
 
 from pydantic import JsonValue
@@ -15,7 +15,7 @@ from pydantic import JsonValue
 from railbus_runner.channel import TrainerChannel
 from railbus_runner.checkpointing.policy import Schedule
 from railbus_runner.checkpointing.room import LOOK_S, Room
-from railbus_runner.checkpointing.saver import Reason, Saver
+from railbus_runner.checkpointing.saver import NotSaved, Reason, Saved, Saver
 from railbus_runner.checkpointing.tracked import Tracked
 from railbus_runner.failures import error_body
 from railbus_runner.frames import Paused, Saving, Stop
@@ -56,6 +56,8 @@ class Keeper:
         self._schedule = Schedule(spec.checkpoint, now_s=time.monotonic())
         self._num_told = 0  # of the orders to save
         self._last: int | None = None
+        self._is_ready = False  # for what will be due
+        self._is_lost = False  # the last one, with its writer: the next step writes one again
 
     @property
     def _policy(self) -> CheckpointPolicy:
@@ -71,12 +73,27 @@ class Keeper:
         """Whether a checkpoint of this step would hold something that the last one does not."""
         return bool(self._tracked.parts) and self._schedule.has_news(step)
 
+    def heed(self, step: int, metrics: Callable[[], Metrics]) -> None:
+        """After a step: what has become of one that is written beside the loop, and what the next one needs.
+
+        Raises CommitRefused, and what the disk refused, as `save` does.
+        """
+        self._saver.heed()
+        error = self._take_results()
+        if error is not None:
+            self._bear(error, "policy", step=step, metrics=metrics())
+        if not self._is_ready and self._tracked.parts and self._schedule.is_near(now_s=time.monotonic()):
+            self._is_ready = True
+            self._saver.prepare(step=step)
+
     def wanted(self, step: int) -> Reason | None:
         """Why a checkpoint is to be written after this step, if one is."""
         if not self._tracked.parts:
             return None
         if self._channel.save_requested:
             return "request"
+        if self._is_lost and self._schedule.has_news(step):
+            return "policy"
         if not self._room.is_full:
             return "policy" if self._schedule.is_due(step, now_s=time.monotonic()) else None
         return "policy" if self._schedule.has_news(step) and self._room.has_room() else None
@@ -87,14 +104,21 @@ class Keeper:
             self._channel.save_requested = False
             self._answer(step, Conflict("nothing is tracked, so there is nothing to save", hint=_TRACK))
 
-    def save(self, reason: Reason, *, step: int, metrics: Metrics) -> None:
+    def save(self, reason: Reason, *, step: int, metrics: Metrics, is_awaited: bool = False) -> None:
         """Write a checkpoint, or do without as the policy says where there is no room: then a later one is tried.
 
-        Raises StorageFull with `on_full: fail`.
+        One that is awaited is durable when this returns, if there is room. Raises StorageFull with `on_full: fail`.
         """
-        error = self._try(reason, step=step, metrics=metrics)
-        if error is None:
+        if reason == "policy" and self._saver.is_busy and self._policy.when_busy == "skip":
+            self._schedule.skipped(now_s=time.monotonic())
+            self._recorder.record("checkpoint.skipped", step=step, data={"why": "busy", "model": self._spec.model})
             return
+        error = self._try(reason, step=step, metrics=metrics, is_awaited=is_awaited)
+        if error is not None:
+            self._bear(error, reason, step=step, metrics=metrics)
+
+    def _bear(self, error: StorageFull, reason: Reason, *, step: int, metrics: Metrics) -> None:
+        """There is no room: go on without, wait for it, or end, as the policy says."""
         if self._policy.on_full == "fail":
             raise error
         if self._policy.on_full == "pause":
@@ -117,6 +141,7 @@ class Keeper:
 
     def finish(self, *, step: int, metrics: Metrics) -> None:
         """Write the last checkpoint, if there is news; raises StorageFull if there is no room for the job's grace."""
+        self.settle()
         if not self.has_news(step):
             return
         until_s = clock.boottime_s() + self._spec.stop_grace_s
@@ -125,6 +150,7 @@ class Keeper:
 
     def stop(self, order: Stop, *, step: int, metrics: Metrics) -> None:
         """Write the last checkpoint before the attempt ends as it was told to, if it can be durable in time."""
+        self.settle()
         if not self.has_news(step):
             return
         until_s = order.deadline_boottime_s or clock.boottime_s() + self._spec.stop_grace_s
@@ -138,7 +164,7 @@ class Keeper:
 
     def _try_until(self, until_s: float, reason: Reason, *, step: int, metrics: Metrics) -> StorageFull | None:
         """Try as long as there is no room and still time; gives the last error."""
-        while (error := self._try(reason, step=step, metrics=metrics)) is not None:
+        while (error := self._try(reason, step=step, metrics=metrics, is_awaited=True)) is not None:
             while not self._room.has_room():
                 if clock.boottime_s() >= self._until(until_s):
                     return error
@@ -154,23 +180,50 @@ class Keeper:
 
     # --- steps -------------------------------------------------------------------------------------------------------
 
-    def _try(self, reason: Reason, *, step: int, metrics: Metrics) -> StorageFull | None:
-        self._channel.save_requested = False
+    def settle(self) -> float:
+        """Wait for one that is being written beside the loop; gives the seconds waited. Raises CommitRefused."""
+        waited_s = self._saver.settle()
+        self._take_results()
+        return waited_s
+
+    def _try(self, reason: Reason, *, step: int, metrics: Metrics, is_awaited: bool) -> StorageFull | None:
+        """Begin one, after the one before; None if it is written, or being written."""
+        waited_s = self.settle()
+        self._channel.save_requested = self._is_lost = False
         self._answer(step)
-        began_s = time.monotonic()
-        self._schedule.begun(step, now_s=began_s)
+        self._schedule.begun(step, now_s=time.monotonic())
         try:
-            meta = self._saver.save(reason, step=step, metrics=metrics)
+            self._saver.save(reason, step=step, metrics=metrics, is_awaited=is_awaited, waited_s=waited_s)
         except StorageFull as exc:
             self._failed(exc, step=step)
             return exc
         except RailbusError as exc:
             self._answer(step, exc)
             raise
-        self._last = meta.number
-        self._schedule.durable(step, seconds=time.monotonic() - began_s)
-        self._room.written(sum(file.bytes for file in meta.files))
-        return None
+        return self._take_results()
+
+    def _take_results(self) -> StorageFull | None:
+        """Take to heart what has become of those that were begun; the error if one found no room.
+
+        Raises what else one came to nothing for.
+        """
+        full: StorageFull | None = None
+        for result in self._saver.take_results():
+            match result:
+                case Saved():
+                    self._last = result.number
+                    self._schedule.durable(result.step, seconds=result.seconds)
+                    self._room.written(result.bytes)
+                case NotSaved(is_lost=True):
+                    self._schedule.failed()
+                    self._is_lost = True
+                case NotSaved(error=StorageFull() as full):
+                    self._failed(full, step=result.step)
+                case NotSaved():
+                    self._schedule.failed()
+                    self._answer(result.step, result.error)
+                    raise result.error
+        return full
 
     def _failed(self, error: StorageFull, *, step: int) -> None:
         """Told once for each stretch; whoever asked for this one is told in any case."""
@@ -188,7 +241,7 @@ class Keeper:
             if self._channel.save_requested:
                 self._channel.save_requested = False
                 self._answer(step, StorageFull("the job is paused: there is no room for a checkpoint"))
-            if self._room.has_room() and self._try(reason, step=step, metrics=metrics) is None:
+            if self._room.has_room() and self._try(reason, step=step, metrics=metrics, is_awaited=True) is None:
                 return
             self._wait()
 

@@ -51,6 +51,10 @@ class Schedule:
         """What was begun came to nothing."""
         self._begun_step = self._durable_step
 
+    def skipped(self, *, now_s: float) -> None:
+        """One that was due was not begun; the clock goes on from here."""
+        self._begun_s = now_s
+
     def has_news(self, step: int) -> bool:
         """Whether a checkpoint of this step would hold something that the last one does not."""
         return step > self._begun_step
@@ -63,6 +67,13 @@ class Schedule:
         if policy.every_steps is not None and step % policy.every_steps == 0:
             return True
         return policy.every_s is not None and now_s - self._begun_s >= policy.every_s
+
+    def is_near(self, *, now_s: float) -> bool:
+        """Whether one will be due soon enough to make ready for it: at once by steps, after half the time by time."""
+        policy = self._policy
+        if policy.every_steps is not None:
+            return True
+        return policy.every_s is not None and now_s - self._begun_s >= policy.every_s / 2
 
     @property
     def expected_s(self) -> float | None:

@@ -15,10 +15,11 @@ from pydantic import JsonValue
 
 from railbus_runner.channel import TrainerChannel
 from railbus_runner.checkpointing import sharded
-from railbus_runner.checkpointing.saver import Reason, Saver
+from railbus_runner.checkpointing.saver import Reason, Saved, Saver
 from railbus_runner.checkpointing.spread import is_spread
 from railbus_runner.checkpointing.team_resuming import TeamResuming
 from railbus_runner.checkpointing.team_tracked import TeamTracked
+from railbus_runner.checkpointing.writing import described
 from railbus_runner.endings import CommitRefused
 from railbus_runner.frames import Plan
 from railbus_runner.recorder import Recorder
@@ -53,20 +54,31 @@ class TeamSaver(Saver):
         self.metric = plan.spec.checkpoint.metric
         """By which checkpoints are kept; what is told of it is told by all ranks alike."""
 
-    def save(self, reason: Reason, *, step: int, metrics: Mapping[str, JsonValue]) -> CheckpointMeta:
+    def prepare(self, *, step: int) -> None:
+        """A spread state is written by all ranks, and by no writer."""
+        if not self._is_spread():
+            super().prepare(step=step)
+
+    def save(
+        self, reason: Reason, *, step: int, metrics: Mapping[str, JsonValue], is_awaited: bool, waited_s: float = 0.0
+    ) -> None:
         """As of one rank; what goes wrong with a spread state on any rank is raised here."""
-        if not any(is_spread(part.state_dict()) for part in self._tracked.parts.values()):
-            return super().save(reason, step=step, metrics=metrics)
+        if not self._is_spread():
+            super().save(reason, step=step, metrics=metrics, is_awaited=is_awaited, waited_s=waited_s)
+            return
         began_s = time.monotonic()
         self._ensure_schema()
+        fields = {**self._fields(reason, step=step, metrics=metrics), "format": "dcp"}
+        meta = self._lead_writing(
+            self._tracked.state(step=step), lambda number, written: described(fields, number, written)
+        )
+        nbytes = sum(file.bytes for file in meta.files)
+        order = self._order(fields, step=step, nbytes=nbytes, began_s=began_s, waited_s=waited_s)
+        self._writing.finish(meta, order)
+        self._saved(Saved(meta.number, step, nbytes, time.monotonic() - began_s))
 
-        def describe(number: int, written: tuple[CheckpointFile, ...]) -> CheckpointMeta:
-            meta = self._meta(number, written, reason=reason, step=step, metrics=metrics)
-            return meta.model_copy(update={"format": "dcp"})
-
-        meta = self._lead_writing(self._tracked.state(step=step), describe)
-        self._written(meta, began_s=began_s)
-        return meta
+    def _is_spread(self) -> bool:
+        return any(is_spread(part.state_dict()) for part in self._tracked.parts.values())
 
     def show(self, *, step: int) -> None:
         """Let rank 0 have what this one has for itself."""
@@ -102,7 +114,7 @@ class TeamSaver(Saver):
             return written
 
         try:
-            meta = self._store.write_files(produce, describe=describe, commit=self._commit)
+            meta = self._store.write_files(produce, describe=describe, commit=self._writing.commit)
         except (RailbusError, CommitRefused) as exc:
             if is_awaited:
                 self.team.told({"error": (exc.error if isinstance(exc, CommitRefused) else exc).to_wire()})

@@ -1,0 +1,169 @@
+"""The trainer's end of the socket pair to its writer, with the arena that both map."""
+
+from __future__ import annotations
+
+import select
+import socket
+import threading
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+
+from railbus_runner.checkpointing.arena import Arena
+from railbus_runner.descriptors import receive
+from railbus_runner.frames import ArenaMade, Durable, Frame, FrameBuffer, MakeArena, NoArena, NotWritten, Write, pack
+from railbus_shared.errors import BadMessage
+
+if TYPE_CHECKING:
+    from railbus_runner.channel import TrainerChannel
+
+_READ_BYTES: Final = 1 << 16
+_PORTABLE: Final = 1  # pinned for every GPU of the process
+
+
+class WriterGone(Exception):
+    """The writer has closed its end: it is dead, or about to be."""
+
+
+class WriterLink:
+    """Frames to and from the writer; takes over the socket, which must be blocking. Of the main thread alone.
+
+    Attributes:
+        ordered: what the writer was told to write and has not answered for.
+        why_not: why there is no arena, once that is known.
+    """
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.ordered: Write | None = None
+        self.why_not = ""
+        self._sock = sock
+        self._buffer = FrameBuffer()
+        self._descriptors: list[int] = []
+        self._arena: Arena | None = None
+        self._mapped = threading.Event()
+        self._outcome: Durable | NotWritten | None = None
+
+    @property
+    def capacity(self) -> int:
+        """Bytes of the arena that may be used now; 0 while there is none, or not all of it is mapped yet."""
+        return self._arena.nbytes if self._arena is not None and self._mapped.is_set() else 0
+
+    def make_arena(self, nbytes: int) -> None:
+        """Have an arena made in place of the one there is, of which nothing may be used any more."""
+        self._drop_arena()
+        self.why_not = ""
+        self._send(MakeArena(nbytes=nbytes))
+
+    def memory(self) -> torch.Tensor:
+        """The arena, uint8 (capacity,); not to be kept."""
+        if self._arena is None:
+            raise RuntimeError("there is no arena")
+        return torch.frombuffer(self._arena.memory, dtype=torch.uint8)
+
+    def write(self, order: Write) -> None:
+        """Have the first bytes of the arena written; until that is answered nothing of it may be changed."""
+        self.ordered = order
+        self._send(order)
+
+    def poll(self) -> Durable | NotWritten | None:
+        """What became of the order, if that has come; without waiting. Raises WriterGone."""
+        while self._receive():
+            pass
+        outcome, self._outcome = self._outcome, None
+        if outcome is not None:
+            self.ordered = None
+        return outcome
+
+    def wait(self, channel: TrainerChannel) -> Durable | NotWritten:
+        """What became of the order, once that has come; hears the runner, too. Raises WriterGone, RunnerGone."""
+        ready = select.poll()
+        ready.register(self._sock, select.POLLIN)
+        ready.register(channel, select.POLLIN)
+        while (outcome := self.poll()) is None:
+            ready.poll()
+            channel.poll()
+        return outcome
+
+    def close(self) -> None:
+        """The writer ends, once it has done what it was told; the arena is nobody's any more."""
+        self._drop_arena()
+        self._sock.close()
+
+    def detach(self) -> None:
+        """Leave the socket to the parent: for a process that user code has forked."""
+        self._sock.close()
+
+    def _send(self, frame: Frame) -> None:
+        try:
+            self._sock.sendall(pack(frame))
+        except (BrokenPipeError, ConnectionResetError) as exc:
+            raise WriterGone("the writer has closed the socket") from exc
+
+    def _receive(self) -> bool:
+        """Take in one read; False if nothing has come."""
+        try:
+            data, descriptors = receive(self._sock, _READ_BYTES, max_descriptors=1, flags=socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return False
+        except ConnectionResetError as exc:
+            raise WriterGone("the writer has closed the socket") from exc
+        self._descriptors += descriptors
+        if not data:
+            raise WriterGone("the writer has closed the socket")
+        for frame in self._buffer.feed(data):
+            self._take(frame)
+        return True
+
+    def _take(self, frame: Frame) -> None:
+        match frame:
+            case ArenaMade():
+                self._map(Arena(self._descriptors.pop(), frame.nbytes))
+            case NoArena():
+                self.why_not = frame.why
+            case Durable() | NotWritten():
+                self._outcome = frame
+            case _:
+                raise BadMessage(f"a trainer takes no {frame.f!r} frame of its writer")
+
+    def _map(self, arena: Arena) -> None:
+        """Have the pages, which the writer has made, in this process's table too, beside the loop."""
+        mapped = self._mapped = threading.Event()
+        self._arena = arena
+
+        def populate() -> None:
+            try:
+                is_whole = arena.populate(goes_on=lambda: self._arena is arena)
+            except OSError as exc:
+                self.why_not = f"the arena cannot be mapped: {exc}"
+                return
+            if is_whole:
+                _pin(arena)
+                mapped.set()
+
+        threading.Thread(target=populate, name="railbus-arena", daemon=True).start()
+
+    def _drop_arena(self) -> None:
+        if self._arena is not None:
+            if self._mapped.is_set():
+                _unpin(self._arena)
+            self._arena.close()
+        self._arena = None
+
+
+def _pin(arena: Arena) -> None:
+    """Let a GPU that this process uses write into the arena by itself: several times faster, and needed to overlap."""
+    if _uses_cuda():
+        torch.cuda.check_error(int(_cudart().cudaHostRegister(arena.address, arena.nbytes, _PORTABLE)))
+
+
+def _unpin(arena: Arena) -> None:
+    if _uses_cuda():
+        _cudart().cudaHostUnregister(arena.address)
+
+
+def _uses_cuda() -> bool:
+    return bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
+
+
+def _cudart() -> Any:
+    return torch.cuda.cudart()  # type: ignore[no-untyped-call]

@@ -1,0 +1,357 @@
+"""Checkpoints that a writer process writes while the trainer goes on: real trainers, real writers, a runner's end of a
+few lines."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import fail_points
+from railbus_runner import processes
+from railbus_runner.frames import (
+    AwaitsWriter,
+    Commit,
+    Committed,
+    Deadline,
+    Frame,
+    OpenWriter,
+    Refused,
+    Stop,
+    WriterLost,
+    WriterRefused,
+)
+from railbus_shared import clock
+from railbus_shared.contracts.artifacts import CheckpointMeta, Column
+from railbus_shared.contracts.events import Event
+from railbus_shared.contracts.jobs import ErrorBody
+from railbus_shared.contracts.model import JsonMap
+from railbus_shared.layout import Layout
+from trainers import RunnerEnd, WarmHost, plan, write_dataset
+
+pytestmark = pytest.mark.timeout(40)  # the pre-warmed process imports torch, which takes seconds on a busy machine
+
+CODE = """
+import os, signal, time
+import torch
+
+def ready(ctx):
+    progress = ctx._progress
+    while not progress._saver._beside.fits(1):
+        ctx._channel.poll()
+        progress._keeper.heed(ctx.global_step, progress._metrics)
+        time.sleep(0.002)
+
+def train(ctx):
+    steps, waits = int(ctx.params["steps"]), ctx.params.get("waits", "always")
+    model = torch.nn.Linear(300, 300)
+    ctx.track(model=model)
+    ctx.resume()
+    while ctx.global_step < steps:
+        with torch.no_grad():
+            model.weight.fill_(ctx.global_step + 1)
+        if ctx.global_step and waits == "always" or ctx.global_step == 1 and waits == "once":
+            ready(ctx)
+            if "pid_file" in ctx.params:
+                os.kill(int(open(ctx.params["pid_file"]).read()), signal.SIGSTOP)
+        ctx.step(loss=1.0)
+        with torch.no_grad():
+            model.weight.fill_(-1)  # the very next moment
+        time.sleep(float(ctx.params.get("pause_s", 0)))
+    with torch.no_grad():
+        model.weight.fill_(ctx.global_step)
+
+def fails(ctx):
+    train(ctx)
+    raise RuntimeError("no luck today")
+
+def saves(ctx):
+    model = torch.nn.Linear(300, 300)
+    ctx.track(model=model)
+    ctx.step()
+    ready(ctx)
+    ctx.step()
+    ctx.save()
+    ctx.event("saved", there=sorted(os.listdir(ctx.params["folder"])))
+"""
+
+
+@pytest.fixture(scope="module")
+def points(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where fail points are armed."""
+    return tmp_path_factory.mktemp("points")
+
+
+@pytest.fixture(scope="module")
+def warm(points: Path) -> Iterator[WarmHost]:
+    env = {fail_points.FOLDER: str(points), "PYTHONPATH": fail_points.HERE}
+    host = WarmHost(target=fail_points.TARGET, env=env)
+    yield host
+    host.close()
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    write_dataset(
+        tmp_path,
+        {"x": np.zeros((4, 1), dtype=np.float32)},
+        described={"x": Column(dtype="float32", shape=(1,))},
+        splits={"train": 4},
+    )
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code" / "rb_beside.py").write_text(CODE)
+    return tmp_path
+
+
+OnFrame = Callable[[RunnerEnd, Frame], Sequence[Frame] | None]
+
+
+def run(
+    warm: WarmHost, root: Path, function: str = "train", *, on_frame: OnFrame | None = None, **options: Any
+) -> RunnerEnd:
+    options = {"params": {"steps": 4}, "checkpoint": {"mode": "async", "every_steps": 2}, **options}
+    end = RunnerEnd(warm, plan(root, f"rb_beside:{function}", code=root / "code", **options), on_frame=on_frame)
+    end.run()
+    return end
+
+
+def metas(root: Path) -> list[CheckpointMeta]:
+    """Of all checkpoints, oldest first."""
+    folder = Layout(root).checkpoints("m")
+    return [CheckpointMeta.model_validate_json(path.read_bytes()) for path in sorted(folder.glob("*.meta.json"))]
+
+
+def litter(root: Path) -> list[str]:
+    return [path.name for path in Layout(root).checkpoints("m").iterdir() if path.name.startswith(".checkpoint")]
+
+
+def saved_value(root: Path, meta: CheckpointMeta) -> set[float]:
+    """What the weights of a checkpoint are, all of which are the number of their step."""
+    state = torch.load(Layout(root).checkpoints("m") / meta.files[0].file, weights_only=True)
+    return set(state["parts"]["model"]["weight"].unique().tolist())
+
+
+def data_of(end: RunnerEnd, kind: str) -> list[JsonMap]:
+    found = [event["data"] for event in end.of_type(kind)]
+    assert all(isinstance(data, dict) for data in found)
+    return found  # type: ignore[return-value]
+
+
+def test_a_writer_writes_the_values_of_the_step_though_they_change_the_next_moment(warm: WarmHost, root: Path) -> None:
+    """Also those of CPU tensors: pytorch #144657."""
+    end = run(warm, root, params={"steps": 6})
+    assert end.ended.outcome == "succeeded"
+    assert [(meta.step, saved_value(root, meta)) for meta in metas(root)] == [(2, {2.0}), (4, {4.0}), (6, {6.0})]
+    written = end.of_type("checkpoint.written")
+    assert [(event["source"], event["step"]) for event in written] == [("writer", 2), ("writer", 4), ("writer", 6)]
+    for data in data_of(end, "checkpoint.written"):
+        assert (data["mode"], data["reason"], data["why"]) == ("async", "policy", "")
+        stall_s, seconds = data["stall_s"], data["seconds"]
+        assert isinstance(stall_s, float)
+        assert isinstance(seconds, float)
+        assert 0 <= stall_s <= seconds
+    assert len(end.writers) == 1
+    assert processes.process_info(end.writers[0]) is None
+    events = [Event.parse(event) for event in end.events]
+    for producer in {event.producer for event in events}:
+        numbers = [event.number for event in events if event.producer == producer]
+        assert numbers == list(range(1, len(numbers) + 1))
+    assert [meta.parent for meta in metas(root)] == [None, 1, 2]
+
+
+def test_a_small_state_is_written_by_the_trainer_itself_unless_asked_otherwise(warm: WarmHost, root: Path) -> None:
+    end = run(warm, root, params={"steps": 4, "waits": "never"}, checkpoint={"every_steps": 2})
+    assert end.writers == []
+    assert [data["mode"] for data in data_of(end, "checkpoint.written")] == ["sync", "sync"]
+    assert [data["why"] for data in data_of(end, "checkpoint.written")] == ["", ""]
+
+
+def test_what_is_asked_for_by_the_entrypoint_is_durable_when_the_call_returns(warm: WarmHost, root: Path) -> None:
+    folder = Layout(root).checkpoints("m")
+    params = {"folder": str(folder)}
+    end = run(warm, root, "saves", params=params, checkpoint={"mode": "async", "every_steps": 100})
+    (saved,) = data_of(end, "app.saved")
+    there = saved["there"]
+    assert isinstance(there, list)
+    assert "checkpoint-000001.meta.json" in there
+    assert data_of(end, "checkpoint.written")[0]["mode"] == "async"
+
+
+def test_the_next_one_waits_for_the_one_before_and_says_so(warm: WarmHost, root: Path) -> None:
+    seen: list[Frame] = []
+
+    def hold_the_first(end: RunnerEnd, frame: Frame) -> Sequence[Frame] | None:
+        if end.committed is not None or not isinstance(frame, Commit | AwaitsWriter):
+            return None
+        seen.append(frame)
+        commits = [frame for frame in seen if isinstance(frame, Commit)]
+        if commits and len(seen) > 1:  # it has been ordered, and waited for
+            time.sleep(0.05)
+            end.committed = end.recorded
+            end.send_writer(Committed(number=commits[0].meta.number))
+        return []
+
+    end = run(warm, root, params={"steps": 4, "waits": "once"}, on_frame=hold_the_first)
+    first, second = data_of(end, "checkpoint.written")
+    assert first["waited_s"] == pytest.approx(0, abs=0.02)
+    waited_s = second["waited_s"]
+    assert isinstance(waited_s, float)
+    assert waited_s >= 0.05
+    assert [meta.step for meta in metas(root)] == [2, 4]
+    waits = [frame.is_waiting for frame in end.frames if isinstance(frame, AwaitsWriter)]
+    assert waits == [True, False] * (len(waits) // 2)
+
+
+def test_or_it_is_skipped_and_that_is_said(warm: WarmHost, root: Path) -> None:
+    held: list[Commit] = []
+
+    def hold_the_first(end: RunnerEnd, frame: Frame) -> Sequence[Frame] | None:
+        if isinstance(frame, Commit) and not held:
+            held.append(frame)
+            return []
+        if held and end.of_type("checkpoint.skipped") and end.committed is None:
+            end.committed = end.recorded
+            end.send_writer(Committed(number=held[0].meta.number))
+        return None
+
+    policy = {"mode": "async", "every_steps": 2, "when_busy": "skip"}
+    end = run(
+        warm, root, params={"steps": 5, "pause_s": 0.15, "waits": "once"}, checkpoint=policy, on_frame=hold_the_first
+    )
+    assert [event["step"] for event in end.of_type("checkpoint.skipped")] == [4]
+    assert data_of(end, "checkpoint.skipped")[0]["why"] == "busy"
+    assert [(meta.step, meta.reason) for meta in metas(root)] == [(2, "policy"), (5, "end")]
+
+
+RECORDED = ("committed", "published", "retained")
+"""Points that come after the job record names the checkpoint."""
+
+
+@pytest.mark.parametrize("point", fail_points.STEPS)
+def test_killed_at_any_step_a_writer_costs_a_checkpoint_or_nothing_and_another_takes_its_place(
+    warm: WarmHost, root: Path, points: Path, point: str
+) -> None:
+    def arm(end: RunnerEnd, frame: Frame) -> Sequence[Frame] | None:
+        if isinstance(frame, OpenWriter) and not end.writers:
+            fail_points.arm(points, point)
+        return None
+
+    end = run(warm, root, params={"steps": 6}, on_frame=arm)
+    assert not (points / point).exists()
+    assert end.ended.outcome == "succeeded"
+    assert len([frame for frame in end.frames if isinstance(frame, WriterLost)]) == 1
+    assert len(end.writers) == 2
+    assert litter(root) == []
+    assert [saved_value(root, meta) for meta in metas(root)] == [{meta.step} for meta in metas(root)]
+    failed = [event["step"] for event in end.of_type("checkpoint.failed")]
+    if point in RECORDED:
+        assert failed == []
+        assert len(end.of_type("checkpoint.completed")) == (point == "committed")
+        assert [(meta.step, meta.parent) for meta in metas(root)] == [(2, None), (4, 1), (6, 2)]
+    else:
+        assert failed == [2]
+        assert len(end.of_type("checkpoint.swept")) == (point != "claimed")
+        assert end.of_type("checkpoint.written")[0]["step"] == 3, "it saves again at once"
+
+
+@pytest.mark.parametrize("point", fail_points.STEPS)
+def test_killed_at_any_step_of_its_writer_a_trainer_loses_nothing(
+    warm: WarmHost, root: Path, points: Path, point: str
+) -> None:
+    """Nothing of what was copied; the writer finishes it."""
+
+    def arm(end: RunnerEnd, frame: Frame) -> Sequence[Frame] | None:
+        if isinstance(frame, OpenWriter):
+            fail_points.arm(points, point, pids=[end.pid])
+        return None
+
+    killed = run(warm, root, params={"steps": 50, "pause_s": 0.05}, on_frame=arm)
+    assert killed.exit_code == -signal.SIGKILL
+    assert [event["step"] for event in killed.of_type("checkpoint.written")] == [2]
+    resumed = run(warm, root, attempt=2, recorded=killed.recorded)
+    assert [event["step"] for event in resumed.of_type("checkpoint.resumed")] == [2]
+    assert resumed.of_type("checkpoint.swept") == []
+    assert litter(root) == []
+    assert resumed.ended.outcome == "succeeded"
+
+
+@pytest.mark.parametrize("point", fail_points.STEPS)
+def test_killed_together_at_any_step_they_leave_a_checkpoint_or_litter_that_is_swept(
+    warm: WarmHost, root: Path, points: Path, point: str
+) -> None:
+    """As when their runner dies."""
+
+    def arm(end: RunnerEnd, frame: Frame) -> Sequence[Frame] | None:
+        if isinstance(frame, OpenWriter):
+            fail_points.arm(points, point, pids=[end.pid, 0])
+        return None
+
+    killed = run(warm, root, params={"steps": 50, "pause_s": 0.05}, on_frame=arm)
+    resumed = run(warm, root, params={"steps": 2}, attempt=2, recorded=killed.committed)
+    assert (killed.committed is not None) == (point in RECORDED)
+    assert [event["step"] for event in resumed.of_type("checkpoint.resumed")] == [2] * (point in RECORDED)
+    assert len(resumed.of_type("checkpoint.completed")) == (point == "committed")
+    assert len(resumed.of_type("checkpoint.swept")) == (point not in (*RECORDED, "claimed"))
+    assert litter(root) == []
+    assert [meta.step for meta in metas(root)] == [2]
+
+
+def test_where_no_writer_can_be_had_the_trainer_writes_and_says_why(warm: WarmHost, root: Path) -> None:
+    error = ErrorBody(code="TRAINER_LOST", message="the system refused the fork")
+
+    def refuse(end: RunnerEnd, frame: Frame) -> Sequence[Frame] | None:
+        if isinstance(frame, OpenWriter):
+            return [WriterRefused(error=error)]
+        if any(data["why"] == error.message for data in data_of(end, "checkpoint.written")):
+            end.send(Stop(reason="cancelled"))
+        return None
+
+    end = run(warm, root, params={"steps": 10_000, "waits": "never", "pause_s": 0.02}, on_frame=refuse)
+    assert end.ended.outcome == "stopped"
+    assert all(data["mode"] == "sync" for data in data_of(end, "checkpoint.written"))
+
+
+def test_a_refused_commit_of_the_writer_ends_the_trainer_and_leaves_nothing(warm: WarmHost, root: Path) -> None:
+    refused = Refused(number=1, error=ErrorBody(code="STALE_LEASE_EPOCH", message="stale"))
+    end = run(warm, root, on_frame=lambda _end, frame: [refused] if isinstance(frame, Commit) else None)
+    assert (end.exit_code, end.ended.outcome) == (1, "failed")
+    assert end.ended.error is not None
+    assert end.ended.error.code == "STALE_LEASE_EPOCH"
+    assert litter(root) == []
+    assert list(Layout(root).checkpoints("m").glob("*.pt")) == []
+
+
+def test_a_writer_that_was_stopped_past_the_lease_commits_only_within_a_later_one(warm: WarmHost, root: Path) -> None:
+    deadline_s = clock.boottime_s() + 4  # within which the trainer begins, on a busy machine too
+
+    def heed(end: RunnerEnd, frame: Frame) -> Sequence[Frame] | None:
+        if isinstance(frame, OpenWriter):
+            end.open_writer()
+            (root / "writer.pid").write_text(str(end.writers[0]))  # by which the entrypoint stops it
+            return []
+        if isinstance(frame, AwaitsWriter) and frame.is_waiting:
+            time.sleep(max(0.0, deadline_s - clock.boottime_s()) + 0.2)
+            os.kill(end.writers[0], signal.SIGCONT)
+            time.sleep(0.5)  # in which it may not commit
+            assert end.is_writer_silent()
+            end.send_writer(Deadline(boottime_s=clock.boottime_s() + 60))
+        return None
+
+    params = {"steps": 2, "pid_file": str(root / "writer.pid")}
+    end = run(warm, root, params=params, deadline_s=4.0, on_frame=heed)
+    assert end.ended.outcome == "succeeded"
+    assert [meta.step for meta in metas(root)] == [2]
+
+
+def test_a_failing_entrypoint_waits_for_what_is_being_written(warm: WarmHost, root: Path) -> None:
+    end = run(warm, root, "fails", params={"steps": 2})
+    assert end.ended.outcome == "failed"
+    assert [meta.step for meta in metas(root)] == [2]
+    assert end.frames[-1] == end.ended
