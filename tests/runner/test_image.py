@@ -9,7 +9,8 @@ import pickle
 import tempfile
 import weakref
 import zipfile
-from collections import OrderedDict
+from collections import Counter, OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -79,25 +80,43 @@ def test_every_dtype_and_form_comes_back_with_the_same_bits(tmp_path: Path, mmap
     }
 
 
-@pytest.mark.filterwarnings("ignore:Sparse")  # one is beta, and the other unchecked, which torch says once
-def test_what_torch_reduces_in_its_own_way_comes_back_too(tmp_path: Path) -> None:
-    values = torch.tensor([1.5, 2.5, 3.5])
-    state: dict[str, object] = {
-        "sparse": torch.sparse_coo_tensor(torch.tensor([[0, 2, 4]]), values, (5,)),
-        "csr": torch.sparse_csr_tensor(torch.tensor([0, 1, 3]), torch.tensor([0, 0, 1]), values, (2, 2)),
-        "conjugate": torch.tensor([1 + 2j, 3 - 4j]).conj(),
-        "negative": torch.tensor([1 + 2j]).conj().imag,
-        "untyped": torch.arange(4.0).untyped_storage(),
-    }
-    data = written(state)
-    back = loaded(data, tmp_path / "x.pt")
-    for name in ("sparse", "csr"):
-        assert torch.equal(back[name].to_dense(), state[name].to_dense())  # type: ignore[attr-defined]
-    for name in ("conjugate", "negative"):
-        assert torch.equal(back[name], state[name])  # type: ignore[arg-type]
-    assert (back["conjugate"].is_conj(), back["negative"].is_neg()) == (True, True)
-    assert bytes(back["untyped"]._untyped_storage) == torch.arange(4.0).numpy().tobytes()
-    assert Image.of(state).tensors == {}
+def with_attribute() -> torch.Tensor:
+    tensor = torch.ones(2)
+    tensor.note = "kept"  # type: ignore[attr-defined]
+    return tensor
+
+
+ODD: dict[str, Callable[[], object]] = {
+    "sparse": lambda: torch.sparse_coo_tensor(torch.tensor([[0, 2, 4]]), torch.tensor([1.5, 2.5, 3.5]), (5,)),
+    "blocks": lambda: torch.eye(4).to_sparse_bsr((2, 2)),
+    "quantized": lambda: torch.quantize_per_tensor(torch.tensor([0.1, 0.25, 7.0]), 0.1, 3, torch.qint8),
+    "nested": lambda: torch.nested.nested_tensor([torch.ones(2), torch.zeros(3)]),
+    "conjugate": lambda: torch.tensor([1 + 2j, 3 - 4j]).conj(),
+    "negative": lambda: torch.tensor([1 + 2j]).conj().imag,
+    "on no device": lambda: torch.empty(3, device="meta"),
+    "with an attribute": with_attribute,
+    "storage": lambda: torch.arange(4.0).untyped_storage(),
+    "containers": lambda: [Counter("abca"), {1, 2}, (b"x", 1j, 1 << 70), torch.Size([1, 2]), torch.bfloat16],
+}
+
+
+@pytest.mark.filterwarnings("ignore")  # torch warns of half of them, once in each process
+@pytest.mark.parametrize("kind", ODD)
+def test_what_torch_reduces_in_its_own_way_comes_back_as_from_torch_save(kind: str) -> None:
+    state = {"odd": ODD[kind]()}
+    theirs = io.BytesIO()
+    torch.save(state, theirs)
+    expected, back = (
+        torch.load(io.BytesIO(data), weights_only=True)["odd"] for data in (theirs.getvalue(), written(state))
+    )
+    assert type(back) is type(expected)
+    if kind == "storage":
+        assert bytes(back._untyped_storage) == bytes(expected._untyped_storage)
+    else:
+        assert (repr(back), getattr(back, "__dict__", {})) == (repr(expected), getattr(expected, "__dict__", {}))
+    if isinstance(back, torch.Tensor):
+        assert (back.layout, back.is_conj(), back.is_neg()) == (expected.layout, expected.is_conj(), expected.is_neg())
+    assert Image.of(state).tensors.keys() == ({"odd"} if kind == "with an attribute" else set())
 
 
 def test_storages_that_are_shared_are_written_once_and_come_back_tied(tmp_path: Path) -> None:
