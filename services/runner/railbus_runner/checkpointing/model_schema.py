@@ -13,6 +13,7 @@ from typing import Final
 import numpy as np
 import torch
 
+from railbus_runner.checkpointing.names import plain_name, plain_state
 from railbus_runner.frames import Plan
 from railbus_shared import clock, files, wire
 from railbus_shared.contracts.artifacts import ModelSchema, Parameter
@@ -25,9 +26,9 @@ _MAX_DETAIL: Final = 2000
 
 
 def schema_of(model: torch.nn.Module, plan: Plan) -> ModelSchema:
-    """The schema of a model that this plan trains."""
-    trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    tensors = {name: value for name, value in model.state_dict().items() if isinstance(value, torch.Tensor)}
+    """The schema of a model that this plan trains, under the names that its checkpoints hold."""
+    trainable = {plain_name(name) for name, parameter in model.named_parameters() if parameter.requires_grad}
+    tensors = {name: value for name, value in plain_state(model).items() if isinstance(value, torch.Tensor)}
     return ModelSchema(
         model=plan.spec.model,
         entrypoint=plan.spec.entrypoint,

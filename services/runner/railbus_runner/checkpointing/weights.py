@@ -84,7 +84,10 @@ class WeightLoader:
         except CheckpointNotFound as exc:
             raise CheckpointNotFound(f"load() got {source!r}: there is no such checkpoint", hint=exc.hint) from exc
         if meta.format != "torch":
-            raise NotSupported(f"{source!r} is sharded", hint="consolidate it first, or resume from it")
+            raise NotSupported(
+                f"load() got {source!r}: it is spread over several files",
+                hint=f"load_foreign what `railbus checkpoints consolidate {meta.model} {meta.number} --pt FILE` makes",
+            )
         with loading.open_checkpoint(store.folder, meta, live=lambda meta: meta.tensors) as opened:
             saved = _inner(opened.state, ("parts", part), source)
             loaded = load_weights(module, saved, cast("TensorFile", opened.file), selection)
