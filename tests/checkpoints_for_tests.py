@@ -72,7 +72,11 @@ def save(
     commit: Callable[[CheckpointMeta], None],
 ) -> CheckpointMeta:
     image = Image.of(state)
-    return into.write(image.chunks(), nbytes=image.nbytes, describe=describe, commit=commit)
+
+    def describe_all(number: int, file: CheckpointFile) -> CheckpointMeta:
+        return describe(number, file).model_copy(update={"tensors": image.tensors})
+
+    return into.write(image.chunks(), nbytes=image.nbytes, describe=describe_all, commit=commit)
 
 
 class Rejections:

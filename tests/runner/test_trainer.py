@@ -115,6 +115,20 @@ def untidy(ctx):
     ctx.resume()
     ctx.track(late=torch.nn.Linear(1, 1))
 
+def begins(ctx):
+    model = torch.nn.Sequential(torch.nn.Linear(4, 16), torch.nn.Dropout(0.5), torch.nn.Linear(16, 3))
+    try:
+        ctx.load("m/checkpoint-000001")
+    except ValueError as exc:
+        ctx.event("refused", why=str(exc))
+    ctx.track(model=model)
+    ctx.load("m/checkpoint-000001", only=["0.*"])
+    path = ctx.params["folder"] + "/first.pt"
+    torch.save(model[0].state_dict(), path)
+    other = torch.nn.Linear(4, 16)
+    done = ctx.load_foreign(path, into=other)
+    ctx.event("compared", same=torch.equal(other.weight, model[0].weight), loaded=list(done.loaded))
+
 def talks(ctx):
     ctx.event("sample_seen", size=3)
     ctx.log_text("sample", "to be")
@@ -377,6 +391,20 @@ def test_a_job_may_begin_from_a_named_checkpoint_of_another(root: Path) -> None:
     absent = run(root, "train", job="j-3", resume_from="checkpoint-000099")
     assert absent.ended.error is not None
     assert absent.ended.error.code == "CHECKPOINT_NOT_FOUND"
+
+
+def test_a_job_may_begin_from_weights_of_another_model_and_of_a_file(root: Path) -> None:
+    run(root, "train", job="j-old", params={"epochs": 1})
+    end = run(root, "begins", model="n", params={"folder": str(root)})
+    assert end.ended.outcome == "succeeded", end.ended.error
+    (refused,) = end.of_type("app.refused")
+    assert "into=model" in str(refused["data"])
+    first, second = [event["data"] for event in end.of_type("checkpoint.loaded")]
+    assert isinstance(first, dict)
+    assert isinstance(second, dict)
+    assert (first["checkpoint"], first["from_job"], first["loaded"]) == ("checkpoint-000001", "j-old", 2)
+    assert (Path(str(second["path"])).name, second["loaded"]) == ("first.pt", 2)
+    assert [event["data"] for event in end.of_type("app.compared")] == [{"same": True, "loaded": ["weight", "bias"]}]
 
 
 def test_another_architecture_under_the_same_model_name_is_refused(root: Path) -> None:

@@ -146,9 +146,9 @@ class Tracked:
 
         Raises Conflict for a part that the state lacks, or that differs from it, and NotSupported for a later format.
         """
-        if state["format"] != FORMAT:
+        if (found := state.get("format")) != FORMAT:
             raise NotSupported(
-                f"the checkpoint has format {shorten(state['format'])}",
+                f"the checkpoint has format {shorten(found)}",
                 hint="use the railbus that wrote it, or a later one",
             )
         parts = cast("dict[str, Any]", state["parts"])

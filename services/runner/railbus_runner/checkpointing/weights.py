@@ -146,7 +146,9 @@ def load_weights(
         del mine[name]
     placements = list(fitting.place_model(module, mine, file))
     file.fill(mine, placements)
-    names.unwrapped(module).load_state_dict(mine, strict=False)
+    said = names.unwrapped(module).load_state_dict(mine, strict=False)
+    found = (names.plain_name(name) for name in getattr(said, "missing_keys", ()))  # by a model that translates names
+    missing += tuple(name for name in found if is_wanted(name) and name not in missing)
     return LoadedWeights(
         path=str(file.path),
         sha256=file.sha256,
