@@ -11,7 +11,7 @@ from railbus_runner import answers
 from railbus_runner.answers import Answers
 from railbus_runner.claim import Claim
 from railbus_runner.commits import Commits
-from railbus_runner.frames import FrameBuffer, Verified, Verify, pack
+from railbus_runner.frames import FrameBuffer, Paused, Verified, Verify, pack
 from railbus_runner.link import TrainerLink
 from railbus_runner.reaping import AttemptLedger
 from railbus_runner.saving import SaveRequests
@@ -36,6 +36,7 @@ RECORD = JobRecord.parse(
     {
         "id": "j-1", "spec": {"model": "m", "dataset": "d", "entrypoint": "classifier"}, "spec_sha256": SHA,
         "sequence": 1, "incarnation": "ab", "state": "running", "submitted_at": TIME, "changed_at": TIME,
+        "lease_epoch": 1, "host": "testhost", "attempt": 1,
     }
 )  # fmt: skip
 
@@ -65,7 +66,7 @@ class Forgetful:
         return VerifiedShards(dataset=request.dataset, shards=request.shards, bytes=1)
 
 
-async def test_a_question_whose_answer_was_lost_is_asked_again(
+async def test_a_question_whose_answer_was_lost_is_asked_again_and_a_pause_stands_in_the_record(
     common: CommonSettings, bus: Bus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(answers, "_VERIFY_S", 0.3)
@@ -77,6 +78,7 @@ async def test_a_question_whose_answer_was_lost_is_asked_again(
     ]
     context = Context(common, bus, telemetry, Metrics("runner"), asyncio.Event())
     records = JobRecords(Bucket(bus, bus.subjects.jobs))
+    await records.create(RECORD)
     claim = Claim(AttemptRef(job="j-1", lease_epoch=1), RECORD, records=records, telemetry=telemetry)
     async with (
         Bus.open(common, name="dataloader", service=True) as own,
@@ -94,9 +96,12 @@ async def test_a_question_whose_answer_was_lost_is_asked_again(
             async with asyncio.timeout(PATIENCE_S), asyncio.TaskGroup() as tasks:
                 tasks.create_task(asked.serve())
                 loop = asyncio.get_running_loop()
-                await loop.sock_sendall(link.theirs, pack(Verify(shards=(3,))))
+                await loop.sock_sendall(
+                    link.theirs, pack(Verify(shards=(3,))) + pack(Paused(reason="paused for storage"))
+                )
                 frames = FrameBuffer().feed(await loop.sock_recv(link.theirs, 1 << 16))
                 link.give_away()
     assert frames == [Verified(shards=(3,))]
+    assert (await records.get("j-1")).record.reason == "paused for storage"
     assert len(dataloader.asked) >= 2
     assert {(one.shards, one.stream) for one in dataloader.asked} == {((3,), "s-1")}

@@ -155,6 +155,8 @@ def _not_begun(event: Mapping[str, object], data: Data) -> Line:
     if data.get("why") != "too_late":
         return Line(f"no checkpoint at step {event.get('step', '?')}: {data.get('why', '?')}", "note")
     left = data.get("relies_on") or "what was saved before this attempt"
+    if data.get("is_writing"):
+        left = f"the one that is being written, or from {left}"
     return Line(f"no time for a last checkpoint; the job goes on from {left}", "bad")
 
 

@@ -149,14 +149,16 @@ class Keeper:
             raise error
 
     def stop(self, order: Stop, *, step: int, metrics: Metrics) -> None:
-        """Write the last checkpoint before the attempt ends as it was told to, if it can be durable in time."""
-        self.settle()
-        if not self.has_news(step):
-            return
+        """Write the last checkpoint before the attempt ends as it was told to, if it can be durable in time.
+
+        Else the job relies on an older one, or on the one that is being written, which its writer finishes.
+        """
         until_s = order.deadline_boottime_s or clock.boottime_s() + self._spec.stop_grace_s
-        left_s = until_s - clock.boottime_s()
-        if not self._schedule.fits(left_s):
-            self._skip(step, left_s)
+        if self._is_too_late(until_s, step):
+            self.settle()
+            return
+        self.settle()
+        if not self.has_news(step) or self._is_too_late(until_s, step):
             return
         error = self._try_until(until_s - LOOK_S, "stop", step=step, metrics=metrics)  # with time left to say so
         if error is not None and self._policy.on_full == "fail":
@@ -251,10 +253,20 @@ class Keeper:
         self._recorder.flush()
         self._channel.wait(timeout_s=LOOK_S)
 
-    def _skip(self, step: int, left_s: float) -> None:
-        relies_on = None if self._last is None else checkpoint_stem(self._last)
-        told = {"left_s": round(left_s, 3), "expected_s": self._schedule.expected_s, "relies_on": relies_on}
+    def _is_too_late(self, until_s: float, step: int) -> bool:
+        """Whether what is new cannot be durable in time; that is told."""
+        left_s = until_s - clock.boottime_s()
+        if not self.has_news(step) or self._schedule.fits(left_s):
+            return False
+        told: dict[str, object] = {
+            "left_s": round(left_s, 3),
+            "expected_s": self._schedule.expected_s,
+            "relies_on": None if self._last is None else checkpoint_stem(self._last),
+            "is_writing": self._saver.is_busy,
+        }
         self._recorder.record("checkpoint.skipped", step=step, severity="warning", data={"why": "too_late", **told})
+        self._recorder.flush()
+        return True
 
     def _answer(self, step: int, error: RailbusError | None = None) -> None:
         """Tell whoever waits for a checkpoint: that of this step is theirs, or cannot be written."""
