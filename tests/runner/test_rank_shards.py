@@ -5,13 +5,18 @@ from __future__ import annotations
 import os
 import pickle
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 import torch
+import torch.distributed as dist
+from torch.distributed.fsdp import fully_shard
 
 from railbus_runner import ranks
 from railbus_runner.checkpointing import sharded
 from railbus_runner.checkpointing.spread import is_spread, put_together, take_apart, whole
+from railbus_runner.checkpointing.state_file import open_state
+from railbus_runner.checkpointing.weights import Selection, load_weights
 from railbus_runner.frames import Ahead, Plan, Verified, Verify
 from railbus_runner.rank_shards import RankShards
 from railbus_runner.team import Team
@@ -19,7 +24,7 @@ from railbus_runner.trainer import own_share
 from railbus_shared.contracts.devices import DeviceInfo
 from railbus_shared.contracts.jobs import ErrorBody, JobSpec
 from railbus_shared.contracts.requests import OpenedStream, ShardRange
-from railbus_shared.errors import CheckpointCorrupt
+from railbus_shared.errors import CheckpointCorrupt, NotSupported
 
 
 def test_a_shard_is_asked_for_once_and_released_when_no_rank_holds_it() -> None:
@@ -124,6 +129,18 @@ def test_a_metadata_that_names_anything_else_is_not_unpickled(tmp_path: Path) ->
     with pytest.raises(CheckpointCorrupt, match="which has no place in it"):
         sharded.read_parts(tmp_path, {"a": torch.zeros(1)}, proven=(), team=Team())
     assert not (tmp_path / "harm").exists()
+
+
+def test_weights_are_not_loaded_into_a_model_that_is_spread_already(tmp_path: Path) -> None:
+    model = torch.nn.Linear(2, 2)
+    torch.save(model.state_dict(), tmp_path / "w.pt")
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
+    try:
+        fully_shard(model)
+        with open_state(tmp_path / "w.pt") as file, pytest.raises(NotSupported, match="spread over ranks"):
+            load_weights(model, cast("Any", file.state), file, Selection())
+    finally:
+        dist.destroy_process_group()
 
 
 def test_a_state_that_is_not_spread_stays_as_it_is() -> None:

@@ -133,8 +133,10 @@ def load_weights(
 ) -> LoadedWeights:
     """Read weights into a model; one floating dtype may become another.
 
-    Raises Conflict, before anything has changed, for what does not fit, and ValueError for a selection of nothing.
+    Raises Conflict, before anything has changed, for what does not fit, ValueError for a selection of nothing, and
+    NotSupported for a model whose tensors are spread over ranks.
     """
+    _check_whole(module)
     mine = fitting.for_model(module, _renamed(saved, selection.rename or {}))
     is_wanted = _matcher(selection.only)
     wanted = {name: value for name, value in mine.items() if is_wanted(names.plain_name(name))}
@@ -205,6 +207,16 @@ def _inner(state: object, keys: Sequence[str], source: str) -> Mapping[str, Any]
 
 def _keys(state: object) -> str:
     return f"there is {shorten(list(state))}" if isinstance(state, dict) else f"there is a {type(state).__name__}"
+
+
+def _check_whole(module: torch.nn.Module) -> None:
+    from railbus_runner.checkpointing.spread import is_spread  # noqa: PLC0415 - few need it
+
+    if is_spread(module.state_dict()):
+        raise NotSupported(
+            "load() got a model whose tensors are spread over ranks",
+            hint="load whole weights on every rank, and call fully_shard then",
+        )
 
 
 def _open_foreign(path: Path, sha256: str | None) -> TensorFile:
