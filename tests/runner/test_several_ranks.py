@@ -68,6 +68,18 @@ def calls(ctx):
     while not ctx.stopping:
         time.sleep(0.01)
 
+def beside(ctx):
+    model = torch.nn.Linear(30, 30)
+    ctx.track(model=DistributedDataParallel(model))
+    ctx.resume()
+    for _ in range(3):
+        saver = ctx._progress._saver
+        while ctx.rank == 0 and ctx.global_step and not saver._beside.fits(1):
+            ctx._channel.poll()
+            saver.heed()
+            time.sleep(0.002)
+        ctx.step()
+
 def write_down(ctx, path, model, optimizer):
     def whole(value):
         return value.full_tensor() if hasattr(value, "full_tensor") else value
@@ -360,6 +372,15 @@ def test_rank_0_decides_in_every_call_that_all_make(root: Path, warm: WarmHost) 
     committed = [frame.meta for frame in end.frames if isinstance(frame, Commit)]
     assert [(meta.step, meta.reason) for meta in committed] == [(1, "request"), (1, "policy")]
     assert committed[-1].metrics == {"loss": 0}
+
+
+def test_a_process_beside_the_ranks_writes_what_they_have_alike(root: Path, warm: WarmHost) -> None:
+    policy = {"mode": "async", "every_steps": 1, "keep_last": 5}
+    one = plan(root, "rb_ranks:beside", code=root / "code", ranks=2, checkpoint=policy)
+    end = RunnerEnd(warm, one)
+    assert (end.run(), end.ended.outcome) == (0, "succeeded"), end.ended
+    assert [told(event)["mode"] for event in end.of_type("checkpoint.written")] == ["sync", "async", "async"]
+    assert [(meta.step, len(state_of(root, meta)["ranks"])) for meta in metas(root)] == [(1, 2), (2, 2), (3, 2)]
 
 
 def test_when_the_runner_is_gone_no_rank_is_left(root: Path, warm: WarmHost) -> None:
