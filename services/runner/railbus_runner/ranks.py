@@ -4,8 +4,8 @@ The trainer itself runs no user code then. Every rank is a trainer of its own, w
 the ranks speak to each other by `torch.distributed` over the rendezvous that they inherit. To the runner all of them
 are one trainer: orders go to rank 0, whose word is the job's; shards are asked for and released for all ranks together
 (`rank_shards`); and when one rank ends badly, the others are ended too, and the trainer ends as that one did.
-In: verified, and every other order, for rank 0. Out: verify, ahead, ended, and every other frame of rank 0; of the
-other ranks their events.
+In: verified, and every other order, with its descriptors, for rank 0. Out: verify, ahead, ended, and every other frame
+of rank 0; of the other ranks their events.
 """
 
 from __future__ import annotations
