@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -414,6 +415,36 @@ def test_an_export_that_fails_leaves_nothing(tree: Path) -> None:
     write_states(tree, {"model": {"w": torch.ones(3)}}, {"model": {"w": torch.ones(2).to_sparse()}})
     assert "not dense" in run(tree, "export", MODEL, "--safetensors", "out").err
     assert {path.name for path in tree.iterdir()} == {"learning"}
+
+
+def test_without_room_an_export_fails_whole(tree: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1024, hard))
+    try:
+        done = run(tree, "export", MODEL, "--safetensors", "out")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert (done.status, "error[STORAGE_FULL]" in done.err) == (1, True)
+    assert {path.name for path in tree.iterdir()} == {"learning"}
+    (tree / "file").touch()
+    assert "no folder for it" in run(tree, "export", MODEL, "--safetensors", "file/out").err
+
+
+def test_whatever_a_file_holds_it_is_read_or_refused(tree: Path) -> None:
+    """Bytes that have the right hash and are not what torch writes."""
+    whole = (folder(tree) / "checkpoint-000002.pt").read_bytes()
+    at = whole.index(b"data.pkl")
+    random = np.random.default_rng(0)
+    for _ in range(150):
+        data = bytearray(whole)
+        for place in random.integers(at, len(data) if random.random() < 0.3 else at + 3000, random.integers(1, 4)):
+            data[place % len(data)] = random.integers(256)
+        path = folder(tree) / "checkpoint-000003.pt"
+        path.write_bytes(data[: random.integers(at, len(data))] if random.random() < 0.1 else data)
+        file = {"file": path.name, "bytes": path.stat().st_size, "sha256": files.sha256_file(path)}
+        change_json(path.with_name("checkpoint-000003.meta.json"), files=[file], tensors={})
+        done = run(tree, "diff", MODEL, "2", "3", "--json")
+        assert done.status in {0, 1, 6}, done.err
 
 
 class Bomb:

@@ -248,14 +248,16 @@ def schema_of(path: Path) -> ModelSchema | None:
 
 
 def _file(one: Checkpoint, *, hashes: bool, report: Report) -> Link:
-    expected = one.meta.files[0]
-    facts: dict[str, object] = {"bytes": one.num_bytes, "sha256": expected.sha256, "meta_sha256": one.meta_sha256}
+    expected = one.meta.files
+    name = expected[0].file.partition("/")[0]
+    facts: dict[str, object] = {"bytes": one.num_bytes, "sha256": expected[0].sha256, "meta_sha256": one.meta_sha256}
     if not hashes:
-        return Link("file", expected.file, "unknown", "not hashed", facts)
+        return Link("file", name, "unknown", "not hashed", facts)
     bad: RailbusError | None = fault(one, report=report)
     if bad is not None:
-        return Link("file", expected.file, "broken", bad.message, facts)
-    return Link("file", expected.file, "proven", "every byte is as the meta says", facts)
+        return Link("file", name, "broken", bad.message, facts)
+    of_all = f" of {len(expected)} files" if len(expected) > 1 else ""
+    return Link("file", name, "proven", f"every byte{of_all} is as the meta says", facts)
 
 
 def _bytes(path: Path) -> bytes | None:

@@ -169,7 +169,10 @@ def _pieces(header: bytes, file: BufferedReader, tensors: dict[str, Tensor], rep
 
 def _write(target: Path, pieces: Iterator[memoryview]) -> tuple[int, str]:
     """Write a new file whole, and give its size and hash; raises Conflict if somebody was quicker."""
-    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError, PermissionError) as exc:
+        raise InvalidField(field="target", value=str(target), problem=f"no folder for it: {exc.strerror}") from exc
     hidden = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     digest = hashlib.sha256()
     try:
