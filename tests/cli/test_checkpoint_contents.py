@@ -480,9 +480,3 @@ def test_a_table_that_says_what_cannot_be_is_refused(tree: Path, lie: str) -> No
     done = run(tree, "export", MODEL, "--safetensors", "out")
     assert done.status in {1, 6}
     assert "error[CHECKPOINT_CORRUPT]" in done.err or "error[NOT_SUPPORTED]" in done.err
-
-
-def test_a_sharded_checkpoint_says_how_to_make_one_file_of_it(tree: Path) -> None:
-    change_json(folder(tree) / "checkpoint-000003.meta.json", format="dcp", tensors={})
-    done = run(tree, "export", MODEL, "--safetensors", "out")
-    assert f"railbus checkpoints consolidate {MODEL} 3" in done.err

@@ -12,6 +12,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from commands import railbus_here
 from railbus_runner.checkpointing import loading
@@ -265,6 +266,19 @@ def assert_consolidated(root: Path, target: Path) -> None:
     assert_same(torch.load(target, weights_only=True, mmap=True), state_of(root, metas(root)[-1]))
     assert railbus_here(*words, cwd=root).status != 0
     assert [path.name for path in target.parent.glob(".one*")] == []
+    assert_looked_at(root, torch.load(target, weights_only=True)["parts"]["model"])
+
+
+def assert_looked_at(root: Path, model: dict[str, torch.Tensor]) -> None:
+    """What is spread is verified, followed, compared and exported like any other."""
+    assert railbus_here("checkpoints", "verify", "--root", str(root), cwd=root).status == 0
+    done = railbus_here("checkpoints", "diff", "m", "--part", "model", "--json", "--root", str(root), cwd=root)
+    found = cast("Any", done.json())
+    assert {change["tensor"] for change in found["changed"]} == {f"parts.model.{name}" for name in model}
+    words = ("checkpoints", "export", "m", "--safetensors", "weights", "--root", str(root))
+    assert railbus_here(*words, cwd=root).status == 0
+    assert_same(load_file(root / "weights"), dict(model))
+    assert list(root.glob(".railbus-*")) == []
 
 
 def test_a_job_of_one_process_goes_on_in_two_ranks_spread_or_not(root: Path, tmp_path: Path, warm: WarmHost) -> None:

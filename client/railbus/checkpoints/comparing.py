@@ -12,6 +12,7 @@ import numpy as np
 
 from railbus.checkpoints.catalogue import Checkpoint
 from railbus.checkpoints.dtypes import ITEM_BYTES, Array, Bytes, numbers
+from railbus.checkpoints.one_file import as_one_file
 from railbus.checkpoints.proof import Report, silent, verified
 from railbus.checkpoints.tensors import Tensor, contents, read
 from railbus_shared.errors import InvalidField
@@ -94,11 +95,17 @@ class Comparison:
 def compare(first: Checkpoint, second: Checkpoint, *, part: str | None = None, report: Report = silent) -> Comparison:
     """Compare two checkpoints, both verified before, or only the tensors of one part of them.
 
-    Never more than some megabytes are in memory. Raises CheckpointCorrupt, NotSupported, and InvalidField for a part
-    that neither has.
+    Never more than some megabytes are in memory, but for sharded ones, which are put together before.
+
+    Raises CheckpointCorrupt, NotSupported, and InvalidField for a part that neither has.
     """
-    with verified(first, report=report) as file_a, verified(second, report=report) as file_b:
-        a, b = contents(first, file_a), contents(second, file_b)
+    with (
+        as_one_file(first) as whole_a,
+        as_one_file(second) as whole_b,
+        verified(whole_a, report=report) as file_a,
+        verified(whole_b, report=report) as file_b,
+    ):
+        a, b = contents(whole_a, file_a), contents(whole_b, file_b)
         if part is not None:
             a, b = a.part(part), b.part(part)
             if not (a.names or b.names):

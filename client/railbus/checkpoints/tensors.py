@@ -90,15 +90,10 @@ class Contents:
 
 
 def contents(one: Checkpoint, file: BufferedReader) -> Contents:
-    """The tensors in a checkpoint's first file, whose bytes are verified.
+    """The tensors in the one file of a checkpoint (see `as_one_file`), whose bytes are verified.
 
-    Raises NotSupported for a sharded checkpoint or a dtype that is not known, CheckpointCorrupt.
+    Raises NotSupported for a dtype that is not known, CheckpointCorrupt.
     """
-    if one.meta.format != "torch":
-        raise NotSupported(
-            f"{one.title} is sharded: its tensors lie in {len(one.meta.files)} files",
-            hint=f"make one file of it first: railbus checkpoints consolidate {one.title}",
-        )
     placed = Contents({name: _placed(one, name, place) for name, place in one.meta.tensors.items()})
     _check_within(one, placed, file)
     if placed.tensors and _is_all(placed, storages(file, _path(one))):

@@ -21,6 +21,7 @@ import orjson
 
 from railbus.checkpoints.catalogue import Checkpoint
 from railbus.checkpoints.dtypes import ITEM_BYTES, SAFETENSORS_DTYPES
+from railbus.checkpoints.one_file import as_one_file
 from railbus.checkpoints.proof import Report, silent, verified
 from railbus.checkpoints.tensors import PARTS, Contents, Tensor, contents, read
 from railbus_shared import files
@@ -55,7 +56,9 @@ class Wish:
 
 
 def export_safetensors(one: Checkpoint, target: Path, wish: Wish, *, report: Report = silent) -> Exported:
-    """Write tensors of a checkpoint; the same ones give the same bytes. No more than some megabytes are in memory.
+    """Write tensors of a checkpoint; the same ones give the same bytes.
+
+    No more than some megabytes are in memory, but of a sharded one, which is put together before, once all of it.
 
     Args:
         one: the checkpoint; every file of it is hashed before.
@@ -68,8 +71,9 @@ def export_safetensors(one: Checkpoint, target: Path, wish: Wish, *, report: Rep
     """
     if target.exists() or target.is_symlink():
         raise Conflict(f"target has value {str(target)!r}: it exists", hint="name a new one; nothing is overwritten")
-    with verified(one, report=report) as file:
-        wanted = chosen(contents(one, file), wish)
+    folder = _folder_of(target)
+    with as_one_file(one, beside=folder) as whole, verified(whole, report=report) as file:
+        wanted = chosen(contents(whole, file), wish)
         kept, tied = untied(wanted)
         header = _header(kept, _metadata(one, wish) | tied)
         with files.storage_errors(target):
@@ -140,7 +144,7 @@ def _metadata(one: Checkpoint, wish: Wish) -> dict[str, str]:
         "model_schema_sha256": meta.model_schema_sha256,
         "parent_sha256": meta.parent_sha256,
         "meta_sha256": one.meta_sha256,
-        "sha256": meta.files[0].sha256,
+        "sha256": meta.files[0].sha256 if len(meta.files) == 1 else None,
         "written": meta.created_at,
     }
     return {"format": "pt"} | {f"railbus.{key}": str(value) for key, value in said.items() if value is not None}
@@ -167,12 +171,17 @@ def _pieces(header: bytes, file: BufferedReader, tensors: dict[str, Tensor], rep
             report("export", done, total)
 
 
-def _write(target: Path, pieces: Iterator[memoryview]) -> tuple[int, str]:
-    """Write a new file whole, and give its size and hash; raises Conflict if somebody was quicker."""
+def _folder_of(target: Path) -> Path:
+    """Made where there is none."""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError, PermissionError) as exc:
         raise InvalidField(field="target", value=str(target), problem=f"no folder for it: {exc.strerror}") from exc
+    return target.parent
+
+
+def _write(target: Path, pieces: Iterator[memoryview]) -> tuple[int, str]:
+    """Write a new file whole, and give its size and hash; raises Conflict if somebody was quicker."""
     hidden = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     digest = hashlib.sha256()
     try:
