@@ -163,7 +163,7 @@ HARM: dict[str, tuple[Callable[[Path, Path], object], tuple[str, str, str], str]
     "a flipped bit": (
         lambda _root, folder: flip(folder / "checkpoint-000003.pt"),
         ("file", "checkpoint-000003.pt", "broken"),
-        "does not match its meta",
+        "it should have sha256",
     ),
 }
 

@@ -20,7 +20,7 @@ from railbus.checkpoints.opening import opened
 from railbus.checkpoints.proof import Report, fault, silent
 from railbus_shared.contracts.artifacts import CheckpointMeta, ModelSchema
 from railbus_shared.contracts.jobs import JobRecord
-from railbus_shared.errors import CheckpointCorrupt, RailbusError, WireError
+from railbus_shared.errors import CheckpointCorrupt, WireError
 from railbus_shared.layout import Layout, checkpoint_stem
 
 Verdict = Literal["proven", "unknown", "broken"]
@@ -122,7 +122,7 @@ def _parent(one: Checkpoint, number: int) -> tuple[Verdict, str, Checkpoint | No
     except FileNotFoundError:
         return "unknown", "gone, by retention or by hand; what came before it is not known", None
     except CheckpointCorrupt as exc:
-        return "broken", exc.message, None
+        return "broken", f"its meta is damaged: {exc.details['actual']}", None
     if one.meta.parent_sha256 is None:
         return "unknown", f"{_where(parent)}; {one.name} holds no hash of it", parent
     if parent.meta_sha256 != one.meta.parent_sha256:
@@ -212,7 +212,7 @@ def _job(job: str, meta: CheckpointMeta, facts: dict[str, object], record: JobRe
         return Link("job", job, "unknown", "the meta holds no hash of what it asked for", facts)
     code = f"{meta.entrypoint}, seed {meta.seed}" + (f", commit {meta.git_commit[:12]}" if meta.git_commit else "")
     if record is None:
-        said = f"{code}; what it asked for in all is known by its hash, the record was not compared"
+        said = f"{code}; its spec is known by its hash alone"
         return Link("job", job, "unknown", said, facts)
     facts |= {"state": record.state, "spec": record.spec.to_map()}
     if record.spec_sha256 == record.spec.digest == meta.spec_sha256:
@@ -253,9 +253,10 @@ def _file(one: Checkpoint, *, hashes: bool, report: Report) -> Link:
     facts: dict[str, object] = {"bytes": one.num_bytes, "sha256": expected[0].sha256, "meta_sha256": one.meta_sha256}
     if not hashes:
         return Link("file", name, "unknown", "not hashed", facts)
-    bad: RailbusError | None = fault(one, report=report)
+    bad = fault(one, report=report)
     if bad is not None:
-        return Link("file", name, "broken", bad.message, facts)
+        told = f"it should have {bad.details['expected']}, and has {bad.details['actual']}"
+        return Link("file", name, "broken", told, facts)
     of_all = f" of {len(expected)} files" if len(expected) > 1 else ""
     return Link("file", name, "proven", f"every byte{of_all} is as the meta says", facts)
 

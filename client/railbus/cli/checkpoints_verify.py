@@ -10,7 +10,7 @@ import click
 
 from railbus.cli import exit_codes
 from railbus.cli.progress import progress
-from railbus.cli.render import Cell, Column, print_json, show, to_console
+from railbus.cli.render import Cell, Column, print_json, say, show, to_console
 from railbus.cli.session import json_option, root_option, session
 from railbus_shared import clock
 from railbus_shared.errors import CheckpointCorrupt, CheckpointNotFound
@@ -27,7 +27,6 @@ _COLUMNS: Final = (
     Column("STATE", "state"),
     Column("PARENT", "state"),
     Column("SHA256", "hash"),
-    Column("FAULT"),
 )
 _LEFTOVERS: Final = (
     Column("ALSO THERE"),
@@ -54,11 +53,16 @@ class _Result:
 
     @property
     def row(self) -> list[Cell]:
-        faults = [self.error.message] if self.error else []
-        faults += [f"parent: {self.parent.said}"] if self.parent and self.parent.verdict == "broken" else []
-        state = "damaged" if self.error else "valid"
         parent = self.parent.verdict if self.parent else None
-        return [self.model, self.name, state, parent, self.sha256, "; ".join(faults)]
+        return [self.model, self.name, "damaged" if self.error else "valid", parent, self.sha256]
+
+    @property
+    def faults(self) -> list[str]:
+        """What is wrong with it, in words."""
+        told = [self.error.message] if self.error else []
+        if self.parent is not None and self.parent.verdict == "broken":
+            told.append(f"{self.name}: its parent {self.parent.name} is broken: {self.parent.said}")
+        return told
 
     def to_map(self) -> dict[str, object]:
         return {
@@ -129,12 +133,13 @@ def _result(path: Path, model: str, report: Report) -> _Result | None:
 
 def _show(results: list[_Result], beside: list[Leftover]) -> None:
     console = to_console()
-    if results and all(result.is_good for result in results):
-        show(_COLUMNS[:-1], [result.row[:-1] for result in results], console=console)
-    elif results:
+    if results:
         show(_COLUMNS, [result.row for result in results], console=console)
     else:
         click.echo("no checkpoints", err=True)
+    for fault in (fault for result in results for fault in result.faults):
+        click.echo()
+        say(fault, console=console)
     if beside:
         click.echo()
         show(_LEFTOVERS, [_leftover(one) for one in beside], console=console)
