@@ -106,13 +106,12 @@ def _conclude(found: Lineage, console: Console, *, asked: bool) -> None:
 
 def _pairs(one: Checkpoint) -> dict[str, Cell]:
     meta = one.meta
-    tensors = f", {len(meta.tensors)} tensors" if meta.tensors else ""
-    if len(meta.files) > 1:
-        tensors = f", {len(meta.files)} files"
+    count = len(meta.files)
+    tensors = f", {count} files" if count > 1 else f", {len(meta.tensors)} tensors" if meta.tensors else ""
     return {
         "checkpoint": str(one.path.with_name(meta.files[0].file.partition("/")[0])),
         "size": f"{size(one.num_bytes)} in the format {meta.format}{tensors}",
-        "sha256": meta.files[0].sha256 if len(meta.files) == 1 else None,
+        "sha256": meta.files[0].sha256 if count == 1 else None,
         "model": meta.model,
         "trained": f"{meta.step:,} steps, {meta.samples_seen:,} samples, now in epoch {meta.epoch}",
         "metrics": _listed(meta.metrics),
