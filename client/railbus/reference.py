@@ -14,7 +14,9 @@ from typing import Any, Final
 from pydantic import BaseModel
 from pydantic_settings import BaseSettings
 
+from railbus import asyncapi
 from railbus.job_states import with_states
+from railbus_shared.catalogue import EVENTS, Told
 from railbus_shared.contracts import artifacts, checks, devices, events, jobs, requests, saving, waiting
 from railbus_shared.contracts.model import Contract
 from railbus_shared.errors import RailbusError, known_codes
@@ -97,11 +99,28 @@ def messages_page() -> str:
         ("Files", artifacts),
     ):
         parts.append(f"## {title}\n")
+        parts += _event_rows() if module is events else []
         for contract in _contracts_of(module):
             parts += [f"### {contract.__name__}\n", _one_line(contract.__doc__ or ""), ""]
             if contract.model_fields:
                 parts += ["| field | type | default | meaning |\n| --- | --- | --- | --- |", *_field_rows(contract), ""]
     return "\n".join(parts)
+
+
+def _event_rows() -> list[str]:
+    """The types of events, each with what it means."""
+    rows = [f"| `{told.type}` | {told.told_by} | {told.meaning} | {_names(told)} |" for told in EVENTS]
+    return [
+        "Subjects are `railbus.evt.<area>.<id>.<what>`, for instance `railbus.evt.job.j-77732b-1.placed`. A user's own "
+        "events are `app.<what>`. All of this, and the requests, stand in [asyncapi.json](asyncapi.json) as well.\n",
+        "| type | told by | meaning | data |\n| --- | --- | --- | --- |",
+        *rows,
+        "",
+    ]
+
+
+def _names(told: Told) -> str:
+    return "" if told.data is None else ", ".join(f"`{name}`" for name in told.data)
 
 
 def _contracts_of(module: object) -> list[type[Contract]]:
@@ -164,7 +183,12 @@ def _one_line(text: str) -> str:
     return " ".join(text.split()).replace("|", "\\|")
 
 
-PAGES: Final = {"settings.md": settings_page, "errors.md": errors_page, "messages.md": messages_page}
+PAGES: Final = {
+    "settings.md": settings_page,
+    "errors.md": errors_page,
+    "messages.md": messages_page,
+    "asyncapi.json": asyncapi.page,
+}
 
 
 PARTS: Final = {"jobs.md": with_states}

@@ -1,4 +1,7 @@
-"""One `railbus up` for the tests that leave it whole, and one of its own for each test that breaks it."""
+"""One `railbus up` for the tests that leave it whole, and one of its own for each test that breaks it.
+
+What was told meanwhile must stand in the catalogue of events, each name in its data too.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ import pytest
 
 import fail_points
 from railbus.importing import import_dataset
+from railbus_shared.catalogue import undocumented
 from railbus_shared.layout import Layout
 from running_up import RunningUp, start_up
 
@@ -24,6 +28,7 @@ def _running(folder: Path, *, launcher: tuple[str, ...] = ("-m",), **settings: s
     finally:
         status = up.stop()
     assert status == 0, up.output.read_text() + up.logs()
+    assert undocumented(up.log_lines()) == []
 
 
 @pytest.fixture(scope="module")

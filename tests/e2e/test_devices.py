@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 
+import dashboard
 from railbus.client import Client
 from railbus_shared import wire
 from railbus_shared.contracts.jobs import JobRecord
 from railbus_shared.errors import LeaseLost, NoFreeDevice, error_from_wire
-from running_up import RunningUp, finished
+from running_up import SERVICES, RunningUp, finished
 from until import PATIENCE_S, until
 
 pytestmark = pytest.mark.timeout(120)  # starts services that import torch
@@ -99,3 +100,10 @@ async def test_jobs_wait_for_the_one_device_oldest_first_and_priority_before_age
             await finished(client, job)
         started = [(await client.job(job)).started_at or "" for job in jobs]
     assert started[2] < started[0] < started[1]
+
+
+def test_whatever_the_dashboard_asks_for_is_served(up: RunningUp) -> None:
+    pages = [up.get(service, "/metrics")[1] for service in SERVICES]
+    served = {line.split()[2] for page in pages for line in page.splitlines() if line.startswith("# TYPE ")}
+    # a counter is declared as `x` or as `x_total`, whichever form the page has
+    assert {dashboard.family(name) for name in dashboard.metrics()} <= {dashboard.family(name) for name in served}
