@@ -99,8 +99,8 @@ def ratios(found: Mapping[str, Told], of: Callable[[Sequence[float]], float]) ->
     if "looping" in found:
         extra = _each(found["looping"]["extra_s"], of)
         yield "extra loop time / torch.save", extra["railbus"] / extra["torch.save"], EXTRA_OF_TORCH
-    for where in ("page cache", "disk") if "loading" in found else ():
-        times = _each(found["loading"][where], of)
+    for where, seconds in found["loading"].items() if "loading" in found else ():
+        times = _each(seconds, of)
         for name in ("torch.load", "torch.load, mapped"):
             yield f"load / {name}, {where}", times["railbus"] / times[name], LOAD_OF_TORCH
 
@@ -133,8 +133,8 @@ def show_looping(told: Told) -> None:
 
 
 def show_loading(told: Told) -> None:
-    rows = [[name, *_cells(told["page cache"][name]), *_cells(told["disk"][name])] for name in told["disk"]]
-    show("loading into live tensors, seconds", header=["", "page cache", "range", "disk", "range"], rows=rows)
+    rows = [[name, where, *_cells(seconds)] for where, times in told.items() for name, seconds in times.items()]
+    show("loading, seconds", header=["", "into live tensors from", "median", "range"], rows=rows)
 
 
 def show_holding(found: Mapping[str, Told]) -> None:

@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Final, cast
+from typing import Any, Final, cast
 
 import torch
 import torch.distributed.checkpoint as dcp
@@ -137,6 +137,23 @@ class Loaders:
     def torch_load_mapped(self) -> None:
         """Mapped, then copied out of the map."""
         self._take(torch.load(self._checkpoint, weights_only=True, mmap=True)["parts"])
+
+    def torch_load_at_start(self) -> None:
+        """As a script goes on: the optimizer, which has no state yet, takes the tensors that were read."""
+        self._begin(torch.load(self._checkpoint, weights_only=True)["parts"])
+
+    def torch_load_mapped_at_start(self) -> None:
+        """The optimizer's tensors are copied out of the map, in which they would be changed otherwise."""
+        found = torch.load(self._checkpoint, weights_only=True, mmap=True)["parts"]
+        state = found["optimizer"]["state"]
+        copied = {
+            number: {name: tensor.clone() for name, tensor in tensors.items()} for number, tensors in state.items()
+        }
+        self._begin({**found, "optimizer": {**found["optimizer"], "state": copied}})
+
+    def _begin(self, found: Any) -> None:
+        self._training.model.load_state_dict(found["model"])
+        self._training.optimizer.load_state_dict(found["optimizer"])
 
     def safetensors(self) -> None:
         found = load_file(self._flat)

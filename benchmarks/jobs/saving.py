@@ -27,6 +27,8 @@ from railbus_shared.layout import Layout, checkpoint_number, checkpoint_stem
 
 EVERY_STEPS: Final = 64
 """Of the policy; the jobs take idle steps until the next one is due."""
+AT_START: Final = "disk, at a start"
+"""Where the optimizer has no state yet, as in every attempt that goes on."""
 _LOOP_STEPS: Final = 6
 _SETTLE_S: Final = 0.2
 
@@ -199,7 +201,7 @@ def _steps(ctx: TrainContext, training: Training, *, save: Save | None) -> tuple
 
 
 def loading(ctx: TrainContext) -> None:
-    """How long it takes to bring a state back into the tensors that train, from the page cache and from the disk."""
+    """How long it takes to bring a state back into the tensors that train, and into those of a new attempt."""
     params, training, ours = _begun(ctx)
     buffer = Buffer(training.tensors())
     ours.align()
@@ -213,17 +215,27 @@ def loading(ctx: TrainContext) -> None:
         "safetensors": loaders.safetensors,
         "DCP load": loaders.dcp_load,
     }
-    warm, cold = defaultdict[str, list[float]](list), defaultdict[str, list[float]](list)
+    at_start: dict[str, Callable[[], object]] = {
+        "railbus": ctx.resume,
+        "torch.load": loaders.torch_load_at_start,
+        "torch.load, mapped": loaders.torch_load_mapped_at_start,
+    }
+    cases = [(where, name, load) for where in ("page cache", "disk") for name, load in loads.items()]
+    cases += [(AT_START, name, load) for name, load in at_start.items()]
+    found: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for _ in range(params.rounds + 1):
-        for name, load in loads.items():
-            for found in (cold, warm):
-                training.change()
-                if found is cold:
-                    for path in loaders.files():
-                        evict(path)
-                found[name].append(_seconds(load))
-                assert buffer.equals(training.tensors()), f"{name} did not bring back what was saved"
-    ctx.event("measured", **{"page cache": _counted(warm), "disk": _counted(cold)})
+        for where, name, load in cases:
+            if where == "page cache":
+                load()
+            else:
+                for path in loaders.files():
+                    evict(path)
+            training.change()
+            if where == AT_START:
+                training.optimizer.state.clear()
+            found[where][name].append(_seconds(load))
+            assert buffer.equals(training.tensors()), f"{name} did not bring back what was saved"
+    ctx.event("measured", **{where: _counted(times) for where, times in found.items()})
 
 
 # --- memory ----------------------------------------------------------------------------------------------------------
