@@ -5,7 +5,7 @@
 A job on a real `railbus up` holds a model of 94 million parameters with AdamW, 628 tensors and 1.1 GB in all, and saves
 it by its policy, as every job does, through its writer and the commit in the job record. In turns with that, in the
 same process and on the same disk, the others save the same tensors (`still`). What was written is compared with a copy,
-bit by bit, and in the round that does not count all tensors are changed as soon as the loop may go on. A second job
+bit by bit, and once all tensors are changed as soon as the loop may go on. A second job
 trains while it saves (`looping`), a third loads (`loading`), and of two more the memory is watched, in both modes
 (`holding`). Without a PART all are measured. `--quick` takes a state of 6 MB, to see that it runs; nothing is to be
 read from its figures.
@@ -59,13 +59,18 @@ async def measured(client: Client, up: Running, entrypoint: str, *, mode: str = 
         }
         job = (await client.submit(spec)).id
         found: Any = None
+        modes: list[str] = []
         async with asyncio.timeout(_JOB_S):
             async for event in client.follow(job):
+                data: Any = event["data"]
                 if event["type"] == "app.measured":
-                    found = event["data"]
+                    found = data
+                elif event["type"] == "checkpoint.written":
+                    modes.append(data["mode"])
         record = await client.job(job)
-        assert found is not None, f"job {job} told nothing: {record.error}"
         assert record.state == "succeeded", f"job {job}: {record.error}"
+        assert found is not None, f"job {job} told nothing"
+        assert set(modes[1:-1]) <= {mode}, f"job {job} wrote in the modes {modes}: is there not enough memory?"
     for path in Layout(up.root).checkpoints(model).iterdir():
         path.unlink()
     return found
@@ -80,7 +85,7 @@ async def measure_all(root: Path, parts: Sequence[str], *, rounds: int, tiny: bo
                     found[part] = await measured(client, up, part, rounds=rounds, tiny=tiny)
                     continue
                 for mode in MODES:
-                    found[mode] = await measured(client, up, part, mode=mode, rounds=2, tiny=tiny)
+                    found[mode] = await measured(client, up, part, mode=mode, rounds=4, tiny=tiny)
     return found
 
 
