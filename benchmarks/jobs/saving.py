@@ -31,6 +31,7 @@ AT_START: Final = "disk, at a start"
 """Where the optimizer has no state yet, as in every attempt that goes on."""
 _LOOP_STEPS: Final = 6
 _SETTLE_S: Final = 0.2
+_WARM_S: Final = 60.0
 
 Save = Callable[[], IsDurable]
 Seconds = Mapping[str, list[float]]
@@ -43,6 +44,7 @@ class Params(Contract):
     model: str
     folder: str
     """Where everything but railbus's checkpoints goes; on the same disk."""
+    mode: str
     rounds: int = 5
     tiny: bool = False
 
@@ -58,6 +60,18 @@ class Ours:
         """Go on until the next step is one that saves."""
         while (self._ctx.global_step + 1) % EVERY_STEPS:
             self._ctx.step()
+
+    def warm_up(self) -> None:
+        """Save until a checkpoint is written beside the loop, which takes an arena that is all there."""
+        until_s = time.monotonic() + _WARM_S
+        while time.monotonic() < until_s:
+            self.align()
+            is_durable = self.save()
+            if not is_durable():
+                until(is_durable)
+                return
+            time.sleep(_SETTLE_S)
+        raise AssertionError(f"no checkpoint was written beside the loop in {_WARM_S:g} s")
 
     def save(self, **metrics: object) -> IsDurable:
         """The step that saves; `align` comes before."""
@@ -87,7 +101,9 @@ def _begun(ctx: TrainContext) -> tuple[Params, Training, Ours]:
     training = Training.begun(tiny=params.tiny)
     ctx.track(model=training.model, optimizer=training.optimizer)
     ctx.resume()
-    return params, training, Ours(ctx, params)
+    ours = Ours(ctx, params)
+    ours.warm_up()
+    return params, training, ours
 
 
 # --- a state that stands still --------------------------------------------------------------------------------------
@@ -252,6 +268,8 @@ def holding(ctx: TrainContext) -> None:
     ctx.track(model=training.model, optimizer=training.optimizer)
     ctx.resume()
     ours = Ours(ctx, params)
+    if params.mode == "async":
+        ours.warm_up()
     ours.align()
     with _peak() as peak:
         for _ in range(params.rounds):
