@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import sys
 from typing import TYPE_CHECKING, Final
 
 import click
@@ -37,10 +39,14 @@ def watch(*, once: bool) -> None:
 
     VALUE and CURVE are a job's loss over its whole run, or the first metric that it tells.
     """
-    console = to_console()
-    if not once and not console.is_terminal:
+    if once:
+        run(_once(to_console()))
+        return
+    if not sys.stdout.isatty() or os.environ.get("TERM") == "dumb":
         raise click.UsageError("there is no terminal to draw on; `railbus watch --once`, or `railbus logs -f`")
-    run(_once(console) if once else _watch(console))
+    from rich.console import Console
+
+    run(_watch(Console(highlight=False)))  # colours or not as NO_COLOR says
 
 
 async def _once(console: Console) -> None:
