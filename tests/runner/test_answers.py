@@ -11,7 +11,7 @@ from railbus_runner import answers
 from railbus_runner.answers import Answers
 from railbus_runner.claim import Claim
 from railbus_runner.commits import Commits
-from railbus_runner.frames import FrameBuffer, Paused, Verified, Verify, pack
+from railbus_runner.frames import AwaitsWriter, FrameBuffer, Paused, Verified, Verify, pack
 from railbus_runner.link import TrainerLink
 from railbus_runner.reaping import AttemptLedger
 from railbus_runner.saving import SaveRequests
@@ -92,6 +92,9 @@ async def test_a_question_whose_answer_was_lost_is_asked_again_and_a_pause_stand
             writers = Writers(link, commits, ref=claim.ref, warm=warm, ledger=ledger, forward=lambda _: None)
             asked = Answers(link, claim, context, commits=commits, saves=saves, writers=writers, moved=lambda: None)
             await asked.open_stream()
+            for is_waiting in (True, False):
+                asked._hear(AwaitsWriter(is_waiting=is_waiting))
+                assert asked.is_owing is is_waiting
             link.theirs.setblocking(False)
             async with asyncio.timeout(PATIENCE_S), asyncio.TaskGroup() as tasks:
                 tasks.create_task(asked.serve())

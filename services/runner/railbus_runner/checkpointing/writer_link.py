@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import select
 import socket
 import threading
@@ -16,6 +17,8 @@ from railbus_shared.errors import BadMessage
 
 if TYPE_CHECKING:
     from railbus_runner.channel import TrainerChannel
+
+logger = logging.getLogger(__name__)
 
 _READ_BYTES: Final = 1 << 16
 _PORTABLE: Final = 1  # pinned for every GPU of the process
@@ -41,6 +44,7 @@ class WriterLink:
         self._descriptors: list[int] = []
         self._arena: Arena | None = None
         self._mapped = threading.Event()
+        self._is_pinned = False
         self._outcome: Durable | NotWritten | None = None
 
     @property
@@ -137,28 +141,31 @@ class WriterLink:
                 self.why_not = f"the arena cannot be mapped: {exc}"
                 return
             if is_whole:
-                _pin(arena)
+                self._is_pinned = _pin(arena)
                 mapped.set()
 
         threading.Thread(target=populate, name="railbus-arena", daemon=True).start()
 
     def _drop_arena(self) -> None:
         if self._arena is not None:
-            if self._mapped.is_set():
+            if self._is_pinned:
                 _unpin(self._arena)
             self._arena.close()
-        self._arena = None
+        self._arena, self._is_pinned = None, False
 
 
-def _pin(arena: Arena) -> None:
-    """Let a GPU that this process uses write into the arena by itself: several times faster, and needed to overlap."""
-    if _uses_cuda():
-        torch.cuda.check_error(int(_cudart().cudaHostRegister(arena.address, arena.nbytes, _PORTABLE)))
+def _pin(arena: Arena) -> bool:
+    """Let a GPU that this process uses write into the arena by itself, several times faster; False if it may not."""
+    if not _uses_cuda():
+        return False
+    code = int(_cudart().cudaHostRegister(arena.address, arena.nbytes, _PORTABLE))
+    if code:
+        logger.warning("the arena is not pinned, copies from the GPU take longer", extra={"code": code})
+    return code == 0
 
 
 def _unpin(arena: Arena) -> None:
-    if _uses_cuda():
-        _cudart().cudaHostUnregister(arena.address)
+    _cudart().cudaHostUnregister(arena.address)
 
 
 def _uses_cuda() -> bool:
