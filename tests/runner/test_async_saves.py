@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -282,24 +283,92 @@ def test_killed_at_any_step_of_its_writer_a_trainer_loses_nothing(
     assert resumed.ended.outcome == "succeeded"
 
 
+@pytest.mark.parametrize("mode", ["async", "sync"])
 @pytest.mark.parametrize("point", fail_points.STEPS)
 def test_killed_together_at_any_step_they_leave_a_checkpoint_or_litter_that_is_swept(
-    warm: WarmHost, root: Path, points: Path, point: str
+    warm: WarmHost, root: Path, points: Path, point: str, mode: str
 ) -> None:
-    """As when their runner dies."""
+    """As when their runner dies; and so does a trainer that writes by itself."""
 
     def arm(end: RunnerEnd, frame: Frame) -> Sequence[Frame] | None:
         if isinstance(frame, OpenWriter):
             fail_points.arm(points, point, pids=[end.pid, 0])
         return None
 
-    killed = run(warm, root, params={"steps": 50, "pause_s": 0.05}, on_frame=arm)
-    resumed = run(warm, root, params={"steps": 2}, attempt=2, recorded=killed.committed)
+    if mode == "sync":
+        fail_points.arm(points, point)
+    policy = {"mode": mode, "every_steps": 2}
+    params = {"steps": 50, "pause_s": 0.05, "waits": "always" if mode == "async" else "never"}
+    killed = run(warm, root, params=params, checkpoint=policy, on_frame=arm)
+    assert killed.exit_code == -signal.SIGKILL
+    resumed = run(warm, root, params={**params, "steps": 2}, checkpoint=policy, attempt=2, recorded=killed.committed)
     assert (killed.committed is not None) == (point in RECORDED)
     assert [event["step"] for event in resumed.of_type("checkpoint.resumed")] == [2] * (point in RECORDED)
     assert len(resumed.of_type("checkpoint.completed")) == (point == "committed")
     assert len(resumed.of_type("checkpoint.swept")) == (point not in (*RECORDED, "claimed"))
     assert litter(root) == []
+    assert [(meta.step, saved_value(root, meta)) for meta in metas(root)] == [(2, {2.0})]
+
+
+@pytest.mark.parametrize("mode", ["async", "sync"])
+def test_of_two_trainers_of_one_job_the_stale_one_adds_nothing_and_takes_nothing(
+    warm: WarmHost, root: Path, mode: str
+) -> None:
+    """Its successor runs from begin to end while it waits for the answer to its commit."""
+    options = {
+        "params": {"steps": 6, "waits": "always" if mode == "async" else "never"},
+        "checkpoint": {"mode": mode, "every_steps": 2, "keep_last": 9},
+    }
+    later: list[RunnerEnd] = []
+
+    def overtake(end: RunnerEnd, frame: Frame) -> Sequence[Frame] | None:
+        if not isinstance(frame, Commit) or frame.meta.step < 4:
+            return None
+        later.append(run(warm, root, attempt=2, recorded=end.committed, **options))
+        return [Refused(number=frame.meta.number, error=ErrorBody(code="STALE_LEASE_EPOCH", message="stale"))]
+
+    stale = run(warm, root, on_frame=overtake, **options)
+    (successor,) = later
+    assert stale.ended.error is not None
+    assert (stale.ended.outcome, stale.ended.error.code) == ("failed", "STALE_LEASE_EPOCH")
+    assert successor.ended.outcome == "succeeded"
+    assert [event["step"] for event in successor.of_type("checkpoint.resumed")] == [2]
+    assert [(meta.step, meta.attempt) for meta in metas(root)] == [(2, 1), (4, 2), (6, 2)]
+    assert [saved_value(root, meta) for meta in metas(root)] == [{2.0}, {4.0}, {6.0}]
+    assert litter(root) == []
+    assert len(list(Layout(root).checkpoints("m").glob("*.pt"))) == 3
+
+
+def test_a_trainer_that_was_stopped_past_the_lease_asks_for_a_commit_only_within_a_later_one(
+    warm: WarmHost, root: Path, points: Path
+) -> None:
+    fail_points.arm(points, "meta_drafted", signal.SIGSTOP)
+    policy = {"mode": "sync", "every_steps": 2}
+    params = {"steps": 2, "waits": "never"}
+    asked: list[list[Frame]] = []
+    end = RunnerEnd(
+        warm, plan(root, "rb_beside:train", code=root / "code", params=params, checkpoint=policy, deadline_s=2.0)
+    )
+
+    def commits() -> list[Frame]:
+        return [frame for frame in end.frames if isinstance(frame, Commit)]
+
+    def hold() -> None:
+        while (points / "meta_drafted").exists():
+            end.send(Deadline(boottime_s=clock.boottime_s() + 2))
+            time.sleep(0.1)
+        time.sleep(2.2)
+        os.kill(end.pid, signal.SIGCONT)
+        time.sleep(0.5)  # in which it may not ask
+        asked.append(commits())
+        end.send(Deadline(boottime_s=clock.boottime_s() + 60))
+
+    with ThreadPoolExecutor(1) as pool:
+        holding = pool.submit(hold)
+        end.run()
+        holding.result()
+    assert asked == [[]]
+    assert end.ended.outcome == "succeeded"
     assert [meta.step for meta in metas(root)] == [2]
 
 

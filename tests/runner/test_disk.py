@@ -200,6 +200,30 @@ def test_on_a_full_disk_a_checkpoint_fails_whole_and_a_later_one_is_written(smal
 
 
 @pytest.mark.root
+def test_wherever_on_its_way_a_checkpoint_finds_the_disk_full_nothing_of_it_is_left(small_disk: Path) -> None:
+    """With room for none of its files, for its claim alone, and so on, up to all but the meta, page by page."""
+    write(small_disk, 1)
+    before = {path.name for path in store(small_disk).folder.iterdir()}
+    ballast, left, told = small_disk / "ballast", 0, 0
+    while newest_step(small_disk) == (1, []):
+        room = os.statvfs(small_disk)
+        ballast.write_bytes(bytes(room.f_bavail * room.f_frsize - left * PAGE))
+        for _ in range(2):  # as one who looks for room again and again
+            with contextlib.suppress(StorageFull):
+                write(small_disk, 2)
+                break
+            told += 1
+            left_over = {path.name for path in store(small_disk).folder.iterdir()} - before
+            assert {name for name in left_over if not name.startswith(".serial-")} == set()
+            assert len(left_over) <= 1
+        ballast.unlink()
+        left += 1
+    assert told > 6, "the claim, the data, the meta: each found no room, twice"
+    assert newest_step(small_disk) == (2, [])
+    assert len(list(store(small_disk).folder.glob(".serial-*"))) == 1
+
+
+@pytest.mark.root
 def test_a_folder_that_cannot_be_written_to_is_named(small_disk: Path) -> None:
     write(small_disk, 1)
     subprocess.run(["/bin/mount", "-o", "remount,ro", small_disk], check=True)

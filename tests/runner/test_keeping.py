@@ -258,6 +258,33 @@ def test_who_asks_for_a_checkpoint_without_room_is_told_so(root: Path, disk: Dis
     assert told[:3] == [(1, None), (2, None), (2, "STORAGE_FULL")]
 
 
+@pytest.mark.root
+@pytest.mark.parametrize("mode", ["sync", "async"])
+def test_a_job_whose_folder_cannot_be_written_to_any_more_fails_and_leaves_what_was_there(
+    root: Path, disk: Disk, mode: str
+) -> None:
+    """Not to train on for days without a checkpoint."""
+    closed: list[int] = []
+
+    def close(_end: RunnerEnd, frame: Frame) -> Sequence[Frame] | None:
+        told = frame.events if isinstance(frame, Events) else ()
+        written = [data(event)["mode"] for event in told if event["type"] == "checkpoint.written"]
+        if mode in written and not closed:
+            while subprocess.run(["/bin/mount", "-o", "remount,ro", disk.folder], check=False).returncode:
+                time.sleep(0.01)  # while the next one is being written
+            closed.append(max(meta.number for meta in metas(root)))
+        return None
+
+    policy = {"every_steps": 2, "keep_last": 1, "mode": mode}
+    end = run(root, "walk", params={"steps": 100_000, "pause_s": 0.1}, checkpoint=policy, on_frame=close)
+    assert end.ended.error is not None
+    assert (end.ended.outcome, end.ended.error.code) == ("failed", "BAD_SETTING")
+    assert str(disk.folder) in end.ended.error.message
+    (last,) = metas(root)
+    assert last.number == closed[0]
+    assert disk.names() == {"model_schema.json", last.files[0].file, _meta_of(root)}
+
+
 # --- told to stop ----------------------------------------------------------------------------------------------------
 
 

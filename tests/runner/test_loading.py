@@ -65,7 +65,7 @@ def test_every_generator_goes_on_where_it_was(tmp_path: Path) -> None:
     draw()
     tracked = Tracked()
     tracked.add_part("model", torch.nn.Linear(2, 2))
-    save(store(tmp_path), tracked.state(step=5), describe=describer(), commit=agree)
+    save(store(tmp_path), tracked.state(step=5), describe=describer(step=5), commit=agree)
     expected = draw() + draw()
     loaded = loading.newest(store(tmp_path), rejected=Rejections())
     assert loaded is not None
@@ -114,6 +114,7 @@ DAMAGE: dict[str, Callable[[Path, Path], object]] = {
     "half a meta": lambda _data, meta: meta.write_bytes(meta.read_bytes()[:100]),
     "a meta without hash": lambda _data, meta: _edit_meta(meta, lambda m: m["files"][0].pop("sha256")),
     "a meta with an empty hash": lambda _data, meta: _edit_meta(meta, lambda m: m["files"][0].update(sha256="")),
+    "a meta of another step": lambda _data, meta: _edit_meta(meta, lambda m: m.update(step=3)),
     "a meta of another number": lambda _data, meta: _edit_meta(meta, lambda m: m.update(number=1)),
     "a meta of another model": lambda _data, meta: _edit_meta(meta, lambda m: m.update(model="n")),
     "a path in the meta": lambda _data, meta: _edit_meta(meta, lambda m: m["files"][0].update(file="../x.pt")),
@@ -127,6 +128,29 @@ def test_a_damaged_newest_is_passed_over_for_the_next_older_and_said(tmp_path: P
     folder = store(tmp_path).folder
     DAMAGE[damage](folder / "checkpoint-000002.pt", folder / "checkpoint-000002.meta.json")
     assert newest_step(tmp_path) == (1, [2])
+
+
+def test_whichever_bit_flips_what_is_read_is_what_was_saved_or_the_older_one(tmp_path: Path) -> None:
+    """Of the data every flip is told; of the meta those that change what it is read for, which no hash proves."""
+    folder = store(tmp_path).folder
+    saved = [write(tmp_path, 41), write(tmp_path, 42)]
+    for path in (folder / "checkpoint-000002.pt", folder / "checkpoint-000002.meta.json"):
+        whole = path.read_bytes()
+        is_meta = path.suffix == ".json"
+        for place in range(len(whole)) if is_meta else [*range(0, len(whole), 97), len(whole) - 1]:
+            path.write_bytes(whole[:place] + bytes([whole[place] ^ (1 << place % 7)]) + whole[place + 1 :])
+            rejections = Rejections()
+            loaded = loading.newest(store(tmp_path), rejected=rejections)
+            assert loaded is not None, "neither of the two was read"
+            stated, state = loaded.meta, loaded.read()
+            loaded.file.close()
+            assert (stated.number, stated.step) in [(meta.number, meta.step) for meta in saved]
+            assert stated.files == saved[stated.number - 1].files
+            assert state["step"] == stated.step
+            assert torch.equal(state["w"], torch.full((1000,), float(stated.step)))  # type: ignore[arg-type]
+            assert is_meta or (stated.number, list(rejections.errors)) == (1, [2])
+        path.write_bytes(whole)
+    assert newest_step(tmp_path) == (42, [])
 
 
 class Bomb:

@@ -21,6 +21,7 @@ from railbus_runner.checkpointing.store import CheckpointStore
 from railbus_runner.checkpointing.tensor_file import TensorFile
 from railbus_shared.contracts.artifacts import CheckpointFile, CheckpointMeta
 from railbus_shared.errors import CheckpointCorrupt, RailbusError
+from railbus_shared.layout import checkpoint_stem
 
 State = dict[str, object]
 Live = Callable[[CheckpointMeta], Collection[str]]
@@ -96,7 +97,7 @@ def open_checkpoint(folder: Path, meta: CheckpointMeta, *, live: Live = _none_li
     if meta.format == "dcp":
         from railbus_runner.checkpointing import sharded  # noqa: PLC0415 - few need it
 
-        return Opened(meta, InMemory(sharded.load_whole(folder, meta)))
+        return as_stated(Opened(meta, InMemory(sharded.load_whole(folder, meta))), folder)
     for extra in meta.files[1:]:
         _prove(folder, extra)
     own = set(live(meta))
@@ -106,7 +107,17 @@ def open_checkpoint(folder: Path, meta: CheckpointMeta, *, live: Live = _none_li
     if not isinstance(file.state, dict):
         file.close()
         raise CheckpointCorrupt(path=str(file.path), expected="a map of states", actual=type(file.state).__name__)
-    return Opened(meta, file)
+    return as_stated(Opened(meta, file), folder)
+
+
+def as_stated(opened: Opened, folder: Path) -> Opened:
+    """The same, if its state is of the step that its meta says, for no hash proves a meta; raises CheckpointCorrupt."""
+    meta, step = opened.meta, opened.state.get("step")
+    if step != meta.step:
+        opened.file.close()
+        path = folder / f"{checkpoint_stem(meta.number)}.meta.json"
+        raise CheckpointCorrupt(path=str(path), expected=f"step {step}, as in the state", actual=f"step {meta.step}")
+    return opened
 
 
 def _prove(folder: Path, stated: CheckpointFile) -> None:

@@ -71,7 +71,11 @@ def _create(path: Path, text: str) -> bool:
     except FileExistsError:
         return False
     with files.storage_errors(path), os.fdopen(descriptor, "wb") as file:
-        _write(file, text)
+        try:
+            _write(file, text)
+        except BaseException:
+            path.unlink()  # nothing is written under the number; on a full disk there would be one for every try
+            raise
     return True
 
 

@@ -99,7 +99,7 @@ class TeamResuming(Resuming):
         common = sharded.alike(self._team, lambda: sharded.read_common(parts))
         state, tensors = put_together(common, target=empty_like(live))
         sharded.read_parts(parts, tensors, proven=meta.files, team=self._team)
-        return Opened(meta, InMemory(state))
+        return loading.as_stated(Opened(meta, InMemory(state)), folder)
 
 
 class LiveTensors:
