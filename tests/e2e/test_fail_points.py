@@ -102,10 +102,49 @@ WRITTEN_BESIDE: dict[str, Any] = {
 }
 
 
+_whole: list[object] = []
+"""The weights of an undisturbed run of it."""
+
+
+async def _undisturbed_beside(client: Client, up: RunningUp) -> set[object]:
+    if not _whole:
+        spec = {**WRITTEN_BESIDE, "model": "beside-whole", "params": {"epochs": 4}}
+        _whole.extend(_weights(await _through(client, up, (await client.submit(spec)).id)))
+    return set(_whole)
+
+
 def _processes_of(up: RunningUp, job: str) -> tuple[int, int]:
     """Pids of a job's trainer and of its writer, as its runner remembers them."""
     state = json.loads((up.layout.state / "runner" / "attempts" / f"{job}.1.json").read_bytes())
     return state["pid"], state["writer_pid"]
+
+
+@pytest.mark.parametrize(
+    ("point", "told"),
+    [
+        ("before.Saved", {"checkpoint.swept", "checkpoint.resumed"}),
+        ("after.Saved", {"checkpoint.completed", "checkpoint.resumed"}),
+    ],
+)
+async def test_a_runner_that_dies_while_a_writer_waits_for_its_answer_costs_nothing_but_time(
+    failing_up: RunningUp, point: str, told: set[str]
+) -> None:
+    up, folder = failing_up, failing_up.root.parent
+    async with up.client() as client:
+        expected = await _undisturbed_beside(client, up)
+        job = (await client.submit({**WRITTEN_BESIDE, "model": f"beside-{point.lower()}"})).id
+        async for event in client.follow(job):
+            if event["type"] == "checkpoint.written" and event["source"] == "writer":
+                arm(folder, point)
+                break
+        await until(lambda: not (folder / point).exists())
+        lines = await _through(client, up, job)
+        record = await client.job(job)
+    assert (record.state, record.attempt) == ("succeeded", 2)
+    assert _weights(lines) == expected
+    types = {line["type"] for line in lines}
+    assert told == types & {"checkpoint.swept", "checkpoint.completed", "checkpoint.resumed", "checkpoint.rejected"}
+    assert violations(lines) == []
 
 
 async def test_a_trainer_that_is_killed_while_its_writer_writes_goes_on_from_that_checkpoint(
@@ -113,8 +152,7 @@ async def test_a_trainer_that_is_killed_while_its_writer_writes_goes_on_from_tha
 ) -> None:
     up, point = failing_up, "writer.data_written"
     async with up.client() as client:
-        spec = {**WRITTEN_BESIDE, "model": "beside-whole", "params": {"epochs": 4}}
-        (expected,) = _weights(await _through(client, up, (await client.submit(spec)).id))
+        expected = await _undisturbed_beside(client, up)
         arm(up.root.parent, point, signal.SIGSTOP)
         job = (await client.submit({**WRITTEN_BESIDE, "model": "beside-killed"})).id
         await until(lambda: not (up.root.parent / point).exists())
@@ -128,7 +166,7 @@ async def test_a_trainer_that_is_killed_while_its_writer_writes_goes_on_from_tha
     assert last["source"] == "writer"
     (resumed,) = [line for line in lines if line["type"] == "checkpoint.resumed"]
     assert (resumed["step"], resumed["data"]["checkpoint"]) == (last["step"], last["data"]["checkpoint"])
-    assert _weights(lines) == {expected}
+    assert _weights(lines) == expected
     assert {"attempt.leaked", "checkpoint.swept", "checkpoint.failed"}.isdisjoint(line["type"] for line in lines)
     assert violations(lines) == []
 
