@@ -315,7 +315,7 @@ def test_of_two_trainers_of_one_job_the_stale_one_adds_nothing_and_takes_nothing
     warm: WarmHost, root: Path, mode: str
 ) -> None:
     """Its successor runs from begin to end while it waits for the answer to its commit."""
-    options = {
+    options: dict[str, Any] = {
         "params": {"steps": 6, "waits": "always" if mode == "async" else "never"},
         "checkpoint": {"mode": mode, "every_steps": 2, "keep_last": 9},
     }
