@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +25,6 @@ pytestmark = pytest.mark.timeout(90)  # they train, on whatever cores are free
 
 LABEL = Column(dtype="int64", shape=(), num_classes=10)
 PIXELS = Column(dtype="float32", shape=(1, 8, 8))
-
-
-@pytest.fixture(scope="module")
-def warm() -> Iterator[WarmHost]:
-    host = WarmHost()
-    yield host
-    host.close()
 
 
 def write_digits(root: Path, *, flat: bool = False) -> None:

@@ -80,12 +80,10 @@ WARM: list[WarmHost] = []
 
 
 @pytest.fixture(scope="module", autouse=True)
-def warm() -> Iterator[WarmHost]:
-    host = WarmHost()
-    WARM.append(host)
-    yield host
-    WARM.remove(host)
-    host.close()
+def forks(warm: WarmHost) -> Iterator[None]:
+    WARM.append(warm)
+    yield
+    WARM.remove(warm)
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -46,35 +47,53 @@ def batches_of(stream: ShardStream) -> Iterator[bytes]:
             yield b"".join(value.numpy().tobytes() for row in rows for value in row)
 
 
-def main() -> None:
-    """A rank, which writes its part of every batch into a file.
+def rank_main(root: Path, rank: int, world_size: int, count: int) -> None:
+    """Writes the rank's part of every batch into a file, and goes on from the state in another, if it is there.
 
-    Its arguments: root, rank, world size, that file, how many batches (-1: all that are left), and a file with the
-    state to go on from, if it is there, which the state at the end goes into.
+    `count` is how many batches (-1: all that are left). The state at the end goes into the file of the state.
     """
-    root, out, state = Path(sys.argv[1]), Path(sys.argv[4]), Path(sys.argv[6])
-    stream = stream_of(root, rank=int(sys.argv[2]), world_size=int(sys.argv[3]))
+    state = state_path(root, rank)
+    stream = stream_of(root, rank=rank, world_size=world_size)
     if state.exists():
         stream.load_state_dict(json.loads(state.read_text()))
     parts = []
     for part in batches_of(stream):
         parts.append(part.hex())
-        if len(parts) == int(sys.argv[5]):
+        if len(parts) == count:
             break
     state.write_text(json.dumps(stream.state_dict()))
-    out.write_text(json.dumps({"pid": os.getpid(), "parts": parts}))
+    out_path(root, rank).write_text(json.dumps({"pid": os.getpid(), "parts": parts}))
 
 
-def run_ranks(root: Path, *, world_size: int, count: int, states: list[Path]) -> list[list[bytes]]:
+def main() -> None:
+    """Runs the ranks side by side, in forks, for to import torch in each takes seconds; exits with 0 if all did.
+
+    Its arguments: root, world size, how many batches.
+    """
+    root, world_size, count = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+    fork = multiprocessing.get_context("fork")
+    ranks = [fork.Process(target=rank_main, args=(root, rank, world_size, count)) for rank in range(world_size)]
+    for rank in ranks:
+        rank.start()
+    for rank in ranks:
+        rank.join()
+    sys.exit(any(rank.exitcode != 0 for rank in ranks))
+
+
+def state_path(root: Path, rank: int) -> Path:
+    return root / f"state-{rank}.json"
+
+
+def out_path(root: Path, rank: int) -> Path:
+    return root / f"rank-{rank}.json"
+
+
+def run_ranks(root: Path, *, world_size: int, count: int) -> list[list[bytes]]:
     """The parts that each rank makes, in processes that run side by side."""
-    outs = [root / f"rank-{rank}.json" for rank in range(world_size)]
-    arguments = [
-        (str(rank), str(world_size), str(outs[rank]), str(count), str(states[rank])) for rank in range(world_size)
-    ]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    ranks = [subprocess.Popen([sys.executable, __file__, str(root), *one], env=env) for one in arguments]
-    assert [rank.wait() for rank in ranks] == [0] * world_size
-    told: list[dict[str, Any]] = [json.loads(out.read_text()) for out in outs]
+    done = subprocess.run([sys.executable, __file__, str(root), str(world_size), str(count)], env=env, check=False)
+    assert done.returncode == 0
+    told: list[dict[str, Any]] = [json.loads(out_path(root, rank).read_text()) for rank in range(world_size)]
     assert len({os.getpid(), *(one["pid"] for one in told)}) == world_size + 1
     return [[bytes.fromhex(part) for part in one["parts"]] for one in told]
 
@@ -84,16 +103,15 @@ def hashes(ranks: list[list[bytes]]) -> list[str]:
     return [hashlib.sha256(b"".join(parts)).hexdigest() for parts in zip(*ranks, strict=True)]
 
 
-@pytest.mark.timeout(60)  # five processes import torch
+@pytest.mark.timeout(60)  # two processes import torch
 def test_two_processes_read_the_global_batches_of_one_and_three_go_on_where_they_stopped(tmp_path: Path) -> None:
     small_datasets.write(Layout(tmp_path), 130, num_shards=5, test=7)
     expected = hashes([list(batches_of(stream_of(tmp_path, rank=0, world_size=1)))])
     assert len(set(expected)) == len(expected) == EPOCHS * 6
-    states = [tmp_path / f"state-{rank}.json" for rank in range(3)]
-    before = run_ranks(tmp_path, world_size=2, count=4, states=states)
-    for state in states[1:]:  # the position is that of the global batches, so one rank's is every rank's
-        state.write_bytes(states[0].read_bytes())
-    after = run_ranks(tmp_path, world_size=3, count=-1, states=states)
+    before = run_ranks(tmp_path, world_size=2, count=4)
+    for rank in (1, 2):  # the position is that of the global batches, so one rank's is every rank's
+        state_path(tmp_path, rank).write_bytes(state_path(tmp_path, 0).read_bytes())
+    after = run_ranks(tmp_path, world_size=3, count=-1)
     assert hashes(before) + hashes(after) == expected
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -114,13 +114,6 @@ def misbehave(ctx, p):
             ctx._channel.poll()
             time.sleep(0.01)
 """
-
-
-@pytest.fixture(scope="module")
-def warm() -> Iterator[WarmHost]:
-    host = WarmHost()
-    yield host
-    host.close()
 
 
 @pytest.fixture(scope="module")

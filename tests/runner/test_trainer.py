@@ -163,12 +163,10 @@ def root(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def warm() -> Iterator[WarmHost]:
-    host = WarmHost()
-    WARM.append(host)
-    yield host
-    WARM.remove(host)
-    host.close()
+def forks(warm: WarmHost) -> Iterator[None]:
+    WARM.append(warm)
+    yield
+    WARM.remove(warm)
 
 
 WARM: list[WarmHost] = []
