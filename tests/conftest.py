@@ -6,11 +6,16 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from railbus_shared.bus import topology
 from railbus_shared.bus.connection import Bus
 from railbus_shared.settings import CommonSettings
 from servers import Server
+
+# No test times speed: on a busy machine an example may take a second, and so may making one.
+settings.register_profile("railbus", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("railbus")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
