@@ -34,6 +34,12 @@ def walk(ctx):
     while ctx.global_step < ctx.params["steps"]:
         time.sleep(ctx.params.get("pause_s", 0.02))
         ctx.step(number=ctx.global_step)
+        if os.path.exists(ctx.params.get("hold", "")):
+            ctx._progress._saver.settle()
+            ctx.event("held")
+            ctx._progress._recorder.flush()
+            while os.path.exists(ctx.params["hold"]):
+                time.sleep(0.005)
 
 def handle(ctx):
     worker = multiprocessing.get_context("fork").Process(target=time.sleep, args=(600,))
@@ -128,6 +134,8 @@ class Disk:
         """The event at which there is room again."""
         self.filled_by = ""
         """The mode in which a checkpoint must have been written before; else it is filled while the first one is."""
+        self.hold = root / "hold"
+        """While it is there, the trainer takes no step: what is written meanwhile would take the room to be filled."""
         self.is_over: Callable[[Frame], bool] = lambda _frame: False
         """At which frame the trainer is told to stop."""
 
@@ -141,9 +149,12 @@ class Disk:
                 orders += self.orders.pop(kind, ())
                 if kind == self.cleared_by:
                     self.filler.unlink(missing_ok=True)
-                if kind == "checkpoint.written" and data(event)["mode"] == self.filled_by and not self.filler.exists():
+                if kind == "checkpoint.written" and data(event)["mode"] == self.filled_by:
                     self.filled_by = "nobody any more"
+                    self.hold.touch()
+                if kind == "app.held":
                     self.fill()
+                    self.hold.unlink()
         if self.is_over(frame):
             orders.append(Stop(reason="preempted", deadline_boottime_s=clock.boottime_s() + 1.5))
         return (*usual(frame), *orders) if orders else None
@@ -184,7 +195,8 @@ def test_without_room_training_goes_on_and_saves_again_when_there_is_some(root: 
 
     disk.is_over = is_saved_again
     policy = {"every_steps": 1, "keep_last": 1, "mode": mode}
-    end = run(root, "walk", params={"steps": 100_000}, checkpoint=policy, on_frame=disk)
+    params = {"steps": 100_000, "hold": str(disk.hold)}
+    end = run(root, "walk", params=params, checkpoint=policy, on_frame=disk)
     assert end.ended.outcome == "stopped"
     (failed,) = end.of_type("checkpoint.failed")
     assert (data(failed)["error"]["code"], data(failed)["on_full"]) == ("STORAGE_FULL", "continue")
