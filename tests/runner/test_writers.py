@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -16,10 +17,22 @@ import numpy as np
 import pytest
 
 from railbus_runner import processes, writers
+from railbus_runner.checkpointing.disk import BLOCK_BYTES
 from railbus_runner.claim import Claim
 from railbus_runner.commits import Commits
 from railbus_runner.descriptors import receive
-from railbus_runner.frames import Fork, Frame, FrameBuffer, Recorded, WriterOpened
+from railbus_runner.frames import (
+    ArenaMade,
+    Copied,
+    Fork,
+    Frame,
+    FrameBuffer,
+    MakeArena,
+    Recorded,
+    Write,
+    WriterOpened,
+    pack,
+)
 from railbus_runner.link import TrainerLink
 from railbus_runner.processes import ProcessId
 from railbus_runner.reaping import AttemptLedger, attempt_name
@@ -98,6 +111,21 @@ def is_gone(process: ProcessId) -> bool:
     return info is None or info.id != process
 
 
+def lose_half_a_copy(to_writer: socket.socket, folder: Path) -> None:
+    """Order a checkpoint of two blocks, copy the first, and be gone once that is being written."""
+    with to_writer:
+        to_writer.sendall(pack(MakeArena(nbytes=2 * BLOCK_BYTES)))
+        data, descriptors = receive(to_writer, 1 << 16, max_descriptors=1)
+        assert isinstance(FrameBuffer().feed(data)[0], ArenaMade)
+        os.close(descriptors[0])
+        to_writer.sendall(pack(Write(nbytes=2 * BLOCK_BYTES, step=1, fields={}, began_s=0.0, waited_s=0.0)))
+        to_writer.sendall(pack(Copied(nbytes=BLOCK_BYTES, stall_s=0.1)))
+        until_s = time.monotonic() + 30
+        while not list(folder.glob(".checkpoint-*.tmp")):
+            assert time.monotonic() < until_s
+            time.sleep(0.005)
+
+
 async def test_a_writer_can_be_had_again_ends_with_its_trainer_or_is_ended_and_is_no_leak(
     tmp_path: Path, bus: Bus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -126,3 +154,9 @@ async def test_a_writer_can_be_had_again_ends_with_its_trainer_or_is_ended_and_i
             assert (report.stuck, report.leaked) == ((), ())
             assert is_gone(writer)
             to_writer.close()
+        async with attempt(tmp_path, bus, warm, lease_epoch=3) as given:
+            writer, to_writer = await given.opened()
+            await asyncio.to_thread(lose_half_a_copy, to_writer, drafts := tmp_path / "models/m/checkpoints")
+            await given.writers.finish(given.trainer)
+            await until(lambda: is_gone(writer))
+            assert [path for path in drafts.iterdir() if "serial" not in path.name] == []

@@ -11,7 +11,7 @@ one version, so there is no version field. The sockets are Unix socket pairs: no
                         ended
     runner  -> writer   plan, deadline, committed, refused
     writer  -> runner   events, commit
-    trainer -> writer   make_arena, write
+    trainer -> writer   make_arena, write, copied
     writer  -> trainer  arena_made (with a descriptor), no_arena, durable, not_written
 """
 
@@ -262,7 +262,8 @@ class NoArena(Contract):
 
 
 class Write(Contract):
-    """A checkpoint lies in the arena as the bytes of its file: write it down, and remove what is to go for it."""
+    """A checkpoint is being copied into the arena as the bytes of its file (Copied tells how far): write it down, and
+    remove what is to go for it."""
 
     f: Literal["write"] = "write"
     nbytes: int = Field(ge=1)
@@ -276,8 +277,16 @@ class Write(Contract):
     """When the save began, on CLOCK_MONOTONIC."""
     waited_s: float
     """That the loop had stood still before, for the checkpoint before this one."""
+
+
+class Copied(Contract):
+    """So much of the file that was ordered lies in the arena."""
+
+    f: Literal["copied"] = "copied"
+    nbytes: int
+    """From the start of the arena on."""
     stall_s: float
-    """That it stood still then, for the copy."""
+    """How long the loop has stood still for it by now."""
 
 
 class Durable(Contract):
@@ -329,7 +338,7 @@ Frame = (
     | WriterOpened | WriterRefused | Recorded
     | Events | Moved | Verify | Ahead | Saving | Paused | Commit | Ended
     | OpenWriter | AwaitsWriter | WriterLost
-    | MakeArena | Write | ArenaMade | NoArena | Durable | NotWritten
+    | MakeArena | Write | Copied | ArenaMade | NoArena | Durable | NotWritten
 )  # fmt: skip
 
 _FRAME: Final[TypeAdapter[Frame]] = TypeAdapter(Annotated[Frame, Field(discriminator="f")])

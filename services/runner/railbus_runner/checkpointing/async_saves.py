@@ -8,11 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-import torch
-
 from railbus_runner.channel import TrainerChannel
 from railbus_runner.checkpointing.arena import with_growth
 from railbus_runner.checkpointing.headroom import spare_bytes
+from railbus_runner.checkpointing.image import Image
 from railbus_runner.checkpointing.writer_link import WriterGone, WriterLink
 from railbus_runner.frames import AwaitsWriter, Durable, NotWritten, Write
 
@@ -69,14 +68,12 @@ class AsyncSaves:
         else:
             self._channel.open_writer()
 
-    def memory(self) -> torch.Tensor:
-        """The arena, uint8, for the next order; not to be kept."""
-        return self._of_writer().memory()
-
-    def order(self, order: Write) -> Lost | None:
-        """Have what was copied into the arena written; Lost if there is nobody to do it."""
+    def order(self, order: Write, image: Image) -> Lost | None:
+        """Copy an image into the arena and have it written meanwhile; Lost if there is nobody to do it."""
+        link = self._of_writer()
         try:
-            self._of_writer().write(order)
+            link.write(order)
+            image.copy_to(link.memory(), on_copied=link.copied)
         except WriterGone:
             return self._lost()
         return None

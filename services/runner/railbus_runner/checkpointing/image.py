@@ -1,7 +1,7 @@
 """A state as the exact bytes of one `.pt` file, made without copying a tensor.
 
     of          pickles the state and lays out its storages: a few milliseconds for hundreds of tensors
-    copy_to     the whole file into an arena: one pass over the data, by one thread
+    copy_to     the whole file into an arena: one pass over the data
     chunks      the same bytes in order, straight from live memory
 
 The file is one of torch.save: torch.load opens it, with `weights_only` and with `mmap`. It differs in the order of its
@@ -14,16 +14,16 @@ Until its bytes are copied or written, the tensors of a state must not change.
 
 from __future__ import annotations
 
-import ctypes
 import functools
 import io
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Final, cast
 
 import torch
 
+from railbus_runner.checkpointing.copying import copy, pieces_of
 from railbus_runner.checkpointing.model_schema import dtype_name
 from railbus_runner.checkpointing.pickling import StatePickler, is_dense
 from railbus_runner.checkpointing.zip_layout import ZipLayout
@@ -74,13 +74,13 @@ class Image:
         tensors = _table(tuple(_places(state, pickler, layout)))
         return cls(pickler.storages, layout=layout, tail=layout.tail(small), tensors=tensors)
 
-    def copy_to(self, arena: torch.Tensor) -> None:
+    def copy_to(self, arena: torch.Tensor, *, on_copied: Callable[[int], None] = lambda _nbytes: None) -> None:
         """Copy the whole file into an arena, uint8 (at least nbytes,) on the CPU; pinned, if a GPU is to be quick.
 
-        What lies on the host is copied by the calling thread alone, without the GIL and outside of torch: two threads
-        of a busy machine take longer than one, and each change of torch's number of threads would throw away the
-        primitives that oneDNN has prepared. Copies from devices run beside it and are done when this returns.
-        Raises ValueError for an arena that does not fit.
+        What lies on the host is copied without the GIL and outside of torch (`copying`): each change of torch's number
+        of threads would throw away the primitives that oneDNN has prepared. Copies from devices run beside it and are
+        done when this returns. `on_copied` is told now and then how many bytes from the start on are there, and what it
+        raises ends the copy. Raises ValueError for an arena that does not fit.
         """
         is_memory = arena.dtype is torch.uint8 and arena.device.type == "cpu" and arena.is_contiguous()
         if not is_memory or arena.dim() != 1 or len(arena) < self.nbytes:
@@ -88,13 +88,19 @@ class Image:
             raise ValueError(f"arena is {found}; the image needs uint8 [{self.nbytes}] or more, contiguous on the CPU")
         devices = self._begin_copies_from_devices(arena)
         layout, start, file = self._layout, arena.data_ptr(), _memory(arena)
-        for storage, header, offset in zip(self._storages, layout.headers, layout.offsets, strict=True):
+        for header, offset in zip(layout.headers, layout.offsets, strict=True):
             file[offset - len(header) : offset] = header
-            if storage.device.type == "cpu":
-                ctypes.memmove(start + offset, storage.data_ptr(), storage.nbytes())
         file[layout.data_end : self.nbytes] = self._tail
+        pieces = [
+            piece
+            for storage, offset in zip(self._storages, layout.offsets, strict=True)
+            if storage.device.type == "cpu"
+            for piece in pieces_of(start + offset, storage.data_ptr(), storage.nbytes())
+        ]
+        copy(pieces, on_copied=lambda address: None if devices else on_copied(address - start))
         for device in devices:
             torch.accelerator.current_stream(device).synchronize()
+        on_copied(self.nbytes)
 
     def chunks(self) -> Iterator[memoryview]:
         """The file's bytes in order; those of tensors on the CPU are the live ones."""

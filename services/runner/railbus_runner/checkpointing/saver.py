@@ -160,7 +160,6 @@ class Saver:
             damaged=damaged,
             began_s=began_s,
             waited_s=waited_s,
-            stall_s=0.0,
         )
 
     def _is_for_writer(self, nbytes: int) -> bool:
@@ -169,8 +168,7 @@ class Saver:
 
     def _have_written(self, image: Image, order: Write, *, is_awaited: bool) -> None:
         """By the writer, from a copy; by the trainer itself if the writer is lost over one that is awaited."""
-        image.copy_to(self._beside.memory())
-        lost = self._beside.order(order.model_copy(update={"stall_s": _seconds(order)}))
+        lost = self._beside.order(order, image)
         if lost is None and not is_awaited:
             return
         self._take(lost or self._beside.wait())

@@ -1,10 +1,10 @@
 """The writer: the process that writes a trainer's checkpoints down, and commits them, while the trainer goes on.
 
 It is forked from the pre-warmed process beside its trainer, and shares an arena with it: the trainer copies its state
-into the arena and goes on, the writer writes the copy. It speaks to the runner by itself, so that a checkpoint is
-finished even if the trainer is dead by then. It ends when the trainer's socket closes and nothing is left to write; if
-the runner's closes, at once. It touches no bus.
-In: plan, deadline, committed, refused; of the trainer make_arena, write.
+into the arena and goes on, the writer writes the copy, from its first bytes on while the last are still to come. It
+speaks to the runner by itself, so that a checkpoint is finished even if the trainer is dead by then. It ends when the
+trainer's socket closes and nothing is left to write; if the runner's closes, at once. It touches no bus.
+In: plan, deadline, committed, refused; of the trainer make_arena, write, copied.
 Out: events, commit; to the trainer arena_made, no_arena, durable, not_written.
 """
 
@@ -15,6 +15,8 @@ import select
 import socket
 import threading
 import time
+from collections import deque
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
@@ -26,6 +28,7 @@ from railbus_runner.endings import CommitRefused, RunnerGone
 from railbus_runner.failures import error_body
 from railbus_runner.frames import (
     ArenaMade,
+    Copied,
     Durable,
     Frame,
     FrameBuffer,
@@ -38,7 +41,7 @@ from railbus_runner.frames import (
 )
 from railbus_runner.recorder import Recorder
 from railbus_shared import logs
-from railbus_shared.errors import BadMessage, NotSupported, RailbusError
+from railbus_shared.errors import BadMessage, NotSupported, RailbusError, TrainerLost
 from railbus_shared.layout import Layout
 
 EXIT_OK: Final = 0
@@ -71,21 +74,37 @@ class Writer:
         self._buffer = FrameBuffer()
         self._arena: Arena | None = None
         self._is_over = False
+        self._frames: deque[Frame] = deque()
+        self._stall_s = 0.0
+        self._ready = select.poll()
+        self._ready.register(channel, select.POLLIN)
+        self._ready.register(trainer, select.POLLIN)
 
     def run(self) -> None:
         """Obey the trainer until it is gone; raises RunnerGone."""
-        ready = select.poll()
-        ready.register(self._channel, select.POLLIN)
-        ready.register(self._trainer, select.POLLIN)
         try:
-            while not self._is_over:
-                found = {descriptor for descriptor, _ in ready.poll()}
-                if self._channel.fileno() in found:
-                    self._channel.poll()
-                if self._trainer.fileno() in found:
-                    self._receive()
+            while (frame := self._next_frame()) is not None:
+                match frame:
+                    case MakeArena():
+                        self._make_arena(frame.nbytes)
+                    case Write():
+                        self._write(frame)
+                    case Copied():
+                        pass  # of an order that has failed by now
+                    case _:
+                        raise BadMessage(f"a writer takes no {frame.f!r} frame")
         finally:
             self._is_over = True
+
+    def _next_frame(self) -> Frame | None:
+        """What the trainer says next, heeding the runner meanwhile; None once it is over. Raises RunnerGone."""
+        while not self._frames and not self._is_over:
+            found = {descriptor for descriptor, _ in self._ready.poll()}
+            if self._channel.fileno() in found:
+                self._channel.poll()
+            if self._trainer.fileno() in found:
+                self._receive()
+        return self._frames.popleft() if self._frames else None
 
     def _receive(self) -> None:
         try:
@@ -93,14 +112,7 @@ class Writer:
         except ConnectionResetError:
             data = b""
         self._is_over = self._is_over or not data
-        for frame in self._buffer.feed(data):
-            match frame:
-                case MakeArena():
-                    self._make_arena(frame.nbytes)
-                case Write():
-                    self._write(frame)
-                case _:
-                    raise BadMessage(f"a writer takes no {frame.f!r} frame")
+        self._frames += self._buffer.feed(data)
 
     def _make_arena(self, nbytes: int) -> None:
         """Beside the loop, for it may take seconds for each GB, and this process must hear when it is to end."""
@@ -123,8 +135,7 @@ class Writer:
         if self._arena is None:
             raise BadMessage("a trainer that has no arena ordered a checkpoint")
         try:
-            with memoryview(self._arena.memory) as memory:
-                meta = self._writing.write(memory[: order.nbytes], order)
+            meta = self._writing.write(self._copied(self._arena, order), order, stall=lambda: self._stall_s)
         except CommitRefused as exc:
             self._answer(NotWritten(step=order.step, error=error_body(exc.error), is_refused=True))
             self._is_over = True
@@ -133,6 +144,18 @@ class Writer:
         else:
             seconds = time.monotonic() - order.began_s
             self._answer(Durable(number=meta.number, step=meta.step, nbytes=order.nbytes, seconds=seconds))
+
+    def _copied(self, arena: Arena, order: Write) -> Iterator[memoryview]:
+        """The bytes of the file as the trainer copies them; raises TrainerLost if it is gone before all are there."""
+        done = 0
+        while done < order.nbytes:
+            frame = self._next_frame()
+            if frame is None:
+                raise TrainerLost(f"the trainer was gone with {done} of {order.nbytes} bytes copied")
+            if not isinstance(frame, Copied) or not done < frame.nbytes <= order.nbytes:
+                raise BadMessage(f"a writer that waits for a copy takes no {frame.f!r} frame")
+            yield memoryview(arena.memory)[done : frame.nbytes]
+            done, self._stall_s = frame.nbytes, frame.stall_s
 
     def _answer(self, frame: Frame, *, descriptor: int | None = None) -> None:
         """To a trainer that may be gone: then nobody needs to know."""

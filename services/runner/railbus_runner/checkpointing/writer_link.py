@@ -6,13 +6,25 @@ import logging
 import select
 import socket
 import threading
+import time
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
 from railbus_runner.checkpointing.arena import Arena
 from railbus_runner.descriptors import receive
-from railbus_runner.frames import ArenaMade, Durable, Frame, FrameBuffer, MakeArena, NoArena, NotWritten, Write, pack
+from railbus_runner.frames import (
+    ArenaMade,
+    Copied,
+    Durable,
+    Frame,
+    FrameBuffer,
+    MakeArena,
+    NoArena,
+    NotWritten,
+    Write,
+    pack,
+)
 from railbus_shared.errors import BadMessage
 
 if TYPE_CHECKING:
@@ -21,6 +33,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _READ_BYTES: Final = 1 << 16
+_TOLD_BYTES: Final = 16 << 20
+"""Of one block of the file; how far the copy has got is told in whole ones."""
+_MAX_TOLD: Final = 64
+"""About how often it is told at most, so that the socket's buffer holds it all if the writer does not listen."""
 _PORTABLE: Final = 1  # pinned for every GPU of the process
 
 
@@ -46,6 +62,7 @@ class WriterLink:
         self._mapped = threading.Event()
         self._is_pinned = False
         self._outcome: Durable | NotWritten | None = None
+        self._told_bytes = 0
 
     @property
     def capacity(self) -> int:
@@ -65,9 +82,25 @@ class WriterLink:
         return torch.frombuffer(self._arena.memory, dtype=torch.uint8)
 
     def write(self, order: Write) -> None:
-        """Have the first bytes of the arena written; until that is answered nothing of it may be changed."""
-        self.ordered = order
-        self._send(order)
+        """Have the first bytes of the arena written, once `copied` says that they are there; one order at a time."""
+        self.ordered, self._told_bytes = order, 0
+
+    def copied(self, nbytes: int) -> None:
+        """So much of what was ordered is in the arena, and may not be changed before the order is answered.
+
+        The order goes with the first block, so that of a small state nothing is begun before all of it is copied.
+        """
+        order = self.ordered
+        if order is None:
+            raise RuntimeError("nothing was ordered")
+        step = max(_TOLD_BYTES, order.nbytes // _MAX_TOLD // _TOLD_BYTES * _TOLD_BYTES)
+        told = nbytes if nbytes == order.nbytes else nbytes // step * step
+        if told == self._told_bytes:
+            return
+        if not self._told_bytes:
+            self._send(order)
+        self._told_bytes = told
+        self._send(Copied(nbytes=told, stall_s=time.monotonic() - order.began_s))
 
     def poll(self) -> Durable | NotWritten | None:
         """What became of the order, if that has come; without waiting. Raises WriterGone."""

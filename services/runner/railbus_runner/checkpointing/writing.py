@@ -6,7 +6,7 @@ In: committed, refused. Out: commit; the events `checkpoint.written`, `.removed`
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Literal
 
 from railbus_runner.channel import TrainerChannel
@@ -21,6 +21,7 @@ from railbus_shared.errors import error_from_wire
 from railbus_shared.retention import retention
 
 Mode = Literal["async", "sync"]
+Stall = Callable[[], float]
 
 
 class Writing:
@@ -36,13 +37,16 @@ class Writing:
         self._recorder = recorder
         self._events = CheckpointEvents(recorder, model=plan.spec.model)
 
-    def write(self, source: memoryview | Iterable[memoryview], order: Write, *, why: str = "") -> CheckpointMeta:
+    def write(
+        self, source: memoryview | Iterable[memoryview], order: Write, *, why: str = "", stall: Stall | None = None
+    ) -> CheckpointMeta:
         """Write a checkpoint, and then remove what the policy does not keep beside it.
 
         Args:
             source: the bytes of its file.
             order: what is written, and since when.
             why: why it is written in this mode, where the job wanted another.
+            stall: gives how long the loop stood still, once all is written; if left out, it does so to the end.
 
         Raises CommitRefused, and whatever the disk refuses (StorageFull, OSError): then nothing of it is left.
         """
@@ -52,12 +56,12 @@ class Writing:
             describe=lambda number, file: described(order.fields, number, (file,)),
             commit=self.commit,
         )
-        self.finish(meta, order, why=why)
+        self.finish(meta, order, why=why, stall=stall)
         return meta
 
-    def finish(self, meta: CheckpointMeta, order: Write, *, why: str = "") -> None:
+    def finish(self, meta: CheckpointMeta, order: Write, *, why: str = "", stall: Stall | None = None) -> None:
         """It is durable: tell so, and let older ones go."""
-        self._tell_written(meta, order, why=why)
+        self._tell_written(meta, order, why=why, stall=stall)
         policy = self._plan.spec.checkpoint
         for number in self._store.retain(lambda metas: retention(metas, policy, damaged=order.damaged).gone):
             self._events.tell("removed", number, step=meta.step)
@@ -72,7 +76,7 @@ class Writing:
         if isinstance(answer, Refused):
             raise CommitRefused(error_from_wire(answer.error.to_map()))
 
-    def _tell_written(self, meta: CheckpointMeta, order: Write, *, why: str) -> None:
+    def _tell_written(self, meta: CheckpointMeta, order: Write, *, why: str, stall: Stall | None) -> None:
         seconds = time.monotonic() - order.began_s
         self._events.tell(
             "written",
@@ -83,7 +87,7 @@ class Writing:
             mode=self._mode,
             why=why,
             seconds=round(seconds, 3),
-            stall_s=round(order.stall_s if self._mode == "async" else seconds, 3),
+            stall_s=round(stall() if stall is not None else seconds, 3),
             waited_s=round(order.waited_s, 3),
         )
 
