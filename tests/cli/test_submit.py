@@ -57,9 +57,10 @@ class Place:
             time.sleep(0.05)
 
 
-@pytest.fixture
-def place(server: Server, tmp_path: Path) -> Iterator[Place]:
-    made = Place(tmp_path, server.url)
+@contextlib.contextmanager
+def managed(folder: Path, url: str) -> Iterator[Place]:
+    """A place with a device_manager."""
+    made = Place(folder, url)
     made.env["RAILBUS_DEVICE_MANAGER_HTTP_PORT"] = "0"
     manager = made.start_manager()
     try:
@@ -68,6 +69,29 @@ def place(server: Server, tmp_path: Path) -> Iterator[Place]:
     finally:
         manager.terminate()
         manager.wait(PATIENCE_S)
+
+
+@pytest.fixture
+def alone(server: Server, tmp_path: Path) -> Iterator[Place]:
+    """A bus on which no other test's jobs are."""
+    with managed(tmp_path, server.url) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of a bus for all tests that look at their own jobs alone."""
+    folder = tmp_path_factory.mktemp("shared")
+    server = Server(folder)
+    server.start()
+    with managed(folder, server.url):
+        yield server.url
+    server.stop()
+
+
+@pytest.fixture
+def place(shared: str, tmp_path: Path) -> Place:
+    return Place(tmp_path, shared)
 
 
 def test_waiting_goes_on_while_nobody_answers(server: Server, tmp_path: Path) -> None:
@@ -92,25 +116,26 @@ def test_waiting_goes_on_while_nobody_answers(server: Server, tmp_path: Path) ->
             second.wait(PATIENCE_S)
 
 
-def test_a_job_goes_from_submission_to_cancellation(place: Place) -> None:
-    done = place.railbus("submit", "job.yaml")
+def test_a_job_goes_from_submission_to_cancellation(alone: Place) -> None:
+    assert alone.railbus("job", "@last").status == 3, "there is none yet"
+    done = alone.railbus("submit", "job.yaml")
     job = done.out.split()[2].rstrip(";")
     assert done.out == f"queued job {job}; follow: railbus logs -f {job}\n"
 
-    records = place.railbus("jobs", "--json").json()
+    records = alone.railbus("jobs", "--json").json()
     assert isinstance(records, dict)
     assert [(record["id"], record["state"]) for record in records["jobs"]] == [(job, "queued")]
-    assert place.railbus("jobs", "-q").out == f"{job}\n"
-    assert place.railbus("jobs", "--state", "running", "-q").out == ""
+    assert alone.railbus("jobs", "-q").out == f"{job}\n"
+    assert alone.railbus("jobs", "--state", "running", "-q").out == ""
 
     for name in (job, job[:5], "@last"):
-        shown = place.railbus("job", name, "--json").json()
+        shown = alone.railbus("job", name, "--json").json()
         assert isinstance(shown, dict)
         assert shown["job"]["id"] == job
 
-    assert place.railbus("cancel", "@last").out == f"job {job} is cancelled\n"
-    assert "cancelled" in place.railbus("job", job).out
-    assert place.railbus("logs", "-f", job).status == 123
+    assert alone.railbus("cancel", "@last").out == f"job {job} is cancelled\n"
+    assert "cancelled" in alone.railbus("job", job).out
+    assert alone.railbus("logs", "-f", job).status == 123
 
 
 def test_a_job_from_stdin_with_settings_is_what_was_asked_for(place: Place) -> None:
@@ -121,12 +146,12 @@ def test_a_job_from_stdin_with_settings_is_what_was_asked_for(place: Place) -> N
 
 
 def test_the_same_id_with_another_spec_is_a_conflict(place: Place) -> None:
-    (place.folder / "job.yaml").write_text(f"id: mine\n{_JOB}")
-    assert place.railbus("submit", "job.yaml", "-q").out == "mine\n"
-    assert place.railbus("submit", "job.yaml", "-q").out == "mine\n"
+    (place.folder / "job.yaml").write_text(f"id: same\n{_JOB}")
+    assert place.railbus("submit", "job.yaml", "-q").out == "same\n"
+    assert place.railbus("submit", "job.yaml", "-q").out == "same\n"
     done = place.railbus("submit", "job.yaml", "--set", "x=1")
     assert done.status == 1
-    assert done.err.startswith("error[CONFLICT]: field 'id' has value 'mine'")
+    assert done.err.startswith("error[CONFLICT]: field 'id' has value 'same'")
 
 
 def test_a_sweep_is_many_jobs_once_and_its_group_is_asked_for_as_one(place: Place) -> None:
@@ -165,16 +190,15 @@ def test_a_job_that_does_not_exist_is_not_found(place: Place) -> None:
     for command in ("job", "cancel"):
         done = place.railbus(command, "j-000000-9")
         assert (done.status, done.err.startswith("error[JOB_NOT_FOUND]")) == (3, True)
-    assert place.railbus("job", "@last").status == 3
 
 
 def test_following_tells_the_story_and_returns_the_jobs_code(place: Place) -> None:
-    (place.folder / "job.yaml").write_text(f"id: mine\n{_JOB}")
+    (place.folder / "job.yaml").write_text(f"id: followed\n{_JOB}")
     following = place.start("-m", "railbus.cli.main", "submit", "job.yaml", "--follow")
     assert following.stdout is not None
     story = iter(following.stdout.readline, "")
     assert any("queued: classifier of m on d" in line for line in story)
-    place.railbus("cancel", "mine")
+    place.railbus("cancel", "followed")
     rest = following.stdout.read()
     assert "cancelled" in rest
     assert following.wait(PATIENCE_S) == 123
@@ -197,16 +221,16 @@ def test_ctrl_c_only_leaves_and_says_so(place: Place) -> None:
     assert record["job"]["state"] == "queued"
 
 
-def test_jobs_and_devices_are_watched_until_ctrl_c(place: Place) -> None:
-    place.railbus("submit", "job.yaml", "-q")
-    once = place.railbus("watch", "--once")
+def test_jobs_and_devices_are_watched_until_ctrl_c(alone: Place) -> None:
+    alone.railbus("submit", "job.yaml", "-q")
+    once = alone.railbus("watch", "--once")
     assert (once.status, "0 active  1 queued  0 ended" in once.out) == (0, True), once.out + once.err
     assert any("cpu0" in line and "free" in line for line in once.out.splitlines())
-    refused = place.railbus("watch")
+    refused = alone.railbus("watch")
     assert (refused.status, "--once" in refused.err) == (2, True)
     ours, theirs = pty.openpty()
     command = [sys.executable, "-m", "railbus.cli.main", "watch"]
-    env = environment({**place.env, "TERM": "xterm", "COLUMNS": "80", "LINES": "24", "CI": "", "NO_COLOR": ""})
+    env = environment({**alone.env, "TERM": "xterm", "COLUMNS": "80", "LINES": "24", "CI": "", "NO_COLOR": ""})
     watching = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=env, start_new_session=True)
     os.close(theirs)
     shown = b""
