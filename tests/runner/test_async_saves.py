@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +18,11 @@ import torch
 
 import fail_points
 from railbus_runner import processes
+from railbus_runner.channel import TrainerChannel
+from railbus_runner.checkpointing.arena import make_arena, with_growth
+from railbus_runner.checkpointing.async_saves import AsyncSaves, Lost
 from railbus_runner.frames import (
+    ArenaMade,
     AwaitsWriter,
     Commit,
     Committed,
@@ -28,6 +33,7 @@ from railbus_runner.frames import (
     Stop,
     WriterLost,
     WriterRefused,
+    pack,
 )
 from railbus_shared import clock
 from railbus_shared.contracts.artifacts import CheckpointMeta, Column
@@ -260,6 +266,47 @@ def test_killed_at_any_step_a_writer_costs_a_checkpoint_or_nothing_and_another_t
         assert failed == [2]
         assert len(end.of_type("checkpoint.swept")) == (point != "claimed")
         assert end.of_type("checkpoint.written")[0]["step"] == 3, "it saves again at once"
+
+
+def test_what_a_lost_writer_had_not_committed_is_written_again_though_the_record_names_a_later_damaged_one(
+    warm: WarmHost, root: Path, points: Path
+) -> None:
+    first = run(warm, root)
+    assert first.committed is not None
+    damaged = Layout(root).checkpoints("m") / metas(root)[-1].files[0].file
+    damaged.write_bytes(b"x" + damaged.read_bytes()[1:])
+
+    def arm(end: RunnerEnd, frame: Frame) -> Sequence[Frame] | None:
+        if isinstance(frame, OpenWriter) and not end.writers:
+            end.committed = first.committed
+            fail_points.arm(points, "claimed")
+        return None
+
+    resumed = run(warm, root, params={"steps": 6}, attempt=2, recorded=first.committed, on_frame=arm)
+    assert [event["step"] for event in resumed.of_type("checkpoint.resumed")] == [2]
+    assert [event["step"] for event in resumed.of_type("checkpoint.failed")] == [4]
+    assert [event["step"] for event in resumed.of_type("checkpoint.written")] == [5, 6]
+
+
+def test_a_writer_that_is_found_gone_when_it_is_asked_for_more_memory_is_lost_and_nothing_more() -> None:
+    (runner, ours), (writer, theirs) = socket.socketpair(), socket.socketpair()
+    channel = TrainerChannel(ours)
+    with runner, ours, theirs:
+        saves = AsyncSaves(channel)
+        saves.prepare(1000)
+        channel.writer = theirs
+        arena = make_arena(with_growth(1000), is_wanted=lambda: True)
+        assert arena is not None
+        with writer:
+            socket.send_fds(writer, [pack(ArenaMade(nbytes=arena.nbytes))], [arena.descriptor])
+            arena.close()
+            while not saves.fits(1000):
+                assert saves.heed() is None
+        saves.prepare(arena.nbytes + 1)
+        assert not saves.fits(1)
+        assert saves.heed() == Lost(None)
+        saves.prepare(1000)
+        assert not saves.fits(1)
 
 
 @pytest.mark.parametrize("point", fail_points.STEPS)

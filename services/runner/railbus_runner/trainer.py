@@ -7,7 +7,6 @@ In: plan, deadline, stop, save, verified, committed, refused. Out: events, moved
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import importlib
 import inspect
@@ -48,6 +47,8 @@ EXIT_OK: Final = 0
 """The entrypoint returned, or the trainer stopped as it was asked to."""
 EXIT_FAILED: Final = 1
 EXIT_RUNNER_GONE: Final = 3
+
+logger = logging.getLogger(__name__)
 
 _THREAD_VARIABLES: Final = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
@@ -198,8 +199,12 @@ class Trainer:
         """What waits is told as well: it may show why."""
         if isinstance(exc, SystemExit) and isinstance(exc.code, int):
             self.failed_code = exc.code & 0xFF or EXIT_FAILED
-        with contextlib.suppress(CommitRefused):  # then the attempt is over, and the runner has been told
+        try:
             self._saver.settle()
+        except CommitRefused:  # then the attempt is over, and the runner has been told
+            pass
+        except (RailbusError, OSError):  # of the checkpoint, which must not hide why the attempt ends
+            logger.exception("a checkpoint that was being written came to nothing")
         try:
             self._progress.curves.flush()
         except TypeError:  # the metric that is no number, which is what `exc` says already

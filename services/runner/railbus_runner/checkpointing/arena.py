@@ -72,7 +72,10 @@ def make_arena(nbytes: int, *, is_wanted: Callable[[], bool]) -> Arena | None:
 
     Raises NotSupported where there is no memory to spare: nobody is to be killed for it.
     """
-    descriptor = os.memfd_create("railbus-arena", os.MFD_CLOEXEC)
+    try:
+        descriptor = os.memfd_create("railbus-arena", os.MFD_CLOEXEC)
+    except OSError as exc:
+        raise NotSupported(f"no arena: {exc}") from exc
     try:
         os.ftruncate(descriptor, nbytes)
         arena = Arena(descriptor, nbytes)

@@ -63,10 +63,13 @@ class AsyncSaves:
             self.why_not = f"a copy needs {wanted} bytes of memory, and {spare} are to spare"
             return
         self._wanted = wanted
-        if self._link is not None:
-            self._link.make_arena(wanted)
-        else:
+        if self._link is None:
             self._channel.open_writer()
+            return
+        try:
+            self._link.make_arena(wanted)
+        except WriterGone as exc:
+            self.why_not = str(exc)  # `heed` finds it gone as well, and tells what is lost with it
 
     def order(self, order: Write, image: Image) -> Lost | None:
         """Copy an image into the arena and have it written meanwhile; Lost if there is nobody to do it."""

@@ -206,7 +206,7 @@ class Saver:
     def _recover(self, order: Write | None) -> None:
         """The writer is gone: bring to its end what it has committed, remove its litter, and have another writer."""
         recorded = self._channel.ask(WriterLost(), Recorded).checkpoint
-        if order is not None and recorded is not None and recorded.number > (self._parent or 0):
+        if order is not None and recorded is not None and recorded.number > self._newest_before():
             if self._store.complete(recorded):
                 self._events.tell("completed", recorded.number)
             self._saved(Saved(recorded.number, recorded.step, order.nbytes, _seconds(order)))
@@ -216,6 +216,11 @@ class Saver:
             self._events.tell("swept", number)
         if order is not None:
             self._beside.prepare(order.nbytes)
+
+    def _newest_before(self) -> int:
+        """Of the checkpoints that the job record has named so far: one that is not read any more is named still."""
+        recorded = self._plan.checkpoint
+        return max(self._parent or 0, recorded.number if recorded is not None else 0)
 
     def _tell_lost(self, order: Write) -> None:
         error = TrainerLost("the writer of the checkpoint is gone", hint="another one is started, and saves again")

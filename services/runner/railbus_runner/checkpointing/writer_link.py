@@ -60,6 +60,7 @@ class WriterLink:
         self._descriptors: list[int] = []
         self._arena: Arena | None = None
         self._mapped = threading.Event()
+        self._pinning = threading.Lock()
         self._is_pinned = False
         self._outcome: Durable | NotWritten | None = None
         self._told_bytes = 0
@@ -170,21 +171,22 @@ class WriterLink:
         def populate() -> None:
             try:
                 is_whole = arena.populate(goes_on=lambda: self._arena is arena)
+                with self._pinning:
+                    if is_whole and self._arena is arena:
+                        self._is_pinned = _pin(arena)
+                        mapped.set()
             except OSError as exc:
                 self.why_not = f"the arena cannot be mapped: {exc}"
-                return
-            if is_whole:
-                self._is_pinned = _pin(arena)
-                mapped.set()
 
         threading.Thread(target=populate, name="railbus-arena", daemon=True).start()
 
     def _drop_arena(self) -> None:
-        if self._arena is not None:
-            if self._is_pinned:
-                _unpin(self._arena)
-            self._arena.close()
-        self._arena, self._is_pinned = None, False
+        with self._pinning:  # memory that is unmapped while it is pinned stays known to CUDA, under its old address
+            if self._is_pinned and self._arena is not None:
+                _cudart().cudaHostUnregister(self._arena.address)
+            if self._arena is not None:
+                self._arena.close()
+            self._arena, self._is_pinned = None, False
 
 
 def _pin(arena: Arena) -> bool:
@@ -195,10 +197,6 @@ def _pin(arena: Arena) -> bool:
     if code:
         logger.warning("the arena is not pinned, copies from the GPU take longer", extra={"code": code})
     return code == 0
-
-
-def _unpin(arena: Arena) -> None:
-    _cudart().cudaHostUnregister(arena.address)
 
 
 def _uses_cuda() -> bool:
