@@ -19,8 +19,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from railbus_runner.checkpointing.image import Image
+from railbus_runner.checkpointing.image import MAX_TOLD, Image
 from railbus_runner.checkpointing.zip_layout import ALIGNMENT, ZipLayout
+from railbus_shared import files, wire
+from railbus_shared.metas import MAX_META_BYTES
 
 DTYPES = [
     *(torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.complex64, torch.complex128),
@@ -317,6 +319,15 @@ def test_more_records_than_sixteen_bits_count_are_found_by_torch(tmp_path: Path)
     pickled = pickle.dumps({"step": 1}, protocol=2)
     tail = layout.tail({"data.pkl": pickled, "byteorder": b"little", "version": b"3\n"})
     assert loaded(b"".join((*layout.headers, tail)), tmp_path / "x.pt") == {"step": 1}
+
+
+def test_of_very_many_tensors_no_table_is_made_that_no_meta_could_hold() -> None:
+    one = torch.ones(1)
+    assert Image.of({str(number): one for number in range(MAX_TOLD + 1)}).tensors == {}
+    told = Image.of({"parts": {f"{'name.' * 20}{number}": one for number in range(MAX_TOLD)}}).tensors
+    assert len(told) == MAX_TOLD
+    meta = files.to_json({"tensors": {name: place.to_map() for name, place in told.items()}})
+    assert len(wire.decode(meta, limit_bytes=MAX_META_BYTES)) == 1
 
 
 def test_tensors_beyond_four_gigabytes_are_found_by_torch(tmp_path: Path) -> None:

@@ -13,12 +13,12 @@ import pytest
 import torch
 
 from railbus_runner.checkpointing import filling, state_file
-from railbus_runner.checkpointing.archive import Extent, NotAnArchive, read_directory
 from railbus_runner.checkpointing.filling import Placement, fill
 from railbus_runner.checkpointing.proving import BUFFER_BYTES, NotProven, digest, prove
 from railbus_runner.checkpointing.safetensors_file import open_safetensors
 from railbus_runner.checkpointing.state_file import open_state
 from railbus_shared import files
+from railbus_shared.archive import Extent, NotAnArchive, read_directory
 from railbus_shared.errors import CheckpointCorrupt
 
 SHARED = torch.arange(100, dtype=torch.float64)

@@ -1,7 +1,6 @@
 """Which checkpoints there are: their metas, and where they lie.
 
-Reading is total: whatever lies in place of a meta (another file, a pipe, a link that leads away, a gigabyte of JSON)
-is a CheckpointCorrupt that names it, and hides no other.
+A meta that is none (`railbus_shared.metas`) hides no other.
 """
 
 from __future__ import annotations
@@ -13,15 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from railbus.checkpoints.opening import opened
-from railbus_shared import wire
 from railbus_shared.contracts.artifacts import CheckpointMeta
-from railbus_shared.errors import CheckpointCorrupt, CheckpointNotFound, ModelNotFound, WireError
-from railbus_shared.layout import Layout, checkpoint_number, checkpoint_stem
+from railbus_shared.errors import CheckpointCorrupt, CheckpointNotFound, ModelNotFound
+from railbus_shared.layout import Layout, checkpoint_number
+from railbus_shared.metas import ENDING, read_meta
 
-MAX_META_BYTES: Final = 16 << 20
 _META: Final = "checkpoint-*.meta.json"
-_ENDING: Final = ".meta.json"
 _SHOWN: Final = 10
 
 Damaged = Callable[[Path, CheckpointCorrupt], None]
@@ -46,7 +42,7 @@ class Checkpoint:
 
     @property
     def name(self) -> str:
-        return self.path.name.removesuffix(_ENDING)
+        return self.path.name.removesuffix(ENDING)
 
     @property
     def title(self) -> str:
@@ -93,18 +89,7 @@ def read(path: Path, *, model: str | None = None) -> Checkpoint:
 
     Raises CheckpointCorrupt, FileNotFoundError.
     """
-    with opened(path.parent, path.name) as file:
-        data = file.read(MAX_META_BYTES + 1)
-    try:
-        meta = CheckpointMeta.parse(wire.decode(data, limit_bytes=MAX_META_BYTES))
-    except WireError as exc:
-        raise CheckpointCorrupt(path=str(path), expected="a valid meta", actual=exc.message) from exc
-    if (meta.number, meta.model) != (checkpoint_number(path.name), model or meta.model):
-        raise CheckpointCorrupt(
-            path=str(path),
-            expected=f"the meta of {path.name.removesuffix(_ENDING)}" + (f" of {model!r}" if model else ""),
-            actual=f"that of {checkpoint_stem(meta.number)} of {meta.model!r}",
-        )
+    meta, data = read_meta(path, model=model)
     return Checkpoint(path, meta, hashlib.sha256(data).hexdigest())
 
 
@@ -113,8 +98,8 @@ def at(path: Path) -> Checkpoint:
 
     Raises CheckpointNotFound, CheckpointCorrupt.
     """
-    stem = path.name.removesuffix(_ENDING).removesuffix(".pt").removesuffix(".dcp")
-    meta = path.with_name(stem + _ENDING)
+    stem = path.name.removesuffix(ENDING).removesuffix(".pt").removesuffix(".dcp")
+    meta = path.with_name(stem + ENDING)
     if checkpoint_number(meta.name) is None:
         raise CheckpointNotFound(
             f"path has value {str(path)!r}: not the name of a checkpoint",

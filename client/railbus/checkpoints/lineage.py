@@ -16,12 +16,12 @@ from typing import Final, Literal
 import orjson
 
 from railbus.checkpoints.catalogue import Checkpoint, read
-from railbus.checkpoints.opening import opened
 from railbus.checkpoints.proof import Report, fault, silent
 from railbus_shared.contracts.artifacts import CheckpointMeta, ModelSchema
 from railbus_shared.contracts.jobs import JobRecord
 from railbus_shared.errors import CheckpointCorrupt, WireError
 from railbus_shared.layout import Layout, checkpoint_stem
+from railbus_shared.plain_files import opened
 
 Verdict = Literal["proven", "unknown", "broken"]
 What = Literal["dataset", "schema", "model", "job", "parent", "file"]

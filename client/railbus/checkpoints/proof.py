@@ -10,9 +10,9 @@ from io import BufferedReader
 from typing import Final
 
 from railbus.checkpoints.catalogue import Checkpoint
-from railbus.checkpoints.opening import opened
 from railbus_shared.contracts.artifacts import CheckpointFile
 from railbus_shared.errors import CheckpointCorrupt
+from railbus_shared.plain_files import opened
 
 Report = Callable[[str, int, int | None], None]
 """Is told what is done, how much of it, and of how much, in bytes."""

@@ -8,20 +8,19 @@ Source: https://docs.pytorch.org/docs/stable/notes/serialization.html
 
 from __future__ import annotations
 
-import contextlib
+import io
+import os
 import pickle
 import struct
-import zipfile
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from io import BufferedReader
 from typing import Any, Final
 
+from railbus_shared.archive import Extent, NotAnArchive, read_directory
 from railbus_shared.errors import CheckpointCorrupt, NotSupported
 
-_LOCAL_HEADER: Final = struct.Struct("<26xHH")
-"""Of a zip's record: lengths of the name and of the extra field that stand between it and the data."""
 _STORAGE_DTYPES: Final = {
     "FloatStorage": "float32", "DoubleStorage": "float64", "HalfStorage": "float16", "BFloat16Storage": "bfloat16",
     "LongStorage": "int64", "IntStorage": "int32", "ShortStorage": "int16", "CharStorage": "int8",
@@ -29,14 +28,11 @@ _STORAGE_DTYPES: Final = {
     "ComplexDoubleStorage": "complex128", "UntypedStorage": "uint8",
 }  # fmt: skip
 _MAX_DEPTH: Final = 64
-_NO_ARCHIVE: Final = (
-    zipfile.BadZipFile, pickle.UnpicklingError, struct.error, ValueError, TypeError, LookupError, EOFError,
-    AttributeError, NotImplementedError, RecursionError,
+_NO_STATE: Final = (
+    pickle.UnpicklingError, struct.error, ValueError, TypeError, LookupError, EOFError, AttributeError,
+    NotImplementedError, RecursionError,
 )  # fmt: skip
-"""What is met in bytes that have the right hash but are no archive with a state."""
-
-Extent = tuple[int, int]
-"""Offset and bytes of a record's data in the file."""
+"""What is met in bytes that have the right hash but hold no state."""
 
 
 @dataclass(frozen=True)
@@ -69,9 +65,8 @@ class _Storage:
 
 
 def storages(file: BufferedReader, path: str) -> dict[str, Extent]:
-    """Offset and bytes of every storage's record, by its key; nothing is unpickled. Raises CheckpointCorrupt."""
-    with _archive(file, path) as (archive, prefix):
-        return _storages(file, archive, prefix)
+    """Where every storage's record lies, by its key; nothing is unpickled. Raises CheckpointCorrupt."""
+    return _storages(_records(file, path))
 
 
 def skeleton(file: BufferedReader, path: str) -> tuple[dict[str, Found | Opaque], dict[str, Extent]]:
@@ -80,51 +75,34 @@ def skeleton(file: BufferedReader, path: str) -> tuple[dict[str, Found | Opaque]
     The bytes must have been verified before. Raises CheckpointCorrupt for what is no file of `torch.save`, NotSupported
     for one that holds other things than tensors and plain containers.
     """
+    records = _records(file, path)
+    if "byteorder" in records and _bytes_of(file, records["byteorder"]) != b"little":
+        raise CheckpointCorrupt(path=path, expected="little-endian numbers", actual="big-endian ones")
     found: dict[str, Found | Opaque] = {}
-    with _archive(file, path) as (archive, prefix):
-        _check_order(archive, prefix, path)
-        if archive.getinfo(f"{prefix}data.pkl").compress_type != zipfile.ZIP_STORED:
-            raise ValueError("its pickle is packed")
-        with archive.open(f"{prefix}data.pkl") as stream:
-            unpickler = _Unpickler(stream, encoding="utf-8")
-            unpickler.path = path
-            state = unpickler.load()
-        for name, tensor in _tensors(state, "", path):
-            found[name] = Opaque() if name in found else tensor  # keys with dots may make two names the same
-        return found, _storages(file, archive, prefix)
-
-
-@contextlib.contextmanager
-def _archive(file: BufferedReader, path: str) -> Iterator[tuple[zipfile.ZipFile, str]]:
-    """The open archive, and what the names in it begin with; what goes wrong with either is a CheckpointCorrupt."""
     try:
-        with zipfile.ZipFile(file) as archive:
-            (pickled,) = [one for one in archive.namelist() if one.endswith("/data.pkl") and one.count("/") == 1]
-            yield archive, pickled.removesuffix("data.pkl")
-    except _NO_ARCHIVE as exc:
+        unpickler = _Unpickler(io.BytesIO(_bytes_of(file, records["data.pkl"])), encoding="utf-8")
+        unpickler.path = path
+        for name, tensor in _tensors(unpickler.load(), "", path):
+            found[name] = Opaque() if name in found else tensor  # keys with dots may make two names the same
+    except _NO_STATE as exc:
+        raise CheckpointCorrupt(path=path, expected="a file of torch.save", actual=str(exc)) from exc
+    return found, _storages(records)
+
+
+def _records(file: BufferedReader, path: str) -> Mapping[str, Extent]:
+    try:
+        return read_directory(file.fileno(), os.fstat(file.fileno()).st_size).records
+    except NotAnArchive as exc:
         raise CheckpointCorrupt(path=path, expected="a file of torch.save", actual=str(exc)) from exc
 
 
-def _storages(file: BufferedReader, archive: zipfile.ZipFile, prefix: str) -> dict[str, Extent]:
-    return {
-        record.filename.removeprefix(f"{prefix}data/"): _place(file, record)
-        for record in archive.infolist()
-        if record.filename.startswith(f"{prefix}data/")
-    }
+def _storages(records: Mapping[str, Extent]) -> dict[str, Extent]:
+    return {name.removeprefix("data/"): extent for name, extent in records.items() if name.startswith("data/")}
 
 
-def _check_order(archive: zipfile.ZipFile, prefix: str, path: str) -> None:
-    if f"{prefix}byteorder" in archive.namelist() and archive.read(f"{prefix}byteorder") != b"little":
-        raise CheckpointCorrupt(path=path, expected="little-endian numbers", actual="big-endian ones")
-
-
-def _place(file: BufferedReader, record: zipfile.ZipInfo) -> Extent:
-    """Offset and bytes of a stored record's data."""
-    if record.compress_type != zipfile.ZIP_STORED:
-        raise ValueError(f"record {record.filename!r} is packed")
-    file.seek(record.header_offset)
-    name_bytes, extra_bytes = _LOCAL_HEADER.unpack(file.read(_LOCAL_HEADER.size))
-    return record.header_offset + _LOCAL_HEADER.size + name_bytes + extra_bytes, record.file_size
+def _bytes_of(file: BufferedReader, extent: Extent) -> bytes:
+    file.seek(extent.offset)
+    return file.read(extent.nbytes)
 
 
 def _tensors(value: object, at: str, path: str, depth: int = 0) -> Iterator[tuple[str, Found | Opaque]]:

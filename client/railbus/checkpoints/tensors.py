@@ -18,7 +18,8 @@ import numpy as np
 
 from railbus.checkpoints.catalogue import Checkpoint
 from railbus.checkpoints.dtypes import ITEM_BYTES, Bytes
-from railbus.checkpoints.skeleton import Extent, Found, Opaque, skeleton, storages
+from railbus.checkpoints.skeleton import Found, Opaque, skeleton, storages
+from railbus_shared.archive import Extent
 from railbus_shared.contracts.artifacts import TensorPlace
 from railbus_shared.errors import CheckpointCorrupt, NotSupported
 
@@ -155,7 +156,9 @@ def _placed(one: Checkpoint, name: str, place: TensorPlace) -> Tensor:
 def _is_all(placed: Contents, extents: Mapping[str, Extent]) -> bool:
     """Whether every storage that is not empty belongs to some tensor of the table: else it tells only of a part."""
     begins = sorted({tensor.offset for tensor in placed.tensors.values() if tensor.num_bytes})
-    firsts = ((bisect.bisect_left(begins, start), start + size) for start, size in extents.values() if size)
+    firsts = (
+        (bisect.bisect_left(begins, one.offset), one.offset + one.nbytes) for one in extents.values() if one.nbytes
+    )
     return all(at < len(begins) and begins[at] < end for at, end in firsts)
 
 
@@ -170,7 +173,7 @@ def _described(one: Checkpoint, file: BufferedReader) -> Contents:
 
 
 def _found(one: Checkpoint, name: str, item: Found, storage: Extent) -> Tensor:
-    start, size = storage
+    start, size = storage.offset, storage.nbytes
     if len(item.shape) != len(item.strides) or min((*item.shape, *item.strides, item.first)) < 0:
         raise _wrong(one, f"{name} as torch describes tensors", f"shape {item.shape} and strides {item.strides}")
     dtype = _known(one, name, item.dtype)

@@ -232,7 +232,8 @@ class CheckpointMeta(Contract):
     """The latest value of each metric."""
     files: Items[CheckpointFile] = Field(min_length=1)
     tensors: dict[str, TensorPlace] = Field(default_factory=dict)
-    """By where they stand in the state, for instance `parts.model.fc.weight`; in the format `torch` only."""
+    """By where they stand in the state, for instance `parts.model.fc.weight`; in the format `torch` only, and not where
+    there are very many: the file says so itself."""
     spec_sha256: Sha256 | None = None
     """Of what the job asked for (`JobSpec.digest`)."""
     params: JsonMap = Field(default_factory=dict)

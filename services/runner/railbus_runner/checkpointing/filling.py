@@ -13,7 +13,7 @@ from typing import Any, Final, cast
 
 import torch
 
-from railbus_runner.checkpointing.archive import Extent
+from railbus_shared.archive import Extent
 
 _READ_BYTES: Final = 1 << 30
 """Linux gives at most 2 GiB at once."""

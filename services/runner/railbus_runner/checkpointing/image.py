@@ -31,6 +31,9 @@ from railbus_shared.contracts.artifacts import TensorPlace
 
 CHUNK_BYTES: Final = 16 << 20
 """At most so much of a device's memory is brought to the host at a time while `chunks` are taken."""
+MAX_TOLD: Final = 16_384
+"""Tensors whose places are told. A meta that names more is slow to read, and from some 50,000 on no valid one (`wire`);
+who needs the places then finds them in the file itself."""
 _FORMAT_VERSION: Final = b"3\n"
 """Of torch's files: what torch.save writes (kProducedFileFormatVersion)."""
 
@@ -41,8 +44,8 @@ class Image:
     Attributes:
         nbytes: of the whole file.
         tensors: where the elements of each dense, contiguous tensor lie, by its keys and positions in the state, joined
-            by dots: `parts.model.fc.weight`. A name that two tensors would share is left out. Not to be changed: the
-            next image of the same form has the same map.
+            by dots: `parts.model.fc.weight`. A name that two tensors would share is left out, and all where there are
+            more than MAX_TOLD. Not to be changed: the next image of the same form has the same map.
     """
 
     def __init__(
@@ -163,6 +166,8 @@ def _named_tensors(value: object, name: str) -> Iterator[tuple[str, torch.Tensor
 @functools.lru_cache(maxsize=2)
 def _table(places: tuple[_Place, ...]) -> dict[str, TensorPlace]:
     """The places by name; remembered, since a state keeps its form from one checkpoint to the next."""
+    if len(places) > MAX_TOLD:
+        return {}
     times = Counter(name for name, *_ in places)
     return {
         name: TensorPlace(dtype=dtype, shape=shape, offset=offset, bytes=size)

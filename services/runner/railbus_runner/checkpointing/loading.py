@@ -16,7 +16,7 @@ import torch
 
 from railbus_runner.checkpointing.filling import Placement
 from railbus_runner.checkpointing.proving import NotProven, prove
-from railbus_runner.checkpointing.state_file import open_state
+from railbus_runner.checkpointing.state_file import open_plain, open_state
 from railbus_runner.checkpointing.store import CheckpointStore
 from railbus_runner.checkpointing.tensor_file import TensorFile
 from railbus_shared.contracts.artifacts import CheckpointFile, CheckpointMeta
@@ -122,12 +122,14 @@ def as_stated(opened: Opened, folder: Path) -> Opened:
 
 def _prove(folder: Path, stated: CheckpointFile) -> None:
     path = folder / stated.file
+    descriptor, _ = open_plain(path, stated.bytes)
     try:
-        with path.open("rb", buffering=0) as file:
-            prove(file.fileno(), nbytes=stated.bytes, sha256=stated.sha256)
+        prove(descriptor, nbytes=stated.bytes, sha256=stated.sha256)
     except NotProven as exc:
         raise CheckpointCorrupt(path=str(path), expected=exc.expected, actual=exc.actual) from exc
     except OSError as exc:
         raise CheckpointCorrupt(
             path=str(path), expected=f"{stated.bytes} bytes", actual=os.strerror(exc.errno or 0)
         ) from exc
+    finally:
+        os.close(descriptor)

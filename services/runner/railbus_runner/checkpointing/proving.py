@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterable
 from typing import Final
 
-from railbus_runner.checkpointing.archive import Extent
+from railbus_shared.archive import Extent
 
 BUFFER_BYTES: Final = 1 << 20
 _AHEAD_BYTES: Final = 16 << 20

@@ -14,11 +14,11 @@ from typing import Final, cast
 import orjson
 import torch
 
-from railbus_runner.checkpointing.archive import Extent
 from railbus_runner.checkpointing.proving import NotProven, digest
 from railbus_runner.checkpointing.state_file import open_plain
 from railbus_runner.checkpointing.tensor_file import TensorFile
 from railbus_runner.checkpointing.unpickling import Skeleton, new_storage
+from railbus_shared.archive import Extent
 from railbus_shared.errors import CheckpointCorrupt
 
 _MAX_HEADER_BYTES: Final = 100 << 20

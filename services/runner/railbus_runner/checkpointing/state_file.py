@@ -22,11 +22,11 @@ from typing import Final, Self
 
 import torch
 
-from railbus_runner.checkpointing.archive import Directory, Extent, NotAnArchive, read_directory
 from railbus_runner.checkpointing.filling import fill_storage
 from railbus_runner.checkpointing.proving import NotProven, digest
 from railbus_runner.checkpointing.tensor_file import TensorFile
 from railbus_runner.checkpointing.unpickling import NoState, Skeleton, new_storage, rebuild
+from railbus_shared.archive import Directory, Extent, NotAnArchive, read_directory
 from railbus_shared.errors import CheckpointCorrupt
 
 _PICKLE: Final = "data.pkl"

@@ -21,12 +21,11 @@ import os
 import shutil
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Final
 
 from railbus_runner.checkpointing import serials
 from railbus_runner.checkpointing.disk import setting_errors, write_draft
 from railbus_runner.endings import CommitRefused
-from railbus_shared import files, wire
+from railbus_shared import files
 from railbus_shared.contracts.artifacts import CheckpointFile, CheckpointMeta
 from railbus_shared.contracts.jobs import CheckpointRef
 from railbus_shared.errors import (
@@ -35,11 +34,9 @@ from railbus_shared.errors import (
     RailbusError,
     StaleLeaseEpoch,
     StorageFull,
-    WireError,
 )
 from railbus_shared.layout import Layout, checkpoint_number, checkpoint_stem
-
-MAX_META_BYTES: Final = 16 << 20
+from railbus_shared.metas import read_meta
 
 
 class CheckpointStore:
@@ -194,13 +191,9 @@ class CheckpointStore:
 
     def _read_meta(self, path: Path) -> CheckpointMeta:
         try:
-            meta = CheckpointMeta.parse(wire.decode(path.read_bytes(), limit_bytes=MAX_META_BYTES))
-        except (WireError, OSError) as exc:
-            raise CheckpointCorrupt(path=str(path), expected="a valid meta", actual=str(exc)) from exc
-        if (meta.model, self._meta_path(meta.number).name) != (self._model, _final_name(path)):
-            said = f"{checkpoint_stem(meta.number)} of model {meta.model!r}"
-            raise CheckpointCorrupt(path=str(path), expected=f"a checkpoint of {self._model!r}", actual=said)
-        return meta
+            return read_meta(path, model=self._model)[0]
+        except FileNotFoundError as exc:
+            raise CheckpointCorrupt(path=str(path), expected="a valid meta", actual="no such file") from exc
 
     # --- steps -------------------------------------------------------------------------------------------------------
 
@@ -269,7 +262,3 @@ def _remove(path: Path) -> bool:
     except FileNotFoundError:
         return False
     return True
-
-
-def _final_name(path: Path) -> str:
-    return path.name.removeprefix(".").removesuffix(".tmp")

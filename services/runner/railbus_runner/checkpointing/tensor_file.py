@@ -13,9 +13,9 @@ from typing import Self
 
 import torch
 
-from railbus_runner.checkpointing.archive import Extent
 from railbus_runner.checkpointing.filling import Placement, fill, fill_storage
 from railbus_runner.checkpointing.unpickling import Skeleton, check_sparse, tensors_in
+from railbus_shared.archive import Extent
 from railbus_shared.errors import CheckpointCorrupt
 
 

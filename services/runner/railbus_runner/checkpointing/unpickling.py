@@ -17,7 +17,7 @@ from typing import Any, Final, TypeGuard, cast
 import torch
 from torch import _weights_only_unpickler
 
-from railbus_runner.checkpointing.archive import Extent
+from railbus_shared.archive import Extent
 
 _PLAIN: Final = {str, bytes, int, float, bool, complex, torch.Size, torch.dtype, torch.device, type(None)}
 _MAPS: Final = {dict, OrderedDict, Counter, defaultdict}

@@ -1,4 +1,4 @@
-"""The files of a checkpoint, opened: plain files in their folder, and nothing else, whatever lies in their place."""
+"""Files of a checkpoint, opened: plain files in their folder, and nothing else, whatever lies in their place."""
 
 from __future__ import annotations
 
