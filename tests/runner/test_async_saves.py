@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -386,37 +387,45 @@ def test_of_two_trainers_of_one_job_the_stale_one_adds_nothing_and_takes_nothing
     assert len(list(Layout(root).checkpoints("m").glob("*.pt"))) == 3
 
 
-def test_a_trainer_that_was_stopped_past_the_lease_asks_for_a_commit_only_within_a_later_one(
-    warm: WarmHost, root: Path, points: Path
+@pytest.mark.parametrize("point", ["meta_drafted", "published"])
+def test_a_trainer_that_was_stopped_past_the_lease_neither_commits_nor_removes_before_a_later_one(
+    warm: WarmHost, root: Path, points: Path, point: str
 ) -> None:
-    fail_points.arm(points, "meta_drafted", signal.SIGSTOP)
-    policy = {"mode": "sync", "every_steps": 2}
-    params = {"steps": 2, "waits": "never"}
-    asked: list[list[Frame]] = []
-    end = RunnerEnd(
-        warm, plan(root, "rb_beside:train", code=root / "code", params=params, checkpoint=policy, deadline_s=2.0)
-    )
+    """It is stopped while it writes its second checkpoint, of which each replaces the one before."""
+    armed, seen = threading.Event(), list[tuple[list[int], list[int]]]()
 
-    def commits() -> list[Frame]:
-        return [frame for frame in end.frames if isinstance(frame, Commit)]
+    def arm(end: RunnerEnd, frame: Frame) -> Sequence[Frame] | None:
+        if (
+            isinstance(frame, Commit)
+            and not armed.is_set()
+            and frame.meta.step == (2 if point == "meta_drafted" else 4)
+        ):
+            fail_points.arm(points, point, signal.SIGSTOP)
+            armed.set()
+        return None
+
+    policy = {"mode": "sync", "every_steps": 2, "keep_last": 1}
+    options: dict[str, Any] = {"params": {"steps": 6, "waits": "never"}, "checkpoint": policy, "deadline_s": 2.0}
+    end = RunnerEnd(warm, plan(root, "rb_beside:train", code=root / "code", **options), on_frame=arm)
 
     def hold() -> None:
-        while (points / "meta_drafted").exists():
+        while not armed.is_set() or (points / point).exists():
             end.send(Deadline(boottime_s=clock.boottime_s() + 2))
             time.sleep(0.1)
         time.sleep(2.2)
         os.kill(end.pid, signal.SIGCONT)
-        time.sleep(0.5)  # in which it may not ask
-        asked.append(commits())
+        time.sleep(0.5)  # in which it may do neither
+        asked = [frame.meta.step for frame in end.frames if isinstance(frame, Commit)]
+        seen.append((asked, [meta.step for meta in metas(root)]))
         end.send(Deadline(boottime_s=clock.boottime_s() + 60))
 
     with ThreadPoolExecutor(1) as pool:
         holding = pool.submit(hold)
         end.run()
         holding.result()
-    assert asked == [[]]
+    assert seen == [([2], [2]) if point == "meta_drafted" else ([2, 4], [2, 4])]
     assert end.ended.outcome == "succeeded"
-    assert [meta.step for meta in metas(root)] == [2]
+    assert [meta.step for meta in metas(root)] == [6]
 
 
 def test_where_no_writer_can_be_had_the_trainer_writes_and_says_why(warm: WarmHost, root: Path) -> None:

@@ -112,8 +112,13 @@ class TrainerChannel:
 
     def await_deadline(self, *, stop_suffices: bool = True) -> None:
         """Return at once before the deadline; past it wait for a later one, or for a Stop. Raises RunnerGone."""
-        while clock.boottime_s() >= self.deadline_boottime_s and not (stop_suffices and self.stop is not None):
+        while self.is_past_deadline and not (stop_suffices and self.stop is not None):
             self.wait(timeout_s=_SIGNAL_S)
+
+    @property
+    def is_past_deadline(self) -> bool:
+        """Whether the lease may have lapsed, as far as the runner has been heard."""
+        return clock.boottime_s() >= self.deadline_boottime_s
 
     def fileno(self) -> int:
         """For `select`: readable when `poll` would find something."""

@@ -60,9 +60,16 @@ class Writing:
         return meta
 
     def finish(self, meta: CheckpointMeta, order: Write, *, why: str = "", stall: Stall | None = None) -> None:
-        """It is durable: tell so, and let older ones go."""
+        """It is durable: tell so, and let older ones go, if the lease has not lapsed.
+
+        Else a successor may have found out meanwhile which ones are damaged, and rely on one of those older.
+        """
         self._tell_written(meta, order, why=why, stall=stall)
         policy = self._plan.spec.checkpoint
+        self._channel.poll()
+        if self._channel.is_past_deadline:
+            self._recorder.flush()
+            return
         for number in self._store.retain(lambda metas: retention(metas, policy, damaged=order.damaged).gone):
             self._events.tell("removed", number, step=meta.step)
         self._recorder.flush()
