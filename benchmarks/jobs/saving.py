@@ -263,10 +263,10 @@ def loading(ctx: TrainContext) -> None:
 def holding(ctx: TrainContext) -> None:
     """How much memory the trainer and what writes for it hold at most, beyond the state itself."""
     params = ctx.params_as(Params)
-    before = _pss()
     training = Training.begun(tiny=params.tiny)
     ctx.track(model=training.model, optimizer=training.optimizer)
     ctx.resume()
+    before = _pss()
     ours = Ours(ctx, params)
     if params.mode == "async":
         ours.warm_up()
@@ -276,7 +276,7 @@ def holding(ctx: TrainContext) -> None:
             until(ours.save())
             ours.align()
     state = sum(tensor.nbytes for tensor in training.tensors())
-    ctx.event("measured", bytes=state, beyond=max(peak) - before - state, samples=len(peak))
+    ctx.event("measured", bytes=state, beyond=max(peak) - before, samples=len(peak))
 
 
 @contextmanager
