@@ -300,11 +300,13 @@ def test_a_writer_that_is_found_gone_when_it_is_asked_for_more_memory_is_lost_an
         assert arena is not None
         with writer:
             socket.send_fds(writer, [pack(ArenaMade(nbytes=arena.nbytes))], [arena.descriptor])
-            arena.close()
             while not saves.fits(1000):
                 assert saves.heed() is None
+        assert os.fstat(arena.descriptor).st_blocks > 0
         saves.prepare(arena.nbytes + 1)
         assert not saves.fits(1)
+        assert os.fstat(arena.descriptor).st_blocks == 0, "its memory is free, though it is open here still"
+        arena.close()
         assert saves.heed() == Lost(None)
         saves.prepare(1000)
         assert not saves.fits(1)

@@ -28,6 +28,7 @@ from railbus_runner.frames import (
     Stop,
     Verified,
     Verify,
+    WriterOpened,
     pack,
 )
 from railbus_runner.recorder import MAX_TEXT_CHARS, Recorder, RecordingHandler
@@ -302,3 +303,12 @@ def test_a_waiting_metric_keeps_no_graph(recorder: Recorder) -> None:
 def test_a_metric_that_is_no_number_is_refused_by_name(recorder: Recorder, value: object) -> None:
     with pytest.raises(TypeError, match="metric 'loss'"):
         Curves(recorder).log(1, {"loss": value})
+
+
+def test_a_writer_whose_socket_the_kernel_has_dropped_counts_as_refused(end: RunnerEnd) -> None:
+    end.channel.open_writer()
+    end.send(WriterOpened())
+    end.channel.poll()
+    assert end.channel.writer is None
+    assert end.channel.writer_refused is not None
+    assert "too many open files" in end.channel.writer_refused.message

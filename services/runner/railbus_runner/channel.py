@@ -34,11 +34,12 @@ from railbus_runner.frames import (
 )
 from railbus_shared import clock
 from railbus_shared.contracts.jobs import ErrorBody
-from railbus_shared.errors import BadMessage
+from railbus_shared.errors import BadMessage, TrainerLost
 
 A = TypeVar("A", bound=Plan | Verified | Committed | Refused | Recorded)
 
 _READ_BYTES: Final = 1 << 18
+_DROPPED: Final = "could not be received: this process has too many open files"
 _SIGNAL_S: Final = 1.0
 """How soon a stop that comes as a signal is noticed by whoever waits for a frame; a signal alone ends no `select`."""
 
@@ -180,7 +181,10 @@ class TrainerChannel:
                 self.save_requested, self.save_number = True, max(self.save_number, frame.number)
             case WriterOpened():
                 self._expects_writer = False
-                self.writer = socket.socket(fileno=self._descriptors.pop())
+                if self._descriptors:
+                    self.writer = socket.socket(fileno=self._descriptors.pop())
+                else:  # the kernel drops what a process may not open
+                    self.writer_refused = ErrorBody(code=TrainerLost.code, message=f"the writer's socket {_DROPPED}")
             case WriterRefused():
                 self._expects_writer = False
                 self.writer_refused = frame.error

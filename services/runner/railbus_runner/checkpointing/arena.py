@@ -33,7 +33,7 @@ def with_growth(nbytes: int) -> int:
 
 
 class Arena:
-    """One process's map of it; the memory is free once nobody has the descriptor or a map any more."""
+    """One process's map of it; the memory is free once nobody has it open any more, or after `free`."""
 
     def __init__(self, descriptor: int, nbytes: int) -> None:
         """Takes over the descriptor; `nbytes` are those of the file. Raises OSError where it cannot be mapped."""
@@ -59,6 +59,10 @@ class Arena:
                 return False
             _populate(self._address + offset, min(_PIECE_BYTES, self.nbytes - offset))
         return True
+
+    def free(self) -> None:
+        """Give the memory back, whoever has it open still, as forks of a trainer have; nobody may touch it any more."""
+        os.ftruncate(self.descriptor, 0)
 
     def close(self) -> None:
         """Let go of the descriptor; the map goes with the last who uses it."""

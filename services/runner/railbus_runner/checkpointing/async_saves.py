@@ -52,8 +52,11 @@ class AsyncSaves:
         return self._link is not None and not self.is_busy and nbytes <= self._link.capacity
 
     def prepare(self, nbytes: int) -> None:
-        """See to a writer, and to an arena for a state of so many bytes, if there is memory for it; not while busy."""
-        if nbytes <= self._wanted or (self._wanted and not self._capacity):
+        """See to a writer, and to an arena for a state of so many bytes, if there is memory for it.
+
+        Nothing is done while busy: the writer reads from the arena.
+        """
+        if self.is_busy or nbytes <= self._wanted or (self._wanted and not self._capacity):
             return  # it is there, or something is on its way
         if self._num_lost >= _MAX_LOSSES:
             self.why_not = f"the writer was lost {self._num_lost} times"

@@ -71,8 +71,11 @@ class WriterLink:
         return self._arena.nbytes if self._arena is not None and self._mapped.is_set() else 0
 
     def make_arena(self, nbytes: int) -> None:
-        """Have an arena made in place of the one there is, of which nothing may be used any more."""
-        self._drop_arena()
+        """Have an arena made in place of the one there is, of which nothing may be used any more; not while `ordered`.
+
+        The memory of that one is free at once, for forks of this process may have it open.
+        """
+        self._drop_arena(is_unused=True)
         self.why_not = ""
         self._send(MakeArena(nbytes=nbytes))
 
@@ -154,8 +157,10 @@ class WriterLink:
 
     def _take(self, frame: Frame) -> None:
         match frame:
-            case ArenaMade():
+            case ArenaMade() if self._descriptors:
                 self._map(Arena(self._descriptors.pop(), frame.nbytes))
+            case ArenaMade():  # the kernel drops what a process may not open
+                self.why_not = "the arena could not be received: this process has too many open files"
             case NoArena():
                 self.why_not = frame.why
             case Durable() | NotWritten():
@@ -180,10 +185,13 @@ class WriterLink:
 
         threading.Thread(target=populate, name="railbus-arena", daemon=True).start()
 
-    def _drop_arena(self) -> None:
+    def _drop_arena(self, *, is_unused: bool = False) -> None:
+        """`is_unused` by the writer, which may else be reading from it to its end."""
         with self._pinning:  # memory that is unmapped while it is pinned stays known to CUDA, under its old address
             if self._is_pinned and self._arena is not None:
                 _cudart().cudaHostUnregister(self._arena.address)
+            if self._arena is not None and is_unused and self._mapped.is_set():
+                self._arena.free()
             if self._arena is not None:
                 self._arena.close()
             self._arena, self._is_pinned = None, False
