@@ -384,6 +384,11 @@ def test_of_many_differences_ten_are_told_and_all_are_counted_and_named(tmp_path
     assert str(caught.value.details["different"]).endswith("layer10, layer11")
 
 
+def test_a_model_of_very_many_parameters_is_known_again(tmp_path: Path) -> None:
+    described = schema({f"expert{n}": ("float32", (n,)) for n in range(50_001)})
+    assert [write_or_check(Layout(tmp_path).model_schema("m"), described) for _ in range(2)] == [True, False]
+
+
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"model": "m"}'])
 def test_a_model_schema_that_is_none_is_told_with_its_path(tmp_path: Path, content: bytes) -> None:
     path = Layout(tmp_path).model_schema("m")

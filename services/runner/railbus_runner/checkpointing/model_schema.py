@@ -11,13 +11,15 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
+import orjson
 import torch
 
 from railbus_runner.checkpointing.names import plain_name, plain_state
 from railbus_runner.frames import Plan
-from railbus_shared import clock, files, wire
+from railbus_shared import clock, files
 from railbus_shared.contracts.artifacts import ModelSchema, Parameter
-from railbus_shared.errors import Conflict, SchemaInvalid, WireError
+from railbus_shared.errors import CheckpointCorrupt, Conflict, SchemaInvalid, WireError
+from railbus_shared.plain_files import opened
 
 _MAX_BYTES: Final = 64 << 20
 _SHOWN: Final = 10
@@ -97,9 +99,11 @@ def _form(parameter: Parameter) -> str:
 
 
 def _read(path: Path) -> ModelSchema:
+    """Of any number of parameters: the limits of messages (`wire`) would refuse some 50,000."""
     try:
-        return ModelSchema.parse(wire.decode(path.read_bytes(), limit_bytes=_MAX_BYTES))
-    except (WireError, OSError) as exc:
+        with opened(path.parent, path.name) as file:
+            return ModelSchema.parse(orjson.loads(file.read(_MAX_BYTES)))
+    except (WireError, CheckpointCorrupt, OSError, orjson.JSONDecodeError) as exc:
         raise SchemaInvalid(
             f"{path}: no model schema: {exc}", hint="restore the file, or remove it: the next checkpoint writes it anew"
         ) from exc
