@@ -22,6 +22,7 @@ from railbus_runner import processes
 from railbus_runner.channel import TrainerChannel
 from railbus_runner.checkpointing.arena import make_arena, with_growth
 from railbus_runner.checkpointing.async_saves import AsyncSaves, Lost
+from railbus_runner.checkpointing.image import Image
 from railbus_runner.frames import (
     ArenaMade,
     AwaitsWriter,
@@ -32,6 +33,7 @@ from railbus_runner.frames import (
     OpenWriter,
     Refused,
     Stop,
+    Write,
     WriterLost,
     WriterRefused,
     pack,
@@ -287,6 +289,36 @@ def test_what_a_lost_writer_had_not_committed_is_written_again_though_the_record
     assert [event["step"] for event in resumed.of_type("checkpoint.resumed")] == [2]
     assert [event["step"] for event in resumed.of_type("checkpoint.failed")] == [4]
     assert [event["step"] for event in resumed.of_type("checkpoint.written")] == [5, 6]
+
+
+def test_a_copy_that_fails_leaves_neither_trainer_nor_writer_waiting_for_the_other() -> None:
+    class Failing(Image):
+        def copy_to(self, arena: torch.Tensor, *, on_copied: Callable[[int], None] = lambda _: None) -> None:
+            del on_copied
+            super().copy_to(arena)
+            raise RuntimeError("CUDA error")
+
+    image = Failing.of({"a": torch.ones(3)})
+    assert isinstance(image, Failing)
+    (runner, ours), (writer, theirs) = socket.socketpair(), socket.socketpair()
+    channel = TrainerChannel(ours)
+    with runner, ours, writer, theirs.dup():
+        saves = AsyncSaves(channel)
+        saves.prepare(image.nbytes)
+        channel.writer = theirs
+        arena = make_arena(with_growth(image.nbytes), is_wanted=lambda: True)
+        assert arena is not None
+        socket.send_fds(writer, [pack(ArenaMade(nbytes=arena.nbytes))], [arena.descriptor])
+        arena.close()
+        while not saves.fits(image.nbytes):
+            assert saves.heed() is None
+        order = Write(nbytes=image.nbytes, step=1, fields={}, began_s=0.0, waited_s=0.0)
+        with pytest.raises(RuntimeError, match="CUDA"):
+            saves.order(order, image)
+        assert not saves.is_busy
+        assert saves.wait() is None
+        while writer.recv(1 << 16):
+            pass
 
 
 def test_a_writer_that_is_found_gone_when_it_is_asked_for_more_memory_is_lost_and_nothing_more() -> None:

@@ -82,6 +82,9 @@ class AsyncSaves:
             image.copy_to(link.memory(), on_copied=link.copied)
         except WriterGone:
             return self._lost()
+        except BaseException:
+            self._lost()  # or it would wait for the rest of the copy, and the trainer for it
+            raise
         return None
 
     def heed(self) -> Outcome | None:

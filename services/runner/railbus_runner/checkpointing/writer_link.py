@@ -128,6 +128,7 @@ class WriterLink:
     def close(self) -> None:
         """The writer ends, once it has done what it was told; the arena is nobody's any more."""
         self._drop_arena()
+        self._sock.shutdown(socket.SHUT_RDWR)  # the runner and forks of this process have it open, too
         self._sock.close()
 
     def detach(self) -> None:
