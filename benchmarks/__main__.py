@@ -17,6 +17,7 @@ NAMES: Final = (
     "recovery",
     "train_throughput",
     "log_series",
+    "telemetry",
     "data",
     "import_speed",
     "scheduler",

@@ -33,7 +33,9 @@ _LEVEL: Final = 1
 _GZIP_WBITS: Final = 31
 
 
-class _Compressor(Protocol):
+class Compressor(Protocol):
+    """What `zlib.compressobj` makes."""
+
     def compress(self, data: bytes, /) -> bytes: ...
     def flush(self) -> bytes: ...
 
@@ -188,18 +190,19 @@ def _names_aside(closed: Path) -> Iterator[Path]:
 # --- bytes -----------------------------------------------------------------------------------------------------------
 
 
-def _compressor() -> _Compressor:
+def compressor() -> Compressor:
+    """Makes one gzip member, by the quickest means that this machine has."""
     if isal_zlib is None:
         return zlib.compressobj(_LEVEL, wbits=_GZIP_WBITS)
-    fast: _Compressor = isal_zlib.compressobj(_LEVEL, wbits=_GZIP_WBITS)
+    fast: Compressor = isal_zlib.compressobj(_LEVEL, wbits=_GZIP_WBITS)
     return fast
 
 
 def _add_member(chunks: Iterator[bytes], target: BinaryIO) -> None:
-    compressor = _compressor()
+    member = compressor()
     for chunk in chunks:
-        target.write(compressor.compress(chunk))
-    target.write(compressor.flush())
+        target.write(member.compress(chunk))
+    target.write(member.flush())
 
 
 def _copy(closed: Path, target: BinaryIO, *, limit_bytes: int | None = None) -> int:
