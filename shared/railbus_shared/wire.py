@@ -10,7 +10,8 @@ import json
 import math
 from collections.abc import Iterable, Mapping
 from enum import Enum
-from typing import Final, cast
+from itertools import chain
+from typing import Any, Final, cast
 
 import msgpack
 import orjson
@@ -22,8 +23,22 @@ MAX_DEPTH: Final = 32
 MAX_NODES: Final = 100_000  # maps and arrays in one message; a batch of 1000 events has some 3000
 _MAX_ITEMS: Final = 65_536
 _INT_DIGITS: Final = 20  # of 2**64 - 1; orjson turns larger numbers into inexact floats
-_SCALARS: Final = frozenset({str, int, bool, type(None)})
+_BRANCHES: Final = frozenset({dict, list, tuple})
+_PASSING: Final = frozenset({str, int, bool, type(None)}) | _BRANCHES
+_COMMON: Final = _PASSING | {float}
 _STR: Final = frozenset({str})
+_NUMBERS: Final = frozenset({float, bool})
+_CONTAINERS: Final = bytes([*range(0x80, 0xA0), 0xDC, 0xDD, 0xDE, 0xDF])
+"""What begins a map or an array in msgpack; in the midst of a number or text it begins none."""
+_LIMITS: Final[dict[str, Any]] = {
+    "raw": False,
+    "strict_map_key": True,
+    "max_str_len": MAX_BYTES,
+    "max_bin_len": 0,
+    "max_ext_len": 0,
+    "max_array_len": _MAX_ITEMS,
+    "max_map_len": _MAX_ITEMS,
+}
 
 
 class Encoding(Enum):
@@ -133,20 +148,37 @@ class _Counter:
         return built
 
 
+def _as_encoded(data: bytes) -> object:
+    """What `encode` made these bytes of, without a call for each map and array; None if it did not make them.
+
+    Bytes that come out again as they were have no key twice; no more containers are built than bytes could begin one.
+    """
+    if len(data) - len(data.translate(None, _CONTAINERS)) > MAX_NODES:
+        return None
+    try:
+        value: object = msgpack.unpackb(data, **_LIMITS)
+        return value if msgpack.packb(value, use_bin_type=True) == data else None
+    except (ValueError, msgpack.exceptions.UnpackException, RecursionError, TypeError, OverflowError):
+        return None  # the slow way says what is wrong
+
+
 def _decode_msgpack(data: bytes) -> dict[str, object]:
+    value = _as_encoded(data)
+    if value is None:
+        value = _unpacked(data)
+    if not isinstance(value, dict):
+        raise BadMessage("the payload is not a map", hint="send one msgpack map")
+    _check_shape(value)
+    return value
+
+
+def _unpacked(data: bytes) -> object:
+    """Raises BadMessage."""
     counter = _Counter()
     try:
-        value = msgpack.unpackb(
-            data,
-            raw=False,
-            strict_map_key=True,
-            max_str_len=MAX_BYTES,
-            max_bin_len=0,
-            max_ext_len=0,
-            max_array_len=_MAX_ITEMS,
-            max_map_len=_MAX_ITEMS,
-            list_hook=counter.array,
-            object_pairs_hook=counter.map,
+        return cast(
+            "object",
+            msgpack.unpackb(data, **_LIMITS, list_hook=counter.array, object_pairs_hook=counter.map),
         )
     except BadMessage:
         raise
@@ -155,40 +187,43 @@ def _decode_msgpack(data: bytes) -> dict[str, object]:
         raise BadMessage(
             f"the payload is not valid msgpack: {reason}", hint="send one map without extension types"
         ) from exc
-    if not isinstance(value, dict):
-        raise BadMessage("the payload is not a map", hint="send one msgpack map")
-    _check_shape(value)
-    return value
 
 
 def _check_shape(root: Mapping[str, object]) -> None:
-    """Refuse what is too deep, too many, or cannot be said in both encodings; iterative, so depth costs no stack."""
+    """Refuse what is too deep, too many, or cannot be said in both encodings; iterative, so depth costs no stack.
+
+    All values of one depth are looked at together, which costs half of looking at each.
+    """
     nodes = 0
     level: list[object] = [root]
     for _ in range(MAX_DEPTH):
-        below: list[object] = []
-        for container in level:
-            for value in _values(container):
-                kind = type(value)
-                if kind is dict or kind is list or kind is tuple:
-                    below.append(value)
-                elif kind not in _SCALARS:
+        values = list(chain.from_iterable(map(_values, level)))
+        kinds = set(map(type, values))
+        if not (kinds <= _COMMON and (float not in kinds or _are_finite(values, kinds))):
+            for value in values:
+                if type(value) not in _PASSING:
                     _check_scalar(value)
-        nodes += len(below)
+        level = [value for value in values if type(value) in _BRANCHES] if kinds & _BRANCHES else []
+        nodes += len(level)
         if nodes > MAX_NODES:
             raise BadMessage(f"the payload has more than {MAX_NODES} maps and arrays")
-        if not below:
+        if not level:
             return
-        level = below
     raise BadMessage(f"the payload is nested deeper than {MAX_DEPTH}", hint="flatten it")
 
 
+def _are_finite(values: Iterable[object], kinds: set[type]) -> bool:
+    """Whether all floats among values of common types are finite."""
+    numbers = values if kinds <= _NUMBERS else [value for value in values if type(value) is float]
+    return all(map(math.isfinite, cast("Iterable[float]", numbers)))
+
+
 def _values(container: object) -> Iterable[object]:
-    if not isinstance(container, Mapping):
+    if type(container) is not dict and not isinstance(container, Mapping):
         return cast("Iterable[object]", container)
     if not (_STR.issuperset(map(type, container)) or all(isinstance(key, str) for key in container)):
         raise BadMessage("a map in the payload has a key that is not a string", hint="use string keys")
-    return container.values()
+    return cast("Mapping[str, object]", container).values()
 
 
 def _check_scalar(value: object) -> None:

@@ -324,7 +324,7 @@ def test_a_period_that_reads_back_differently_stays_plain(
     writer.close_all()
     writer.append(lines(2))
     with monkeypatch.context() as broken:
-        broken.setattr(closing, "_compressor", LossyCompressor)
+        broken.setattr(closing, "compressor", LossyCompressor)
         with pytest.raises(OSError, match="reads back differently"):
             writer.close_all()
     assert tree(layout) == {PLAIN: [2], CLOSED: [1]}

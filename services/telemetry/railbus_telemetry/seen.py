@@ -42,6 +42,18 @@ class _Spans:
             del firsts[0], lasts[0]
         return True
 
+    def is_free(self, first: int, last: int) -> bool:
+        """Whether none of these numbers is held."""
+        at = bisect_right(self.firsts, last) - 1
+        return at < 0 or self.lasts[at] < first
+
+    def add_all(self, first: int, last: int) -> None:
+        if self.lasts and first == self.lasts[-1] + 1:
+            self.lasts[-1] = last
+            return
+        for number in range(first, last + 1):
+            self.add(number)
+
     def _insert(self, at: int, number: int) -> None:
         """Add a number that is not held; the span `at` is the first that begins behind it."""
         firsts, lasts = self.firsts, self.lasts
@@ -76,6 +88,17 @@ class Seen:
             spans = self._producers[producer] = _Spans(now_ns)
         spans.used_ns = now_ns
         return spans.add(number)
+
+    def is_free(self, producer: str, first: int, last: int) -> bool:
+        """Whether the set has none of a producer's numbers from `first` to `last`."""
+        spans = self._producers.get(producer)
+        return spans is None or spans.is_free(first, last)
+
+    def add_all(self, producer: str, first: int, last: int, *, now_ns: int) -> None:
+        """As `add` for each number from `first` to `last`, which are numbers of events that were counted one by one."""
+        self.add(producer, first, now_ns=now_ns)
+        if last > first:
+            self._producers[producer].add_all(first + 1, last)
 
     def forget_idle(self, *, since_ns: int) -> int:
         """Forget producers not heard of since then; returns how many."""

@@ -12,7 +12,7 @@ are called by one thread at a time, in the one process that holds the lock of th
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -26,6 +26,7 @@ from railbus_shared.layout import CLOSED_LOG_NAME, LOG_NAME, Layout
 from railbus_telemetry import closing
 from railbus_telemetry.appending import PlainFiles
 from railbus_telemetry.lines import DAY_NS, Line
+from railbus_telemetry.seen import Seen
 from railbus_telemetry.sidecar import SIDECAR_NAME, Sidecar
 
 logger = logging.getLogger(__name__)
@@ -83,8 +84,8 @@ class LogSeries:
         self._plain.append({paths[day]: b"".join(data) for day, data in by_day.items()})
         for day, path in paths.items():
             self._periods.setdefault(day, _Period(path, now_ns, now_ns)).last_ns = now_ns
-        for line in fresh:
-            self._memory.seen.add(line.producer, line.number, now_ns=now_ns)
+        for run in _runs(fresh):
+            self._memory.seen.add_all(run[0].producer, run[0].number, run[-1].number, now_ns=now_ns)
         return len(fresh)
 
     def due(self, now_ns: int) -> bool:
@@ -113,13 +114,18 @@ class LogSeries:
     # --- choosing ----------------------------------------------------------------------------------------------------
 
     def _fresh(self, lines: Iterable[Line]) -> list[Line]:
-        seen = self._memory.seen
-        fresh: dict[tuple[str, int], Line] = {}
-        for line in lines:
-            key = (line.producer, line.number)
-            if key not in fresh and key not in seen:
-                fresh[key] = line
-        return list(fresh.values())
+        """The lines that are in no file, each once; a run of a producer's numbers is judged as one."""
+        seen, taken = self._memory.seen, Seen()
+        fresh: list[Line] = []
+        for run in _runs(lines):
+            producer, first, last = run[0].producer, run[0].number, run[-1].number
+            if seen.is_free(producer, first, last) and taken.is_free(producer, first, last):
+                fresh += run
+            else:
+                keys = ((line.producer, line.number) for line in run)
+                fresh += [line for line, key in zip(run, keys, strict=True) if key not in seen and key not in taken]
+            taken.add_all(producer, first, last, now_ns=0)
+        return fresh
 
     def _ended(self, now_ns: int) -> list[int]:
         return [day for day, period in sorted(self._periods.items()) if self._has_ended(day, period, now_ns)]
@@ -204,6 +210,18 @@ class LogSeries:
             key = closing.keys_of(line)
             if key is not None:
                 self._note(*key)
+
+
+def _runs(lines: Iterable[Line]) -> Iterator[list[Line]]:
+    """The lines in their order, cut where the next one is not the producer's next number."""
+    run: list[Line] = []
+    for line in lines:
+        if run and (line.number != run[-1].number + 1 or line.producer != run[-1].producer):
+            yield run
+            run = []
+        run.append(line)
+    if run:
+        yield run
 
 
 def _day_of(day_ns: int, *, now_ns: int) -> int:

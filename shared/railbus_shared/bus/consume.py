@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -30,6 +30,7 @@ logger = logging.getLogger(__name__)
 
 _RETRY_S: Final = 1.0
 _BUG_RETRY_S: Final = 10.0
+_BATCHES_HELD: Final = 4
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,7 @@ async def consume_batches(
     *,
     stopping: asyncio.Event,
     batch: int = 256,
+    batch_bytes: int | None = None,
     gap_s: float = 0.0,
     hurry: asyncio.Event | None = None,
 ) -> None:
@@ -82,18 +84,36 @@ async def consume_batches(
     `handle` returns whether the batch is done with. If it is not, nothing is acknowledged, and the same messages come
     again when the consumer's `ack_wait` has passed; `handle` must therefore know what it has done already. A message
     whose delivery was lost with a connection comes again in the same way, after younger ones. Batches that are not full
-    begin at least `gap_s` after one another, so that few messages make few batches; not while `hurry` is set.
+    begin at least `gap_s` after one another, so that few messages make few batches; not while `hurry` is set. Of large
+    messages fewer are handed over at once, `batch_bytes` but at least one, and no more than four times that is held.
     """
     reasons = (stopping,) if hurry is None else (stopping, hurry)
     loop = asyncio.get_running_loop()
-    async with contextlib.aclosing(pulled(bus, consumer, stopping=stopping, limit=batch)) as pulls:
+    held_bytes = None if batch_bytes is None else _BATCHES_HELD * batch_bytes
+    pulling = pulled(bus, consumer, stopping=stopping, limit=batch, limit_bytes=held_bytes)
+    async with contextlib.aclosing(pulling) as pulls:
         async for messages in pulls:
-            began_s = loop.time()
-            if await handle([_delivery(message) for message in messages]):
-                await _ack(bus, messages)
+            began_s, is_full = loop.time(), len(messages) >= batch
+            for some in _portions(messages, batch_bytes):
+                is_full |= len(some) < len(messages)
+                if await handle([_delivery(message) for message in some]):
+                    await _ack(bus, some)
             rest_s = began_s + gap_s - loop.time()
-            if len(messages) < batch and rest_s > 0:
+            if not is_full and rest_s > 0:
                 await is_any_set_within(reasons, rest_s)
+
+
+def _portions(messages: list[Msg], limit_bytes: int | None) -> Iterator[list[Msg]]:
+    """The messages in their order, each portion no larger than that unless it is a single one."""
+    some: list[Msg] = []
+    size = 0
+    for message in messages:
+        size += len(message.data)
+        if some and limit_bytes is not None and size > limit_bytes:
+            yield some
+            some, size = [], len(message.data)
+        some.append(message)
+    yield some
 
 
 async def _handled(handle: Handle, deliveries: list[Delivery]) -> Sequence[Exception | None]:

@@ -44,10 +44,11 @@ _ENDS: Final = {"404", "408"}
 
 
 async def pulled(
-    bus: Bus, consumer: Consumer, *, stopping: asyncio.Event, limit: int
+    bus: Bus, consumer: Consumer, *, stopping: asyncio.Event, limit: int, limit_bytes: int | None = None
 ) -> AsyncGenerator[list[Msg], None]:
-    """Non-empty lists of messages, some `limit` at most, until `stopping` is set; survives restarts of the server.
+    """Non-empty lists of messages, some `limit` and `limit_bytes` at most, until `stopping` is set.
 
+    Survives restarts of the server. No single message of the stream may be larger than `limit_bytes`.
     What comes while it stops is handed back, for whoever else consumes.
     """
     while not stopping.is_set():
@@ -55,7 +56,9 @@ async def pulled(
             await is_set_within(stopping, _PAUSE_S)
             continue
         try:
-            async with _puller(bus, consumer.stream, consumer.name, stopping=stopping, limit=limit) as puller:
+            async with _puller(
+                bus, consumer.stream, consumer.name, stopping=stopping, limit=limit, limit_bytes=limit_bytes
+            ) as puller:
                 while (messages := await puller.next_messages()) is not None:
                     yield messages
                 await puller.hand_back()
@@ -105,9 +108,10 @@ async def tailing(bus: Bus, stream: str, config: js.ConsumerConfig) -> AsyncIter
 
 @contextlib.asynccontextmanager
 async def _puller(
-    bus: Bus, stream: str, consumer: str, *, stopping: asyncio.Event, limit: int
+    bus: Bus, stream: str, consumer: str, *, stopping: asyncio.Event, limit: int, limit_bytes: int | None = None
 ) -> AsyncIterator[_Puller]:
-    puller = _Puller(bus, f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}", stopping=stopping, limit=limit)
+    subject = f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}"
+    puller = _Puller(bus, subject, stopping=stopping, limit=limit, limit_bytes=limit_bytes)
     forget = bus.on_connection(puller.connection_changed)
     try:
         with bus_errors(stream):
@@ -121,13 +125,16 @@ async def _puller(
 class _Puller:
     """Asks with one pull request after the other, over one connection."""
 
-    def __init__(self, bus: Bus, subject: str, *, stopping: asyncio.Event, limit: int) -> None:
+    def __init__(self, bus: Bus, subject: str, *, stopping: asyncio.Event, limit: int, limit_bytes: int | None) -> None:
         self._bus = bus
         self._subject = subject
         self._stopping = stopping
         self._limit = limit
         self._inbox = bus.client.new_inbox()
-        self._request = json.dumps({"batch": limit, "no_wait": True, "expires": int(_EXPIRES_S * 1e9)}).encode()
+        request = {"batch": limit, "no_wait": True, "expires": int(_EXPIRES_S * 1e9)}
+        if limit_bytes is not None:
+            request["max_bytes"] = limit_bytes  # the server ends the request, with 409, before the message beyond it
+        self._request = json.dumps(request).encode()
         self._news = asyncio.Event()
         self._messages: list[Msg] = []
         self._status = ""
