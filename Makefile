@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PEERS := .venv-peers
 
-.PHONY: demo test soak check bench bench-peers bench-ray docs schemas clean
+.PHONY: demo test soak check bench bench-peers bench-ray bench-loggers docs schemas clean
 
 demo: $(READY)
 	$(BIN)/railbus demo
@@ -44,6 +44,11 @@ bench-ray: $(READY)
 	test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
 	$(PEERS)/bin/python -m pip install --quiet 'torch==2.13.0' $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 	$(PEERS)/bin/python -m pip install --quiet --requirement benchmarks/peers/ray.txt
+
+# The logger that the benchmark `telemetry` is measured against; small.
+bench-loggers: $(READY)
+	test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install --quiet --requirement benchmarks/peers/loggers.txt
 
 docs: $(READY)
 	$(BIN)/python -m railbus.reference docs

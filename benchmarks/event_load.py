@@ -25,31 +25,22 @@ from typing import Final
 
 import nats
 import uvloop
+from pydantic import JsonValue
 
+from benchmarks.peers.loggers import metrics
 from railbus_shared import clock, wire
 from railbus_shared.bus.connection import Bus, Outgoing
 from railbus_shared.bus.sink import BusSink
 from railbus_shared.contracts.model import JsonMap
 from railbus_shared.errors import TransientError
 from railbus_shared.layout import Layout
-from railbus_shared.settings import running_bus
+from railbus_shared.settings import CommonSettings, running_bus
 from railbus_shared.telemetry import About, LearningTelemetry
 
 SUBJECT: Final = "railbus.evt.train.j-4f09ac-17.metrics"
 _TOGETHER_BYTES: Final = 4 << 20
 _IN_FLIGHT: Final = 2
 _PATIENCE_S: Final = 600.0
-
-
-def metrics(number: int) -> dict[str, float]:
-    """Five metrics, as a training loop tells them."""
-    return {
-        "loss": 1 / number,
-        "lr": 0.001,
-        "samples_per_s": 1234.5 + number,
-        "step_s": 0.0123,
-        "grad_norm": 0.5 + 1 / number,
-    }
 
 
 def common(producer: str) -> JsonMap:
@@ -61,7 +52,7 @@ def common(producer: str) -> JsonMap:
 def event(producer: str, number: int) -> JsonMap:
     """What is the event's own."""
     return {"id": f"{producer}-{number}", "number": number, "time": clock.now(), "step": number,
-            "data": dict(metrics(number))}  # fmt: skip
+            "data": dict[str, JsonValue](metrics(number))}  # fmt: skip
 
 
 def encoded(producer: str, *, size: int, messages: int) -> list[bytes]:
@@ -178,7 +169,14 @@ async def paced(root: str, rate: str, seconds: str, producer: str) -> dict[str, 
 def _bus(root: str) -> contextlib.AbstractAsyncContextManager[Bus]:
     settings = running_bus(Layout(Path(root)))
     assert settings is not None, f"no bus runs on {root}"
-    return Bus.open(settings, name="bench")
+    return as_runner(settings)
+
+
+def as_runner(settings: CommonSettings) -> contextlib.AbstractAsyncContextManager[Bus]:
+    """The bus as a runner joins it: people may not tell metrics of jobs."""
+    assert settings.nats_key_file is not None, "this bus asks for no key"
+    key = settings.nats_key_file.with_name(settings.nats_key_file.name.replace("user", "runner"))
+    return Bus.open(settings.model_copy(update={"nats_key_file": key}), name="runner", service=True)
 
 
 KINDS: Final[dict[str, Callable[..., Awaitable[dict[str, float]]]]] = {

@@ -33,6 +33,7 @@ from typing import Final
 
 import orjson
 
+from benchmarks.event_load import as_runner
 from benchmarks.log_peers import PEERS_OF_LOGS, NotInstalled, free_port
 from benchmarks.results import Cell, command, quantile, show, tell
 from benchmarks.running import Running, running_up
@@ -227,15 +228,17 @@ async def backlog(up: Running, bus: Bus, count: int) -> None:
         await asyncio.to_thread(load.result)
     finally:
         os.kill(pid, signal.SIGCONT)
-    began = time.perf_counter()
+    began, spent_s = time.perf_counter(), up.cpu_by_service()["telemetry"]
     await caught_up(bus)
     seconds = time.perf_counter() - began
     assert up.pid_of("telemetry") == pid, "telemetry was started anew"
+    cpu_us = 1e6 * (up.cpu_by_service()["telemetry"] - spent_s) / count
     peak = peak_mib(pid)
     check_numbers(up, {"bench-backlog": count})
-    row: list[Cell] = [count, round(count / seconds), peak]
-    show("a backlog of 1000 events a message", header=["events", "events/s", "peak MiB"], rows=[row])
-    tell("telemetry", part="backlog", events=count, events_per_s=round(count / seconds), peak_mib=round(peak))
+    row: list[Cell] = [count, round(count / seconds), cpu_us, peak]
+    show("a backlog, 1000 events a message", header=["events", "events/s", "CPU us/event", "peak MiB"], rows=[row])
+    numbers = {"events_per_s": round(count / seconds), "cpu_us": round(cpu_us, 2), "peak_mib": round(peak)}
+    tell("telemetry", part="backlog", events=count, **numbers)
 
 
 def peak_mib(pid: int) -> float:
@@ -289,7 +292,7 @@ async def first_of(client: Client, kind: str) -> dict[str, str]:
 
 async def measured(up: Running, parts: list[str], count: int) -> None:
     ours: float | None = None
-    async with Bus.open(up.settings, name="bench") as bus:
+    async with as_runner(up.settings) as bus:
         await caught_up(bus)
         if "throughput" in parts:
             found = await throughput(up, bus)

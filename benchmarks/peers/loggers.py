@@ -13,6 +13,7 @@ import gzip
 import json
 import logging
 import logging.handlers
+import math
 import os
 import queue
 import shutil
@@ -26,14 +27,25 @@ from typing import Any
 _ROTATE_BYTES = 32 << 20
 
 
+def metrics(number: int) -> dict[str, float]:
+    """Five metrics, as a training loop tells them: mostly noise, so that they compress no better than real ones."""
+    noise, other = math.sin(number * 12.9898) * 43758.5453 % 1, math.sin(number * 78.233) * 43758.5453 % 1
+    return {
+        "loss": 2.3 * math.exp(-number / 50_000) + 0.1 * noise,
+        "lr": 0.001,
+        "samples_per_s": 1200 + 50 * other,
+        "step_s": 0.012 + 0.001 * other,
+        "grad_norm": 0.5 + noise,
+    }
+
+
 def events(count: int) -> Iterator[dict[str, Any]]:
     """What `benchmarks.event_load` sends, as an application has it in hand."""
     for number in range(1, count + 1):
         yield {
             "id": f"peer-{number}", "type": "train.metrics", "producer": "peer", "number": number, "severity": "info",
             "source": "trainer", "host": "bench", "job": "j-4f09ac-17", "attempt": 1, "lease_epoch": 1, "step": number,
-            "data": {"loss": 1 / number, "lr": 0.001, "samples_per_s": 1234.5 + number, "step_s": 0.0123,
-                     "grad_norm": 0.5 + 1 / number},
+            "data": metrics(number),
         }  # fmt: skip
 
 
