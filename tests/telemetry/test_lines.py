@@ -92,6 +92,29 @@ def test_a_fault_is_found_in_what_a_batch_shares_and_in_its_events(fault: dict[s
     assert line.code.startswith("INVALID_")
 
 
+@pytest.mark.parametrize(
+    "data",
+    [
+        {"text": '},{"id":"x"}\n'},
+        {"maps": [{"id": 1}, {"id": 2}]},
+        {"deep": {"maps": [{}, {"id": "a"}]}},
+        {"id": "},{"},
+        {},
+    ],
+)
+@pytest.mark.parametrize("own", [("id", "number", "data"), ("number", "data"), ("data", "number"), ("id", "number")])
+def test_events_that_look_like_the_seam_between_two_are_written_as_they_are(
+    data: dict[str, object], own: tuple[str, ...]
+) -> None:
+    made = [{**EVENT, "id": f"runner-h-1-{number}", "number": number, "data": data} for number in (1, 2, 3)]
+    common = {name: value for name, value in made[0].items() if name not in own}
+    batched = {"v": 1, "common": common, "events": [{name: event[name] for name in own} for event in made]}
+    expected = [{**common, **{name: event[name] for name in own}} for event in made]
+    assert [parsed(line) for line in lines_of(wire.encode(batched))] == [
+        {**event, "seq": 41, "incarnation": "4f09ac"} for event in expected
+    ]
+
+
 def test_an_event_overrides_what_its_batch_shares() -> None:
     batched = {"v": 1, "common": EVENT, "events": [{"number": 8, "step": 4}, {}]}
     found = lines_of(wire.encode(batched))
