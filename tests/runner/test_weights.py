@@ -167,7 +167,7 @@ def test_a_foreign_file_is_loaded_from_any_dtype_with_its_hash(
         ("other/checkpoint-000001", CheckpointNotFound, "the model has no checkpoint"),
         ("../checkpoint-000001", InvalidName, "not a valid name"),
         ("m/../../x", InvalidName, "not a valid name"),
-        ("latest", CheckpointNotFound, "no such checkpoint"),
+        ("latest", CheckpointNotFound, "no such checkpoint.*MODEL/checkpoint-000123"),
     ],
 )
 def test_a_source_that_is_none_is_named(loading: Loading, source: str, error: type[Exception], message: str) -> None:
@@ -195,7 +195,7 @@ def test_a_file_that_cannot_be_read_is_named_with_a_remedy(loading: Loading) -> 
     with pytest.raises(Conflict, match=r"old\.pt.*save files of old formats anew"):
         loading.from_file(loading.root / "old.pt", Net())
     torch.save({"net": {"w": torch.ones(1)}}, loading.root / "a.pt")
-    with pytest.raises(ValueError, match=r"holds no map of weights at 'its top': there is .*net"):
+    with pytest.raises(ValueError, match=r"holds no map of weights at 'its top': there is .*net.*by key="):
         loading.from_file(loading.root / "a.pt", Net())
     with pytest.raises(ValueError, match=r"has no 'model': there is .*net"):
         loading.from_file(loading.root / "a.pt", Net(), key="model")

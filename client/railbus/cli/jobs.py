@@ -99,8 +99,8 @@ def _row(record: JobRecord, *, is_group: bool) -> list[Cell]:
 
 
 def _where_or_why(record: JobRecord) -> str:
-    if record.is_active:
-        return ", ".join(record.devices)
+    if record.is_active:  # which has a reason only while it stands still, as on a full disk
+        return record.reason or ", ".join(record.devices)
     return record.reason or (record.error.message if record.error else "")
 
 

@@ -88,7 +88,10 @@ _SIGNALS: Final[Mapping[int, tuple[str, str]]] = {
         "was killed from outside, and railbus did not do it",
         "look for the host's out-of-memory killer in its kernel log, or ask who may kill processes on it",
     ),
-    signal.SIGTERM: ("was asked to end from outside", "see who stops processes on the host; railbus uses no SIGTERM"),
+    signal.SIGTERM: (
+        "was asked to end from outside",
+        "see who stops processes on the host; railbus sends SIGTERM only to a trainer that it has asked to stop",
+    ),
     signal.SIGSEGV: (
         "crashed in native code",
         "see the end of the attempt's output for a stack; suspect an extension or a build of PyTorch that does not fit",

@@ -110,7 +110,8 @@ def _problem(fault: ErrorDetails) -> str:
         return "there is no such field"
     if fault["type"] == "missing":
         return "the field is required"
-    return fault["msg"][:1].lower() + fault["msg"][1:]
+    problem = fault["msg"].removeprefix("Value error, ")  # of a validator of ours, whose words are enough
+    return problem[:1].lower() + problem[1:]
 
 
 def _hint(model: type[BaseModel], fault: ErrorDetails) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Final, cast
 
 import torch
 
@@ -24,6 +24,12 @@ from railbus_runner.frames import Plan
 from railbus_runner.recorder import Recorder
 from railbus_shared.errors import CheckpointCorrupt, CheckpointNotFound, Conflict, NotSupported, shorten
 from railbus_shared.layout import Layout
+
+_HOW_TO_NAME: Final = "name one: 'checkpoint-000123' of this model, or 'MODEL/checkpoint-000123'"
+_HOW_TO_MEND: Final = (
+    "give the hash of the file that is meant, or fetch the file again; save files of old formats anew, and of a "
+    "model that was pickled whole its state_dict()"
+)
 
 
 @dataclass(frozen=True)
@@ -82,14 +88,15 @@ class WeightLoader:
         try:
             meta = store.named(stem)
         except CheckpointNotFound as exc:
-            raise CheckpointNotFound(f"load() got {source!r}: there is no such checkpoint", hint=exc.hint) from exc
+            hint = exc.hint if stem.startswith("checkpoint-") else _HOW_TO_NAME
+            raise CheckpointNotFound(f"load() got {source!r}: there is no such checkpoint", hint=hint) from exc
         if meta.format != "torch":
             raise NotSupported(
                 f"load() got {source!r}: it is spread over several files",
                 hint=f"load_foreign what `railbus checkpoints consolidate {meta.model} {meta.number} --pt FILE` makes",
             )
         with loading.open_checkpoint(store.folder, meta, live=lambda meta: meta.tensors) as opened:
-            saved = _inner(opened.state, ("parts", part), source)
+            saved = _inner(opened.state, ("parts", part), source, is_file=False)
             loaded = load_weights(module, saved, cast("TensorFile", opened.file), selection)
         self._tell(loaded, model=meta.model, checkpoint=stem, from_job=meta.job, step=meta.step)
         return loaded
@@ -101,13 +108,13 @@ class WeightLoader:
         path = path.absolute()
         try:
             with _open_foreign(path, sha256) as file:
-                saved = _inner(file.state, tuple(key.split(".")) if key else (), str(path))
+                saved = _inner(file.state, tuple(key.split(".")) if key else (), str(path), is_file=True)
                 loaded = load_weights(module, saved, file, selection)
         except CheckpointCorrupt as exc:
             raise Conflict(
                 f"{str(path)!r} is not what was asked for: expected {exc.details['expected']}, "
                 f"found {exc.details['actual']}",
-                hint="give the hash of the file that is meant, or fetch the file again; save files of old formats anew",
+                hint=_HOW_TO_MEND,
                 details=exc.details,
             ) from exc
         self._tell(loaded)
@@ -194,14 +201,17 @@ def _matcher(patterns: Sequence[str]) -> Callable[[str], bool]:
     return lambda name: any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
-def _inner(state: object, keys: Sequence[str], source: str) -> Mapping[str, Any]:
+def _inner(state: object, keys: Sequence[str], source: str, *, is_file: bool) -> Mapping[str, Any]:
     """The map of weights that lies under some keys; raises ValueError naming the keys that there are."""
     for key in keys:
         if not isinstance(state, dict) or key not in state:
             raise ValueError(f"{source} has no {'.'.join(keys)!r}: {_keys(state)}")
         state = state[key]
     if not isinstance(state, dict) or not any(isinstance(value, torch.Tensor) for value in state.values()):
-        raise ValueError(f"{source} holds no map of weights at {'.'.join(keys) or 'its top'!r}: {_keys(state)}")
+        raise ValueError(
+            f"{source} holds no map of weights at {'.'.join(keys) or 'its top'!r}: {_keys(state)}; "
+            f"say where they lie by {'key' if is_file else 'part'}="
+        )
     return state
 
 
