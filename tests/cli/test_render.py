@@ -10,6 +10,8 @@ import click
 import pytest
 from rich.console import Console
 
+from cluster_for_tests import active
+from railbus.cli.jobs import where_or_why
 from railbus.cli.render import Cell, Column, ago, duration, humane, is_plain, plain_table, show, show_pairs, size, until
 from railbus_shared import clock
 
@@ -117,3 +119,9 @@ def test_a_pipe_is_always_plain() -> None:
 @pytest.mark.parametrize("kind", ["text", "number", "bytes", "time", "state", "hash"])
 def test_what_is_not_there_is_a_dash(kind: str) -> None:
     assert humane(None, kind, now_ns=0) == "–"  # type: ignore[arg-type]
+
+
+def test_a_job_that_stands_still_says_why_instead_of_where() -> None:
+    trains = active("j-1", "a-cpu0")
+    assert where_or_why(trains) == "a-cpu0"
+    assert where_or_why(trains.changed(reason="paused for storage: no space left")).startswith("paused for storage")

@@ -253,6 +253,11 @@ def test_a_bad_field_is_named_with_its_value_and_a_remedy(
     assert f"field {field!r} has value {value}" in str(caught.value)
 
 
+def test_what_a_check_of_ours_says_is_said_without_the_words_of_the_library() -> None:
+    with pytest.raises(InvalidField, match=r"^field 'checkpoint' has value .*: `keep_best` and `metric` go together"):
+        JobSpec.parse({**SPEC, "checkpoint": {"keep_best": 1}})
+
+
 @pytest.mark.parametrize("value", ["../x", "", "a" * 200, "a\0", "a\n", "ａ", "A", "-x", ".x", "%2e"])
 @pytest.mark.parametrize("field", ["model", "dataset", "id", "owner", "entrypoint"])
 def test_a_bad_name_is_refused_with_the_rule(field: str, value: str) -> None:

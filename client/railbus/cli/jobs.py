@@ -95,11 +95,12 @@ def _row(record: JobRecord, *, is_group: bool) -> list[Cell]:
     step = record.checkpoint.step if record.checkpoint else None
     values = (record.spec.name or "").removeprefix(f"{record.spec.group}: ")
     what = values if is_group else record.spec.model
-    return [record.id, shown_state(record), what, step, record.changed_at, _where_or_why(record)]
+    return [record.id, shown_state(record), what, step, record.changed_at, where_or_why(record)]
 
 
-def _where_or_why(record: JobRecord) -> str:
-    if record.is_active:  # which has a reason only while it stands still, as on a full disk
+def where_or_why(record: JobRecord) -> str:
+    """The devices of a job that trains, else why it does not, for instance on a full disk."""
+    if record.is_active:
         return record.reason or ", ".join(record.devices)
     return record.reason or (record.error.message if record.error else "")
 
