@@ -43,7 +43,7 @@ def copy(pieces: Sequence[Piece], *, on_copied: Callable[[int], None]) -> None:
     raises ends the copy, which is then not whole.
     """
     total = sum(piece.nbytes for piece in pieces)
-    num_threads = max(1, min(_MAX_THREADS, len(os.sched_getaffinity(0)), total // _BYTES_PER_THREAD))
+    num_threads = max(1, min(_MAX_THREADS, _num_cores(), total // _BYTES_PER_THREAD))
     queue = iter(enumerate(pieces))  # the interpreter gives each item to one thread alone
     at = [0] * num_threads  # the piece that each thread is at, set late: all before the least one are copied
     helpers = [
@@ -63,6 +63,15 @@ def copy(pieces: Sequence[Piece], *, on_copied: Callable[[int], None]) -> None:
         deque(queue, maxlen=0)  # after an error the helpers are to find nothing more
         for helper in helpers:
             helper.join()
+
+
+def has_spare_cores() -> bool:
+    """Whether this process has cores for two more threads beside those that copy."""
+    return _num_cores() >= _MAX_THREADS + 2
+
+
+def _num_cores() -> int:
+    return len(os.sched_getaffinity(0))
 
 
 def _help(queue: Iterator[tuple[int, Piece]], at: list[int], number: int) -> None:

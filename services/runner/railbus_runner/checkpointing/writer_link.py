@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 
 from railbus_runner.checkpointing.arena import Arena
+from railbus_runner.checkpointing.copying import has_spare_cores
 from railbus_runner.descriptors import receive
 from railbus_runner.frames import (
     ArenaMade,
@@ -37,6 +38,7 @@ _TOLD_BYTES: Final = 16 << 20
 """Of one block of the file; how far the copy has got is told in whole ones."""
 _MAX_TOLD: Final = 64
 """About how often it is told at most, so that the socket's buffer holds it all if the writer does not listen."""
+_MOST: Final = 3 / 4
 _PORTABLE: Final = 1  # pinned for every GPU of the process
 
 
@@ -64,6 +66,7 @@ class WriterLink:
         self._is_pinned = False
         self._outcome: Durable | NotWritten | None = None
         self._told_bytes = 0
+        self._is_begun = False
 
     @property
     def capacity(self) -> int:
@@ -87,24 +90,26 @@ class WriterLink:
 
     def write(self, order: Write) -> None:
         """Have the first bytes of the arena written, once `copied` says that they are there; one order at a time."""
-        self.ordered, self._told_bytes = order, 0
+        self.ordered, self._told_bytes, self._is_begun = order, 0, False
 
     def copied(self, nbytes: int) -> None:
         """So much of what was ordered is in the arena, and may not be changed before the order is answered.
 
-        The order goes with the first block, so that of a small state nothing is begun before all of it is copied.
+        The order goes with the first block, so that the writer makes room and nothing is begun of a state that is
+        copied in a moment. What is copied is told as it comes where there are cores for it, else once most of it is
+        there: a writer that hashes meanwhile takes them from the copy, and the loop stands still for that.
         """
         order = self.ordered
         if order is None:
             raise RuntimeError("nothing was ordered")
         step = max(_TOLD_BYTES, order.nbytes // _MAX_TOLD // _TOLD_BYTES * _TOLD_BYTES)
         told = nbytes if nbytes == order.nbytes else nbytes // step * step
-        if told == self._told_bytes:
-            return
-        if not self._told_bytes:
+        if told > 0 and not self._is_begun:
+            self._is_begun = True
             self._send(order)
-        self._told_bytes = told
-        self._send(Copied(nbytes=told, stall_s=time.monotonic() - order.began_s))
+        if told > self._told_bytes and (told >= order.nbytes * _MOST or has_spare_cores()):
+            self._told_bytes = told
+            self._send(Copied(nbytes=told, stall_s=time.monotonic() - order.began_s))
 
     def poll(self) -> Durable | NotWritten | None:
         """What became of the order, if that has come; without waiting. Raises WriterGone."""
