@@ -36,7 +36,7 @@ _TICK_S: Final = 1.0
 _COLLECT_AFTER: Final = (
     50_000  # objects: lines are many, refer to nothing, and are gone soon; it was a third of the time
 )
-_GAP_S: Final = 0.1  # between two batches, each of which is flushed to disk, unless somebody waits for them
+_GAP_S: Final = 0.5  # between two batches, each of which is flushed to disk, unless somebody waits for them
 _BATCH_BYTES: Final = 4 << 20  # of messages; their lines take some five times that
 _FLUSH_S: Final = 40.0  # longer than a lost delivery takes to come again
 _POLL_S: Final = 0.05
