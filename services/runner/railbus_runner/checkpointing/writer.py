@@ -1,9 +1,9 @@
 """The writer: the process that writes a trainer's checkpoints down, and commits them, while the trainer goes on.
 
 It is forked from the pre-warmed process beside its trainer, and shares an arena with it: the trainer copies its state
-into the arena and goes on, the writer writes the copy, from its first bytes on while the last are still to come. It
-speaks to the runner by itself, so that a checkpoint is finished even if the trainer is dead by then. It ends when the
-trainer's socket closes and nothing is left to write; if the runner's closes, at once. It touches no bus.
+into the arena and goes on, the writer writes the copy. An order may come before the copy is whole; `copied` says what
+is there. It speaks to the runner by itself, so that a checkpoint is finished even if the trainer is dead by then. It
+ends when the trainer's socket closes and nothing is left to write; if the runner's closes, at once. It touches no bus.
 In: plan, deadline, committed, refused; of the trainer make_arena, write, copied.
 Out: events, commit; to the trainer arena_made, no_arena, durable, not_written.
 """
