@@ -164,6 +164,27 @@ async def test_a_batch_that_is_done_with_is_acknowledged_whole_and_another_comes
     assert await bus.acknowledged(consumer) == 20
 
 
+async def test_a_message_larger_than_all_that_is_held_at_once_comes_alone_and_stops_nobody(bus: Bus) -> None:
+    consumer = Consumer(bus.subjects.events_stream, "narrow", "explicit", ack_wait_s=30, max_ack_pending=100)
+    await topology._ensure_consumer(bus, consumer)
+    sizes = [10, 20_000, 10, 30_000, 40_000, 10]
+    for number, size in enumerate(sizes):
+        await bus.publish(Outgoing("railbus.evt.a.b.c", b"x" * size, f"id-{number}"))
+    taken: list[int] = []
+    stopping = asyncio.Event()
+
+    async def handle(batch: list[Delivery]) -> bool:
+        taken.extend(len(delivery.data) for delivery in batch)
+        if len(taken) == len(sizes):
+            stopping.set()
+        return True
+
+    async with asyncio.timeout(PATIENCE_S):
+        await consume_batches(bus, consumer, handle, stopping=stopping, batch_bytes=1000)
+    assert taken == sizes
+    assert await bus.acknowledged(consumer) == len(sizes)
+
+
 async def test_a_batch_does_not_acknowledge_older_messages_whose_delivery_was_lost(bus: Bus) -> None:
     consumer = Consumer(bus.subjects.events_stream, "lossy", "explicit", ack_wait_s=3, max_ack_pending=100)
     await topology._ensure_consumer(bus, consumer)

@@ -38,6 +38,9 @@ _CLOSE_S: Final = 2.0
 _UNUSED_S: Final = 90.0  # until the server forgets a consumer whose process has died
 _TAIL_LIMIT: Final = 256
 _STATUS: Final = "Status"
+_DESCRIPTION: Final = "Description"
+_EXCEEDS: Final = "MaxBytes"
+"""Stands in the description of status 409 if the next message alone is larger than what was asked for."""
 _HEARTBEAT: Final = "100"
 _ENDS: Final = {"404", "408"}
 """There are no more messages now; the request has run out."""
@@ -48,7 +51,7 @@ async def pulled(
 ) -> AsyncGenerator[list[Msg], None]:
     """Non-empty lists of messages, some `limit` and `limit_bytes` at most, until `stopping` is set.
 
-    Survives restarts of the server. No single message of the stream may be larger than `limit_bytes`.
+    Survives restarts of the server. A single message that is larger than `limit_bytes` comes alone.
     What comes while it stops is handed back, for whoever else consumes.
     """
     while not stopping.is_set():
@@ -135,9 +138,12 @@ class _Puller:
         if limit_bytes is not None:
             request["max_bytes"] = limit_bytes  # the server ends the request, with 409, before the message beyond it
         self._request = json.dumps(request).encode()
+        self._request_for_one = json.dumps({"batch": 1, "no_wait": True, "expires": request["expires"]}).encode()
         self._news = asyncio.Event()
         self._messages: list[Msg] = []
         self._status = ""
+        self._exceeds = False
+        """Whether the last request ended before a message that no request with a limit of bytes can bring."""
         self._is_cut = False
 
     async def open(self) -> None:
@@ -158,11 +164,12 @@ class _Puller:
         Raises BusUnavailable if the server refuses such requests.
         """
         while not self._is_cut and not self._stopping.is_set():
-            await self._bus.client.publish(self._subject, self._request, reply=self._inbox)
+            request = self._request_for_one if self._exceeds else self._request
+            await self._bus.client.publish(self._subject, request, reply=self._inbox)
             messages = await self._answer()
             if messages:
                 return messages
-            if not self._is_cut:
+            if not self._is_cut and not self._exceeds:
                 await is_set_within(
                     self._stopping, _PAUSE_S
                 )  # in case the server keeps on saying that nothing is there
@@ -183,6 +190,7 @@ class _Puller:
             return
         if status:
             self._status = status
+            self._exceeds = _EXCEEDS in (message.headers or {}).get(_DESCRIPTION, "")
         else:
             self._messages.append(message)
         if status or len(self._messages) in {1, self._limit}:
@@ -199,7 +207,9 @@ class _Puller:
             return []  # `hand_back` has them
         status = self._status
         messages = self._taken()
-        if status and status not in _ENDS and not messages:
+        if messages:
+            self._exceeds = False
+        if status and status not in _ENDS and not messages and not self._exceeds:
             raise BusUnavailable(f"NATS refuses to be asked by {self._subject!r}: status {status}")
         return messages
 
