@@ -48,6 +48,7 @@ from railbus_shared.contracts.model import JsonMap
 from railbus_shared.contracts.requests import OpenedStream
 from railbus_shared.data import writer
 from railbus_shared.layout import Layout
+from railbus_shared.telemetry import LearningTelemetry
 
 Array = np.ndarray[Any, np.dtype[Any]]
 A = TypeVar("A", Ready, Forked, Exited)
@@ -179,6 +180,7 @@ class RunnerEnd:
         on_frame: Callable[[RunnerEnd, Frame], Sequence[Frame] | None] | None = None,
     ) -> None:
         self.events: list[JsonMap] = []
+        self._telemetry = LearningTelemetry("runner", host="h")
         self.ahead: list[Ahead] = []
         self.frames: list[Frame] = []
         self.exit_code: int | None = None
@@ -290,7 +292,7 @@ class RunnerEnd:
 
     def _take(self, sock: socket.socket, frame: Frame) -> None:
         if isinstance(frame, Events):
-            self.events += frame.events
+            self.events += self._telemetry._numbered(list(frame.events))
         elif isinstance(frame, Ahead):
             self.ahead.append(frame)
         else:

@@ -187,7 +187,7 @@ EVENTS: Final = (
     Told("service.stopped", "every service", "It has drained.", ("service", "pid")),
     Told("bus.rejected", "whoever was to read it", "A message is no valid one; what it began with.",
          ("subject", "error", "bytes", "payload", "payload_encoding", "recorded_by")),
-    Told("events.dropped", "whoever lost them", "Events that a full buffer had no room for.", ("dropped",)),
+    Told("events.dropped", "whoever lost them", "What a full buffer had no room for, of one job or none: how many by severity, and by type.", ("dropped", "types")),
     Told("log.line", "every process", "A record of Python's logging.", ("logger", "message", "fields", "traceback")),
 )  # fmt: skip
 """Beside these a user's own: `app.<what>` and whatever `ctx.event` and `LearningTelemetry` are given."""

@@ -29,7 +29,7 @@ class Metrics:
         add(self, "request_seconds", self.histogram("rpc_duration_seconds", "Time to serve a request.", "endpoint"))
         add(self, "rejected", self.counter("rejected_messages", "Messages refused, by error code.", "code"))
         add(self, "events", self.counter("events_published", "Events acknowledged by the bus.", "type"))
-        add(self, "events_dropped", self.counter("events_dropped", "Events given up, by severity.", "severity"))
+        add(self, "events_dropped", self.counter("events_dropped", "Events given up.", "type", "severity"))
         add(self, "reconnects", self.counter("nats_reconnects", "Times the connection to NATS came back."))
         add(self, "connected", self.gauge("nats_connected", "Whether NATS is connected."))
         build = self.gauge("build_info", "Always 1; the labels tell the build.", "service", "version")

@@ -4,9 +4,10 @@
         telemetry.event("rows_written", rows=1000)
         logging.getLogger(__name__).warning("three rows were empty")
 
-Every process start is a producer with an id of its own, and counts its events without gaps: (producer, number) is an
-event's key, and lets the telemetry service drop what arrives twice and see what is missing. Recording never blocks and
-never fails; events wait in a bounded buffer while the bus is away, and what has to be given up is counted and said.
+Every process start is a producer with an id of its own, also one that was forked. An event gets its number when it
+leaves the buffer for the bus, counted by its producer: (producer, number) is its key, by which telemetry drops what
+arrives twice, and a gap in the numbers is a loss, never something that was given up here. Recording never blocks and
+never fails; events wait in a bounded buffer while the bus is away, and what has to be given up is counted and told.
 """
 
 from __future__ import annotations
@@ -14,13 +15,12 @@ from __future__ import annotations
 import asyncio
 import collections
 import contextlib
-import itertools
 import logging
 import os
 import re
 import threading
+import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Future
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, Self, cast
@@ -28,15 +28,17 @@ from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, Self, cast
 from pydantic import JsonValue
 
 from railbus_shared import clock, logs, wire
+from railbus_shared.buffering import Bounds, EventBuffer, Loss
 from railbus_shared.contracts.events import BATCHED_TYPES, EventKey, Severity
 from railbus_shared.contracts.model import JsonMap
-from railbus_shared.errors import RailbusError, TransientError
+from railbus_shared.errors import TransientError
 from railbus_shared.layout import Layout
 from railbus_shared.names import checked_id, this_host
 from railbus_shared.settings import CommonSettings, load, running_bus
 from railbus_shared.waiting import is_set_within
 
 if TYPE_CHECKING:
+    from railbus_shared.joining import Script
     from railbus_shared.metrics import Metrics
 
 logger = logging.getLogger(__name__)
@@ -44,12 +46,11 @@ logger = logging.getLogger(__name__)
 _TYPE: Final = re.compile(r"[a-z][a-z0-9_]*(?:\.[a-z][a-z0-9_]*)+\Z")
 _MAX_TYPE: Final = 64
 _MAX_NESTING: Final = 16
-_MAX_BATCHED: Final = 50_000
-_MAX_FACTS: Final = 200_000
 _FLUSH_S: Final = 0.2
 _FULL: Final = 256
 _RETRY_S: Final = 0.5
-_SCRIPT_CLOSE_S: Final = 10.0
+_MAX_SENT: Final = 2048
+_MAX_SENT_BYTES: Final = 8 << 20
 
 
 class Sink(Protocol):
@@ -72,21 +73,26 @@ class About(NamedTuple):
 class LearningTelemetry:
     """Builder and recorder of one producer."""
 
-    def __init__(self, source: str, *, host: str | None = None, producer: str | None = None) -> None:
+    def __init__(
+        self, source: str, *, host: str | None = None, producer: str | None = None, bounds: Bounds | None = None
+    ) -> None:
         self.source = checked_id(source, kind="source")
         self.host = host or this_host()
         self.producer = producer or new_producer(source, host=self.host)
-        self.dropped: collections.Counter[str] = collections.Counter()
-        self._said: collections.Counter[str] = collections.Counter()
-        self._numbers = itertools.count(1)
-        self._buffer: collections.deque[JsonMap] = collections.deque()
-        self._sending = 0
+        self.dropped: collections.Counter[Loss] = collections.Counter()
+        """What was given up, ever."""
+        self._untold: collections.Counter[Loss] = collections.Counter()
+        self._counting = threading.Lock()
+        self._numbers: dict[str, int] = {}
+        self._buffer = EventBuffer(bounds)
+        self._sending: list[JsonMap] = []
         self._sink: Sink | None = None
         self._metrics: Metrics | None = None
         self._wake: Callable[[bool], None] = _nothing
         """Called after something was recorded, with whether it is not to wait."""
-        self._script: _Script | None = None
+        self._script: Script | None = None
         self._settings: CommonSettings | None = None
+        _LIVING.add(self)
 
     # --- building ----------------------------------------------------------------------------------------------------
 
@@ -145,10 +151,10 @@ class LearningTelemetry:
         kind = what if "." in what else f"app.{what}"
         if len(kind) > _MAX_TYPE or not _TYPE.match(kind):
             raise ValueError(f"event type has value {what!r}: use words of a-z, 0-9 and '_', joined by dots")
-        producer, number = key or EventKey(self.producer, next(self._numbers))
+        producer, number = key or EventKey(self.producer, 0)
         event: JsonMap = {
             "v": 1,
-            "id": f"{producer}-{number}",
+            "id": f"{producer}-{number}" if number else "",
             "type": kind,
             "time": clock.now(),
             "producer": producer,
@@ -162,29 +168,30 @@ class LearningTelemetry:
         self.forward([event])
 
     def forward(self, events: Iterable[JsonMap]) -> None:
-        """Take over complete events of another producer, for instance of a trainer, as they are."""
+        """Take over events of another producer, for instance of a trainer; those without a number get one here."""
         has_facts = False
         for event in events:
-            is_fact = event["type"] not in BATCHED_TYPES
-            has_facts |= is_fact
-            if len(self._buffer) >= (_MAX_FACTS if is_fact else _MAX_BATCHED):
-                self._drop(event)
-            else:
-                self._buffer.append(event)
+            has_facts |= event["type"] not in BATCHED_TYPES
+            self._buffer.add(event)
+        if self._buffer.losses:
+            self._account()
         self._wake(has_facts or len(self._buffer) >= _FULL)
 
-    def _say_dropped(self) -> None:
-        """Once there is room again, record how many events were given up since the last time."""
-        lost = self.dropped - self._said
-        if lost:
-            self._said += lost
-            self.event("events.dropped", severity="warning", dropped=lost)
-
-    def _drop(self, event: JsonMap) -> None:
-        severity = str(event["severity"])
-        self.dropped[severity] += 1
+    def _account(self) -> None:
+        with self._counting:
+            losses = self._buffer.take_losses()
+            self.dropped += losses
+            self._untold += losses
         if self._metrics is not None:
-            self._metrics.events_dropped.labels(severity).inc()
+            for loss, count in losses.items():
+                self._metrics.events_dropped.labels(loss.type, loss.severity).inc(count)
+
+    def _tell_dropped(self) -> None:
+        """Once there is room again, tell of each job how many events were given up since the last time."""
+        with self._counting:
+            untold, self._untold = self._untold, collections.Counter()
+        for job, losses in by_job(untold).items():
+            self.record("events.dropped", losses, about=About(job or None), severity="warning")
 
     # --- sending -----------------------------------------------------------------------------------------------------
 
@@ -202,30 +209,33 @@ class LearningTelemetry:
 
         self._wake = lambda is_urgent: _call_soon(loop, wake, is_urgent)
         while True:
-            if not self._buffer:
+            if not (self._sending or len(self._buffer)):
                 woken.clear()
                 await woken.wait()
-            if self._buffer and self._buffer[0]["type"] in BATCHED_TYPES:
+            if not (self._sending or self._buffer.has_facts):
                 await is_set_within(urgent, _FLUSH_S)
             urgent.clear()
-            if self._buffer:
-                await self._send_some()
+            await self._send_some()
 
     async def _send_some(self) -> None:
-        events = [self._buffer.popleft() for _ in range(min(len(self._buffer), 2048))]
-        self._sending = len(events)
-        try:
-            while not await self._offered(events):  # noqa: ASYNC110 - the offer is repeated, no flag is looked at
-                await asyncio.sleep(_RETRY_S)
-        except BaseException:
-            self._buffer.extendleft(reversed(events))
-            raise
-        finally:
-            self._sending = 0
-        self._say_dropped()
+        """Send what waits longest; what is cancelled here is offered first, and as it was, by the next `run`."""
+        self._sending = self._sending or self._numbered(self._buffer.take(_MAX_SENT, _MAX_SENT_BYTES))
+        while self._sending and not await self._offered(self._sending):  # noqa: ASYNC110 - the offer is repeated
+            await asyncio.sleep(_RETRY_S)
+        events, self._sending = self._sending, []
+        if self._untold:
+            self._tell_dropped()
         if self._metrics is not None:
             for kind, count in collections.Counter(str(event["type"]) for event in events).items():
                 self._metrics.events.labels(kind).inc(count)
+
+    def _numbered(self, events: list[JsonMap]) -> list[JsonMap]:
+        for event in events:
+            if not event["number"]:
+                producer = str(event["producer"])
+                number = self._numbers[producer] = self._numbers.get(producer, 0) + 1
+                event["number"], event["id"] = number, f"{producer}-{number}"
+        return events
 
     async def _offered(self, events: list[JsonMap]) -> bool:
         if self._sink is None:
@@ -240,11 +250,11 @@ class LearningTelemetry:
         """Wait until everything recorded so far is safe; False if that took too long."""
         try:
             async with asyncio.timeout(timeout_s):
-                while self._buffer or self._sending:
+                while len(self._buffer) or self._sending:
                     self._wake(True)
                     await asyncio.sleep(0.005)
         except TimeoutError:
-            logger.warning("events not sent in time", extra={"events": len(self._buffer) + self._sending})
+            logger.warning("events not sent in time", extra={"events": len(self._buffer) + len(self._sending)})
             return False
         return True
 
@@ -255,7 +265,9 @@ class LearningTelemetry:
 
         Raises BusUnavailable or NotAuthorized if there is no bus to join.
         """
-        self._script = _Script(self, self._settings or _script_settings())
+        from railbus_shared.joining import Script  # noqa: PLC0415 - only a script needs it
+
+        self._script = Script(self, self._settings or _script_settings())
         self._script.start()
         return self
 
@@ -266,49 +278,19 @@ class LearningTelemetry:
             self._script.stop()
             self._script = None
 
-
-class _Script:
-    """The thread behind `with LearningTelemetry(...)`."""
-
-    def __init__(self, telemetry: LearningTelemetry, settings: CommonSettings) -> None:
-        self._telemetry = telemetry
-        self._settings = settings
-        self._joined: Future[None] = Future()
-        self._leave = threading.Event()
-        self._thread = threading.Thread(target=self._main, name="railbus-telemetry", daemon=True)
-
-    def start(self) -> None:
-        self._thread.start()
-        self._joined.result()
-
-    def stop(self) -> None:
-        self._leave.set()
-        self._thread.join(_SCRIPT_CLOSE_S + 5)
-
-    def _main(self) -> None:
-        try:
-            asyncio.run(self._send())
-        except RailbusError as exc:
-            if self._joined.done():
-                logger.warning("events lost", extra={"problem": str(exc)})
-            else:
-                self._joined.set_exception(exc)
-        except BaseException as exc:  # a bug; whoever waits in `start` must not wait for ever
-            if self._joined.done():
-                raise
-            self._joined.set_exception(exc)
-
-    async def _send(self) -> None:
-        from railbus_shared.bus.connection import Bus  # noqa: PLC0415 - a trainer must not import nats
-        from railbus_shared.bus.sink import BusSink  # noqa: PLC0415
-
-        async with Bus.open(self._settings, name=self._telemetry.source) as bus, asyncio.TaskGroup() as tasks:
-            self._telemetry.with_sink(BusSink(bus))
-            sender = tasks.create_task(self._telemetry.run())
-            self._joined.set_result(None)
-            await asyncio.to_thread(self._leave.wait)
-            await self._telemetry.flush(timeout_s=_SCRIPT_CLOSE_S)
-            sender.cancel()
+    def _become_child(self) -> None:
+        """In a process that was forked: another producer, which sends nothing of what its parent has recorded."""
+        self.producer = new_producer(self.source, host=self.host)
+        self.dropped.clear()
+        self._untold.clear()
+        self._counting = threading.Lock()
+        self._numbers.clear()
+        self._buffer = self._buffer.emptied()
+        self._sending = []
+        self._wake = _nothing
+        if self._script is not None:
+            self._script = self._script.of_child()
+            self._wake = self._script.begin
 
 
 class _EventHandler(logging.Handler):
@@ -334,6 +316,16 @@ class _EventHandler(logging.Handler):
             )
         except Exception:  # noqa: BLE001 - as every handler: a bad log call must not end the program that makes it
             self.handleError(record)
+
+
+def by_job(losses: Mapping[Loss, int]) -> dict[str, dict[str, dict[str, int]]]:
+    """What `events.dropped` tells of each job: how many by severity, and by type."""
+    found: dict[str, dict[str, dict[str, int]]] = {}
+    for loss, count in losses.items():
+        told = found.setdefault(loss.job, {"dropped": {}, "types": {}})
+        for name, word in (("dropped", loss.severity), ("types", loss.type)):
+            told[name][word] = told[name].get(word, 0) + count
+    return found
 
 
 def new_producer(source: str, *, host: str) -> str:
@@ -391,3 +383,12 @@ def _call_soon(loop: asyncio.AbstractEventLoop, wake: Callable[[bool], None], is
 
 def _nothing(_: bool) -> None:
     pass
+
+
+def _after_fork() -> None:
+    for telemetry in tuple(_LIVING):
+        telemetry._become_child()  # noqa: SLF001 - it is this module's
+
+
+_LIVING: Final[weakref.WeakSet[LearningTelemetry]] = weakref.WeakSet()
+os.register_at_fork(after_in_child=_after_fork)

@@ -37,6 +37,7 @@ from railbus_shared.contracts.events import Event
 from railbus_shared.contracts.jobs import ErrorBody
 from railbus_shared.contracts.model import JsonMap
 from railbus_shared.errors import BadMessage
+from railbus_shared.telemetry import LearningTelemetry
 
 COMMON: JsonMap = {"source": "trainer", "host": "h", "job": "j-1", "attempt": 1, "lease_epoch": 2}
 
@@ -49,6 +50,7 @@ class RunnerEnd:
         self.channel = TrainerChannel(theirs)
         self.theirs = theirs
         self._buffer = FrameBuffer()
+        self._telemetry = LearningTelemetry("runner", host="h")
 
     def send(self, *frames: Frame) -> None:
         self.sock.sendall(b"".join(map(pack, frames)))
@@ -64,7 +66,9 @@ class RunnerEnd:
         return frames
 
     def events(self) -> list[JsonMap]:
-        return [event for frame in self.received() if isinstance(frame, Events) for event in frame.events]
+        """Numbered as the runner does it."""
+        found = [event for frame in self.received() if isinstance(frame, Events) for event in frame.events]
+        return self._telemetry._numbered(found)
 
 
 @pytest.fixture
@@ -77,7 +81,7 @@ def end() -> Iterator[RunnerEnd]:
 
 @pytest.fixture
 def recorder(end: RunnerEnd) -> Recorder:
-    return Recorder(end.channel.send, producer="t-1", common=COMMON)
+    return Recorder(end.channel.send, producer="t-1", common=COMMON, offer=end.channel.offer)
 
 
 # --- orders ----------------------------------------------------------------------------------------------------------
@@ -189,7 +193,7 @@ def test_events_are_complete_and_numbered_without_gaps(end: RunnerEnd, recorder:
 
 def test_events_wait_for_company_but_no_longer_than_a_fifth_of_a_second(end: RunnerEnd) -> None:
     now_s = 5.0
-    recorder = Recorder(end.channel.send, producer="t-1", common=COMMON, clock_s=lambda: now_s)
+    recorder = Recorder(end.channel.send, producer="t-1", common=COMMON, offer=end.channel.offer, clock_s=lambda: now_s)
     recorder.record("app.one")
     now_s = 5.19
     recorder.flush_if_due()

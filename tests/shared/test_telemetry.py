@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 from railbus_shared import logs, wire
+from railbus_shared.buffering import Bounds
 from railbus_shared.bus.bucket import nonce
 from railbus_shared.bus.connection import Bus, Outgoing
 from railbus_shared.bus.follow import events_in, follow
@@ -120,25 +121,33 @@ async def test_what_the_sink_cannot_take_is_offered_again_as_it_was(
     assert all(offer is sink.offers[0] for offer in sink.offers)  # so that it is stored under the same ids
 
 
-async def test_overflow_is_counted_and_said_once_there_is_room(
-    telemetry: LearningTelemetry, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("railbus_shared.telemetry._MAX_BATCHED", 5)
-    monkeypatch.setattr("railbus_shared.telemetry._MAX_FACTS", 8)
+async def test_what_was_given_up_is_told_once_there_is_room_and_leaves_no_gap_in_the_numbers() -> None:
     metrics, sink = Metrics("x"), Kept()
+    telemetry = LearningTelemetry("runner", host="h", bounds=Bounds(20_000, 20_000, 50_000))
     telemetry.with_sink(sink, metrics=metrics)
-    for _ in range(10):
-        telemetry.event("train.metrics")
-    for _ in range(10):
+    for number in range(100):
+        telemetry.event("train.metrics", job="j-1", step=number, loss=1.0)
+        telemetry.event("log.line", message="x")
+    for _ in range(100):
         telemetry.event("job.placed", severity="warning")
-    assert telemetry.dropped == {"info": 5, "warning": 7}
     await _flushed(telemetry)
-    counted = collections.Counter(event["type"] for event in sink.events)
-    assert counted == {"train.metrics": 5, "job.placed": 3, "events.dropped": 1}
-    assert sink.events[-1]["data"] == {"dropped": {"info": 5, "warning": 7}}
-    assert metrics.registry.get_sample_value("railbus_events_dropped_total", {"severity": "warning"}) == 7
+    told = [event for event in sink.events if event["type"] == "events.dropped"]
+    counted = collections.Counter(str(event["type"]) for event in sink.events)
+    lost: collections.Counter[str] = collections.Counter()
+    for loss, count in telemetry.dropped.items():
+        lost[loss.type] += count
+    assert counted["log.line"] + lost["log.line"] == counted["train.metrics"] + lost["train.metrics"] == 100
+    assert counted["job.placed"] + lost["job.placed"] == 100
+    assert lost["log.line"] > 0 < lost["train.metrics"]
+    assert [event["number"] for event in sink.events] == list(range(1, len(sink.events) + 1))
+    assert [(event.get("job"), event["data"]) for event in told if event.get("job")] == [
+        ("j-1", {"dropped": {"info": lost["train.metrics"]}, "types": {"train.metrics": lost["train.metrics"]}})
+    ]
+    sample = metrics.registry.get_sample_value
+    assert sample("railbus_events_dropped_total", {"type": "log.line", "severity": "info"}) == lost["log.line"]
+    before = len(sink.events)
     await _flushed(telemetry)
-    assert len(sink.events) == 9
+    assert len(sink.events) == before
 
 
 class Colour(enum.Enum):

@@ -13,7 +13,7 @@ import socket
 import threading
 from typing import Final, TypeVar
 
-from railbus_runner.descriptors import receive
+from railbus_runner.descriptors import receive, unread_bytes
 from railbus_runner.endings import RunnerGone
 from railbus_runner.frames import (
     LENGTH,
@@ -47,7 +47,7 @@ _SIGNAL_S: Final = 1.0
 class TrainerChannel:
     """Frames to and from the runner; takes over the socket, which must be blocking.
 
-    `send` may be called from any thread, everything else from the main thread alone.
+    `send` and `offer` may be called from any thread, everything else from the main thread alone.
 
     Attributes:
         deadline_boottime_s: on CLOCK_BOOTTIME; past it the trainer must neither step nor commit.
@@ -71,6 +71,9 @@ class TrainerChannel:
         self._buffer = FrameBuffer()
         self._answers: list[Frame] = []
         self._sending = threading.Lock()
+        self._unsent = memoryview(b"")
+        """What is left of a frame that was offered, and must go before any other."""
+        self._offer_bytes = sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) // 2
 
     def plan(self) -> Plan:
         """Wait for the first frame, and take nothing that comes after it: the socket may go to somebody else then."""
@@ -87,9 +90,38 @@ class TrainerChannel:
         data = pack(frame)
         try:
             with self._sending:
-                self._sock.sendall(data)
+                left, self._unsent = self._unsent, memoryview(b"")
+                self._sock.sendall(left + data if left else data)
         except (BrokenPipeError, ConnectionResetError) as exc:
             raise RunnerGone("the runner has closed the socket") from exc
+
+    def offer(self, frame: Frame) -> bool:
+        """Send a frame if that takes no waiting; False if the runner is behind. Raises RunnerGone.
+
+        What is offered fills half of the socket's buffer at most, so that a runner that stands still for a while does
+        not hold up the frames that must be sent.
+        """
+        if not self._sending.acquire(blocking=False):
+            return False
+        try:
+            if not self._push() or unread_bytes(self._sock) > self._offer_bytes:
+                return False
+            self._unsent = memoryview(pack(frame))
+            self._push()
+        finally:
+            self._sending.release()
+        return True
+
+    def _push(self) -> bool:
+        """Send what is left of the last offer as far as there is room; True if nothing is left."""
+        try:
+            while self._unsent:
+                self._unsent = self._unsent[self._sock.send(self._unsent, socket.MSG_DONTWAIT) :]
+        except BlockingIOError:
+            return False
+        except (BrokenPipeError, ConnectionResetError) as exc:
+            raise RunnerGone("the runner has closed the socket") from exc
+        return True
 
     def ask(self, frame: Frame, *answers: type[A]) -> A:
         """Send a frame and wait for its answer, obeying other frames meanwhile; one question at a time."""
@@ -105,6 +137,11 @@ class TrainerChannel:
         """Take in what has come, without waiting; costs about a microsecond when nothing has. Raises RunnerGone."""
         while self._receive(socket.MSG_DONTWAIT):
             pass
+        if self._unsent and self._sending.acquire(blocking=False):
+            try:
+                self._push()
+            finally:
+                self._sending.release()
 
     def wait(self, *, timeout_s: float) -> None:
         """Wait for orders, at most so long, and take them in. Raises RunnerGone."""
@@ -127,6 +164,7 @@ class TrainerChannel:
 
     def detach(self) -> None:
         """Leave the socket to the parent: for a process that user code has forked."""
+        self._unsent = memoryview(b"")
         self._sock.close()
 
     def _wait_for(self, *answers: type[A]) -> A:

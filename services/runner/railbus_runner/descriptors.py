@@ -1,10 +1,12 @@
-"""Open files over a Unix socket: sent by one of asyncio's, received by one that blocks."""
+"""What Python's sockets lack: open files over a Unix socket, and how much of what was sent is unread."""
 
 from __future__ import annotations
 
 import array
 import asyncio
+import fcntl
 import socket
+import termios
 from collections.abc import Sequence
 
 
@@ -20,6 +22,13 @@ def receive(sock: socket.socket, max_bytes: int, *, max_descriptors: int, flags:
         if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
             found.frombytes(content[: len(content) - len(content) % found.itemsize])
     return data, list(found)
+
+
+def unread_bytes(sock: socket.socket) -> int:
+    """What the other end has not taken yet, with what the kernel needs to keep it."""
+    count = array.array("i", [0])
+    fcntl.ioctl(sock, termios.TIOCOUTQ, count)
+    return count[0]
 
 
 async def send_some(sock: socket.socket, data: memoryview, descriptors: Sequence[int]) -> int:

@@ -317,7 +317,7 @@ class Moved(Contract):
 
 
 class Events(Contract):
-    """Events of the trainer, complete but for nothing; see `contracts.events.Event`."""
+    """Events of the trainer, complete but for id and number; see `contracts.events.Event`."""
 
     f: Literal["events"] = "events"
     events: Items[JsonMap]
@@ -346,7 +346,8 @@ _FRAME: Final[TypeAdapter[Frame]] = TypeAdapter(Annotated[Frame, Field(discrimin
 
 def pack(frame: Frame) -> bytes:
     """A frame as it goes into the socket; of text that is no Unicode, such as a file's name may be, the escapes."""
-    body = cast("bytes", msgpack.packb(frame.model_dump(mode="json"), unicode_errors="backslashreplace"))
+    plain = {"f": frame.f, "events": frame.events} if isinstance(frame, Events) else frame.model_dump(mode="json")
+    body = cast("bytes", msgpack.packb(plain, unicode_errors="backslashreplace"))
     if len(body) > MAX_FRAME_BYTES:
         raise BadMessage(f"a {frame.f!r} frame has {len(body)} bytes, more than {MAX_FRAME_BYTES}")
     return LENGTH.pack(len(body)) + body

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import array
 import asyncio
 import contextlib
-import fcntl
 import socket
-import termios
 from collections.abc import AsyncGenerator
 from typing import Final
 
-from railbus_runner.descriptors import send_some
+from railbus_runner.descriptors import send_some, unread_bytes
 from railbus_runner.frames import Frame, FrameBuffer, pack
 
 _READ_BYTES: Final = 1 << 18
@@ -52,9 +49,7 @@ class TrainerLink:
     @property
     def unread_bytes(self) -> int:
         """What the trainer has not taken yet, with what the kernel needs to keep it."""
-        count = array.array("i", [0])
-        fcntl.ioctl(self._ours, termios.TIOCOUTQ, count)
-        return count[0]
+        return unread_bytes(self._ours)
 
     def give_away(self) -> None:
         """Close this process's copy of the trainer's end, once the trainer has it."""

@@ -12,7 +12,7 @@ class Pulse:
     """Tells of progress, at most every so often; costs nothing to speak of where nobody wants to know."""
 
     def __init__(
-        self, send: Callable[[Moved], None], *, every_s: float | None, clock_s: Callable[[], float] = time.monotonic
+        self, send: Callable[[Moved], object], *, every_s: float | None, clock_s: Callable[[], float] = time.monotonic
     ) -> None:
         self._send = send
         self._every_s = every_s

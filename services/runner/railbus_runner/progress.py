@@ -163,4 +163,4 @@ class Progress:
     def _tell_first_step(self) -> None:
         seconds = round(time.monotonic() - self._began_s, 3)
         self._recorder.record("job.first_step", step=self.global_step, data={"seconds": seconds})
-        self._recorder.flush()
+        self._recorder.offer()

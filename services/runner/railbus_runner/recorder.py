@@ -1,7 +1,8 @@
-"""A trainer's producer of events, or a writer's: complete maps, numbered without gaps, sent to the runner in batches.
+"""A trainer's producer of events, or a writer's: whole maps but for the number, which the runner gives, in batches.
 
 A batch goes out when it holds 256 events, or when something is recorded a fifth of a second after it was begun; a loop
 that records nothing calls `flush_if_due`. Recording is safe from any thread; the events of one producer leave in order.
+A runner that does not read holds up nobody: events wait then, within bounds, as they do on their way to the bus.
 """
 
 from __future__ import annotations
@@ -17,12 +18,16 @@ from pydantic import JsonValue
 
 from railbus_runner.frames import Events, Plan
 from railbus_shared import clock, logs
+from railbus_shared.buffering import Bounds, EventBuffer
 from railbus_shared.contracts.events import Severity
 from railbus_shared.contracts.model import JsonMap
-from railbus_shared.telemetry import plain
+from railbus_shared.telemetry import by_job, plain
 
 _MAX_EVENTS: Final = 256
+_MAX_BYTES: Final = 256 << 10
+"""Of memory, for one frame: it then takes a part of the socket's buffer."""
 _FLUSH_S: Final = 0.2
+_BOUNDS: Final = Bounds(metrics_bytes=8 << 20, lines_bytes=8 << 20, total_bytes=64 << 20)
 MAX_TEXT_CHARS: Final = 32_768
 """Of one text in an event; longer ones are cut, so that a full batch fits into a frame."""
 
@@ -38,23 +43,42 @@ class Recorder:
         *,
         producer: str,
         common: Mapping[str, JsonValue],
+        offer: Callable[[Events], bool] | None = None,
         kinds: Collection[str] | None = None,
         clock_s: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`kinds` are the types of events that alone are recorded; all of them unless given."""
+        """A recorder.
+
+        Args:
+            send: sends a frame, however long it takes.
+            producer: whose events they are.
+            common: what all of them say.
+            offer: sends a frame unless that would take long, and says whether it did; `send` if it is not given.
+            kinds: types of events that alone are recorded; all of them unless given.
+            clock_s: the time, in seconds.
+        """
         self._send = send
+        self._offer = offer or (lambda frame: send(frame) is None)
         self._kinds = kinds
         self._clock_s = clock_s
         self._producer = producer
         self._common = dict(common)
-        self._number = 0
-        self._buffer: list[JsonMap] = []
+        self._buffer = EventBuffer(_BOUNDS)
+        self._batch: list[JsonMap] = []
+        """Taken from the buffer, and to be sent before what is in it."""
         self._due_s = 0.0
         self._lock = threading.RLock()  # a log line may be recorded while a batch is sent
         self._is_detached = False
 
     @classmethod
-    def of_plan(cls, plan: Plan, send: Callable[[Events], None], *, source: str = "trainer") -> Recorder:
+    def of_plan(
+        cls,
+        plan: Plan,
+        send: Callable[[Events], None],
+        *,
+        offer: Callable[[Events], bool] | None = None,
+        source: str = "trainer",
+    ) -> Recorder:
         common: dict[str, JsonValue] = {
             "source": source,
             "host": plan.host,
@@ -63,58 +87,78 @@ class Recorder:
             "lease_epoch": plan.lease_epoch,
         }
         kinds = None if plan.rank == 0 else {"log.line"}  # what the others would tell is what rank 0 tells
-        return cls(send, producer=plan.producer, common=common, kinds=kinds)
+        return cls(send, producer=plan.producer, common=common, offer=offer, kinds=kinds)
 
     def record(
         self, kind: str, *, step: int | None = None, severity: Severity = "info", data: Mapping[str, object] = _NOTHING
     ) -> None:
-        """Count one event of type `kind`; scalars of torch and NumPy in `data` become numbers. Raises RunnerGone."""
+        """Record one event of type `kind`; scalars of torch and NumPy in `data` become numbers. Raises RunnerGone."""
         if self._kinds is not None and kind not in self._kinds:
             return
         fields: JsonMap = {name: cut(plain(value)) for name, value in data.items()}
+        event: JsonMap = {
+            "v": 1,
+            "id": "",
+            "type": kind,
+            "time": clock.now(),
+            "producer": self._producer,
+            "number": 0,
+            "severity": severity,
+            **self._common,
+            "data": fields,
+        }
+        if step is not None:
+            event["step"] = step
         with self._lock:
-            if self._is_detached:
-                return
-            self._number += 1
-            event: JsonMap = {
-                "v": 1,
-                "id": f"{self._producer}-{self._number}",
-                "type": kind,
-                "time": clock.now(),
-                "producer": self._producer,
-                "number": self._number,
-                "severity": severity,
-                **self._common,
-                "data": fields,
-            }
-            if step is not None:
-                event["step"] = step
-            self._append(event)
+            if not self._is_detached:
+                self._append(event)
 
     def flush(self) -> None:
-        """Send everything recorded so far."""
+        """Send everything recorded so far, however long it takes."""
         with self._lock:
-            if self._buffer:
-                events, self._buffer = self._buffer, []
-                self._send(Events.model_construct(events=tuple(events)))
+            while self._next_batch():
+                batch, self._batch = self._batch, []
+                self._send(Events.model_construct(events=tuple(batch)))
+                self._tell_dropped()
 
     def flush_if_due(self) -> None:
-        """Send what has waited for a fifth of a second."""
-        if self._buffer and self._clock_s() >= self._due_s:
-            self.flush()
+        """Send what has waited for a fifth of a second, as far as the runner takes it."""
+        if self._is_waiting and self._clock_s() >= self._due_s:
+            self.offer()
+
+    def offer(self) -> None:
+        """Send what was recorded as far as the runner takes it; the rest a fifth of a second later, or when told to."""
+        with self._lock:
+            self._due_s = self._clock_s() + _FLUSH_S
+            while self._next_batch() and self._offer(Events.model_construct(events=tuple(self._batch))):
+                self._batch = []
+                self._tell_dropped()
 
     def detach(self) -> None:
-        """Record nothing more: for a process that user code has forked, whose numbers would be taken twice."""
+        """Record nothing more: for a process that user code has forked, which must not speak in this one's name."""
         self._is_detached = True
         self._lock = threading.RLock()
-        self._buffer = []
+        self._buffer, self._batch = EventBuffer(_BOUNDS), []
+
+    @property
+    def _is_waiting(self) -> bool:
+        return bool(self._batch) or len(self._buffer) > 0
+
+    def _next_batch(self) -> bool:
+        self._batch = self._batch or self._buffer.take(_MAX_EVENTS, _MAX_BYTES)
+        return bool(self._batch)
 
     def _append(self, event: JsonMap) -> None:
-        if not self._buffer:
-            self._due_s = self._clock_s() + _FLUSH_S
-        self._buffer.append(event)
-        if len(self._buffer) >= _MAX_EVENTS or self._clock_s() >= self._due_s:
-            self.flush()
+        now_s = self._clock_s()
+        if not self._is_waiting:
+            self._due_s = now_s + _FLUSH_S
+        self._buffer.add(event)
+        if now_s >= self._due_s or (not self._batch and len(self._buffer) >= _MAX_EVENTS):
+            self.offer()
+
+    def _tell_dropped(self) -> None:
+        for losses in by_job(self._buffer.take_losses()).values() if self._buffer.losses else ():
+            self.record("events.dropped", severity="warning", data=losses)
 
 
 class RecordingHandler(logging.Handler):

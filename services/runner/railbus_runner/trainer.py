@@ -76,7 +76,7 @@ def live(plan: Plan, channel: TrainerChannel, seat: Seat | None = None, *, began
     `seat` is for meeting the other ranks, if there are several.
     """
     try:
-        recorder = Recorder.of_plan(plan, channel.send)
+        recorder = Recorder.of_plan(plan, channel.send, offer=channel.offer)
         trainer = Trainer(plan, channel=channel, recorder=recorder, began_s=began_s, seat=seat)
         ended = trainer.run()
         recorder.flush()
@@ -106,7 +106,7 @@ class Trainer:
         self._seat = seat
         self._team = Team(plan.rank, plan.world_size)
         self._tracked, self._saver, progress_kind = _parts(plan, channel=channel, recorder=recorder, team=self._team)
-        pulse = Pulse(channel.send, every_s=moving_every_s(plan.spec.stall_s))
+        pulse = Pulse(channel.offer, every_s=moving_every_s(plan.spec.stall_s))
         keeper = Keeper(
             plan.spec,
             room=Room(Layout(Path(plan.root)).checkpoints(plan.spec.model)),

@@ -32,7 +32,7 @@ class Event(Contract):
     producer: Id
     """One start of one process; `job-queued-` and `job-ended-<incarnation>` for what more than one may have to tell."""
     number: int = Field(ge=1)
-    """Counted by the producer, without gaps; of those two, the job's `sequence`."""
+    """Counted by the producer as its events leave for the bus, without gaps; of those two, the job's `sequence`."""
     severity: Severity = "info"
     source: str = Field(max_length=64)
     """The kind of process: device_manager, dataloader, runner, trainer, telemetry, cli, or a user's own word."""

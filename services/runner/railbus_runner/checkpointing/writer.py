@@ -56,7 +56,7 @@ def main(runner: socket.socket, trainer: socket.socket) -> int:
     channel = TrainerChannel(runner)
     try:
         plan = channel.plan()
-        recorder = Recorder.of_plan(plan, channel.send, source="writer")
+        recorder = Recorder.of_plan(plan, channel.send, offer=channel.offer, source="writer")
         Writer(plan, channel=channel, recorder=recorder, trainer=trainer).run()
     except RunnerGone:
         return EXIT_RUNNER_GONE
