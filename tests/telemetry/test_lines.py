@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from typing import cast
 
 import orjson
@@ -172,6 +173,21 @@ def test_a_bad_message_becomes_a_line_that_says_why(payload: bytes, code: str) -
 def test_a_refusal_shows_how_the_payload_begins(payload: bytes, shown: str, encoding: str) -> None:
     data = cast("dict[str, object]", parsed(lines_of(payload)[0])["data"])
     assert (data["payload"], data["payload_encoding"]) == (shown, encoding)
+
+
+@pytest.mark.parametrize("payload", [payload for payload, _ in BAD_MESSAGES.values()], ids=BAD_MESSAGES.keys())
+def test_a_refused_message_is_not_held_until_garbage_is_collected(payload: bytes) -> None:
+    """Its size is not counted, only that it is an object: a flood of a thousand bad messages held a gigabyte."""
+    common = {name: value for name, value in EVENT.items() if name != "number"}
+    batched = wire.encode({"v": 1, "common": common, "events": [{"number": 1}, {"number": 0}]})
+    lines_of(payload, batched)
+    gc.collect()
+    gc.disable()
+    try:
+        lines_of(payload, batched)
+        assert gc.collect() == 0
+    finally:
+        gc.enable()
 
 
 def test_a_refused_message_that_comes_again_has_the_same_key() -> None:

@@ -55,8 +55,12 @@ class Transcoded(NamedTuple):
     """What became of one message."""
 
     lines: list[Line]
-    refusal: WireError | None
-    """Why the message, or the first bad event of its batch, was refused."""
+    refusal: dict[str, object] | None
+    """Why the message, or the first bad event of its batch, was refused; said, not the error itself.
+
+    An error that is kept refers to the frames that it passed, and they to it and to the payload: a flood of bad
+    messages would stay in memory until the collector of garbage comes.
+    """
 
 
 def batch(
@@ -77,13 +81,13 @@ def batch(
             _check_area(message, subject)
             found, refusal = transcode(message, sequence=sequence, incarnation=incarnation)
         except WireError as exc:
-            found, refusal = [], exc
+            found, refusal = [], exc.to_wire()
         lines += found
         if refusal is not None:
-            about = {"subject": subject, "error": refusal.to_wire(), "recorded_by": telemetry} | _shown(payload)
+            about = {"subject": subject, "error": refusal, "recorded_by": telemetry} | _shown(payload)
             time_ns = clock.now_ns() if now_ns is None else now_ns
             line = _rejected(sequence, about, incarnation=incarnation, time_ns=time_ns)
-            lines.append(line._replace(code=refusal.code))
+            lines.append(line._replace(code=str(refusal["code"])))
     return lines
 
 
@@ -98,12 +102,12 @@ def transcode(message: Mapping[str, object], *, sequence: int, incarnation: str)
     if together:
         return Transcoded(together, None)
     lines: list[Line] = []
-    refusal: WireError | None = None
+    refusal: dict[str, object] | None = None
     for event in events:
         try:
             lines.append((splice and splice.line(event)) or _line(common | event, is_sound=False, tail=tail))
         except WireError as exc:
-            refusal = refusal or exc
+            refusal = refusal or exc.to_wire()
     return Transcoded(lines, refusal)
 
 
