@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from railbus.embedded.credentials import ensure_keys
-from railbus.embedded.permissions import USERS, permissions
+from railbus.embedded.permissions import USERS, policy
 from railbus.embedded.server_config import render_for_container
 from railbus_shared import files, logs
 from railbus_shared.errors import ConfigError
@@ -30,7 +30,7 @@ def deploy(folder: Path) -> bool:
     Raises ConfigError for a key that others can read or that is damaged, StorageFull.
     """
     keys = ensure_keys(folder / "keys", USERS)
-    config = render_for_container(name=_SERVER_NAME, keys=keys, permissions=permissions())
+    config = render_for_container(name=_SERVER_NAME, keys=keys, policy=policy())
     path = folder / "nats.conf"
     if path.exists() and path.read_bytes() == config:
         return False

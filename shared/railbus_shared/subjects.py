@@ -17,9 +17,11 @@ USER_INBOX: Final = "_INBOX"
 """Inboxes of people and of clients that are not ours."""
 SERVICE_INBOX: Final = "_RINBOX"
 """Inboxes of services: `_RINBOX.<user>.>`, which no person may listen on."""
+PERSON_REPLY: Final = "_R_"
+"""Where nats-server has the answer to a request from another account sent, in place of what the asker named."""
 
 _PREFIX: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}(?:\.[a-z0-9][a-z0-9_-]{0,31}){0,3}\Z")
-_REPLY: Final = re.compile(rf"(?:{USER_INBOX}|{SERVICE_INBOX})(?:\.[A-Za-z0-9_-]{{1,64}}){{1,4}}\Z")
+_REPLY: Final = re.compile(rf"(?:{USER_INBOX}|{SERVICE_INBOX}|{PERSON_REPLY})(?:\.[A-Za-z0-9_-]{{1,64}}){{1,4}}\Z")
 
 
 def is_inbox(subject: str) -> bool:

@@ -15,7 +15,7 @@ import pytest
 
 from railbus.embedded.credentials import ensure_keys
 from railbus.embedded.nats_server import BINARY_SETTING, NatsServer, find_server
-from railbus.embedded.permissions import USERS, permissions
+from railbus.embedded.permissions import USERS, policy
 from railbus.embedded.server_config import ServerFiles, render
 from railbus_shared.errors import BusUnavailable, PortInUse, ServerNotFound
 from until import PATIENCE_S
@@ -33,7 +33,7 @@ def make(tmp_path: Path) -> Iterator[Make]:
         where = ServerFiles(tmp_path / folder)
 
         def content(chosen: int) -> bytes:
-            return render(where, port=chosen, name="test", keys=keys, permissions=permissions())
+            return render(where, port=chosen, name="test", keys=keys, policy=policy())
 
         made.append(NatsServer(find_server(), where=where, render=content, port=port))
         return made[-1]
@@ -152,14 +152,14 @@ import sys, time
 from pathlib import Path
 from railbus.embedded.credentials import ensure_keys
 from railbus.embedded.nats_server import NatsServer, find_server
-from railbus.embedded.permissions import USERS, permissions
+from railbus.embedded.permissions import USERS, policy
 from railbus.embedded.server_config import ServerFiles, render
 
 folder = Path(sys.argv[1])
 keys, where = ensure_keys(folder / "keys", USERS), ServerFiles(folder / "nats")
 server = NatsServer(
     find_server(), where=where, port=0,
-    render=lambda port: render(where, port=port, name="test", keys=keys, permissions=permissions()),
+    render=lambda port: render(where, port=port, name="test", keys=keys, policy=policy()),
 )
 server.start()
 print(server.pid, flush=True)
@@ -248,3 +248,17 @@ def test_a_named_one_that_is_unfit_is_refused_and_not_replaced_in_silence(
 def test_a_named_one_that_does_not_exist_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ServerNotFound, match="cannot be run"):
         find_server({BINARY_SETTING: str(tmp_path / "nothing")})
+
+
+def test_a_store_that_was_made_before_people_had_accounts_is_kept(make: Make, tmp_path: Path) -> None:
+    """The streams lie in a folder that is named after the account."""
+    server = make()
+    server.start()
+    server.stop()
+    folder = tmp_path / "nats" / "store" / "jetstream"
+    (folder / "RAILBUS").mkdir(parents=True, exist_ok=True)
+    (folder / "RAILBUS" / "kept").write_text("all that is true")
+    (folder / "RAILBUS").rename(folder / "$G")
+    server.start()
+    assert (folder / "RAILBUS" / "kept").read_text() == "all that is true"
+    assert not (folder / "$G").exists()

@@ -10,7 +10,7 @@ import pytest
 
 from railbus.embedded.credentials import ensure_keys
 from railbus.embedded.nats_server import find_server
-from railbus.embedded.permissions import USERS, permissions
+from railbus.embedded.permissions import USERS, policy
 from railbus.embedded.server_config import Limits, ServerFiles, render
 from railbus_shared.errors import BadSetting
 from railbus_shared.subjects import Subjects
@@ -21,7 +21,7 @@ from until import PATIENCE_S
 def _render(folder: Path, *, port: int = 0, prefix: str = "railbus") -> bytes:
     folder.mkdir(exist_ok=True)
     keys = ensure_keys(folder / "keys", USERS)
-    return render(ServerFiles(folder), port=port, name="test", keys=keys, permissions=permissions(prefix))
+    return render(ServerFiles(folder), port=port, name="test", keys=keys, policy=policy(prefix))
 
 
 def _check(folder: Path, config: bytes) -> subprocess.CompletedProcess[str]:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Final
 
 from railbus.embedded.process import die_with_parent
-from railbus.embedded.server_config import ServerFiles
+from railbus.embedded.server_config import SERVICE_ACCOUNT, ServerFiles
 from railbus_shared import files
 from railbus_shared.errors import BusUnavailable, PortInUse, ServerNotFound
 
@@ -130,6 +130,7 @@ class NatsServer:
         for stale in where.folder.glob("*.ports"):
             stale.unlink()
         files.write_whole(where.config, self._render(self._choose_port()), mode=0o600)
+        _adopt_store(where.store)
         self._log_start = where.log.stat().st_size if where.log.exists() else 0
         parent = os.getpid()
         with where.log.open("ab") as log:
@@ -232,6 +233,13 @@ class NatsServer:
             log.seek(max(min(self._log_start, size), size - _TAIL_BYTES))
             lines = log.read().decode(errors="replace").strip().splitlines()
         return lines[-1] if lines else "it wrote nothing"
+
+
+def _adopt_store(store: Path) -> None:
+    """Give streams that were made without accounts to that of the services; the folder's name is their account's."""
+    before, now = store / "jetstream" / "$G", store / "jetstream" / SERVICE_ACCOUNT
+    if before.exists() and not now.exists():
+        before.rename(now)
 
 
 def is_free(port: int) -> bool:

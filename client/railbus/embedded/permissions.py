@@ -1,28 +1,41 @@
-"""Who may say what on the bus: least privilege for each user of nats.conf, as data.
+"""Who may say what on the bus, as data: least privilege for each service, and for each person by a role.
 
-Three things hold for everyone: nobody listens on another's inboxes; nobody listens for requests that are not its own to
-answer; state (`$KV.`) is published by its owners only. A person asks, submits and listens to events.
+The services and all streams and buckets are one account of the server. Every person is in an account of their own,
+which shares nothing with it but what is imported there: some requests, and the events. So a person's inboxes are theirs
+alone, and wherever a person asks for an answer, it comes to that person's own account: no request, neither to a service
+nor to JetStream, can be turned into a write of a key, an order to a runner or a forged event by its reply subject.
 
-What subject permissions cannot see, so that this guards against mistakes and strangers, not against a malicious holder
-of the person's key: where an answer is asked for (the server lets a request name any reply subject, a key of a bucket
-too, and JetStream's own API answers there), and what stands in the body of `CONSUMER.CREATE.<stream>` (a name there may
-be the one of a service's consumer). Only an account of their own for people would close that.
+People have no consumers. A consumer delivers from inside the account of the services, wherever its maker says, and the
+server checks no rights there; so people read streams by `DIRECT.GET` (`bus.follow`), which leaves nothing behind.
+
+Services trust each other more: each listens in its own inboxes and writes its own buckets only, but any of them may
+make streams and consumers, because whoever starts first creates what must exist.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal
 
-from railbus_shared.subjects import DEFAULT_PREFIX, SERVICE_INBOX, USER_INBOX, Subjects
-from railbus_shared.topology import Consumer, event_consumer
+from railbus_shared.subjects import DEFAULT_PREFIX, PERSON_REPLY, SERVICE_INBOX, Subjects
 
 HUMAN: Final = "user"
 SERVICE_USERS: Final = ("device_manager", "dataloader", "runner", "telemetry")
 USERS: Final = (*SERVICE_USERS, HUMAN)
+
+Role = Literal["user", "read-only", "submit-only"]
+"""Of a person: everything that people do; looking only; submitting only, and seeing nothing but the receipt."""
+
 _ASKED_BY_PEOPLE: Final = ("jobs", "devices", "data", "telemetry")
 """Not `runner`: it obeys the device_manager, which alone knows what was placed where."""
 
+_READING: Final = {
+    "jobs": ("get", "list", "why", "dry_run"),
+    "devices": ("list",),
+    "data": ("list", "describe"),
+    "telemetry": ("query",),
+}
 _OF_HOSTS: Final = ("progress", "close", "shard")
 """Not of people: with what a runner says of its trainer's stream one could take shards from under it, and a file that a
 dataloader asks of another could be sent into anybody's inbox."""
@@ -35,14 +48,6 @@ _DESTRUCTIVE_API: Final = (
     "$JS.API.ACCOUNT.>",
     "$JS.API.SERVER.>",
     "$JS.API.META.>",
-)
-_READ_API: Final = (
-    "$JS.API.INFO",
-    "$JS.API.STREAM.INFO.*",
-    "$JS.API.STREAM.NAMES",
-    "$JS.API.STREAM.LIST",
-    "$JS.API.STREAM.MSG.GET.*",
-    "$JS.API.DIRECT.GET.>",
 )
 
 
@@ -65,9 +70,49 @@ class _Role:
     submits: bool = False
 
 
-def permissions(prefix: str = DEFAULT_PREFIX) -> dict[str, Permissions]:
-    """Permissions of every user under a subject prefix; raises BadSetting for a prefix that is none."""
+@dataclass(frozen=True)
+class Exports:
+    """What the account of the services offers to those of people; nothing of it needs to be asked for."""
+
+    once: tuple[str, ...]
+    """Subjects of requests that are answered by one message."""
+    many: tuple[str, ...]
+    """Subjects of requests that are answered by several."""
+    told: tuple[str, ...]
+    """Subjects that people may listen to."""
+
+
+@dataclass(frozen=True)
+class Policy:
+    """Everything that the server is told of rights."""
+
+    exports: Exports
+    services: Mapping[str, Permissions]
+    people: Mapping[str, Person]
+
+
+@dataclass(frozen=True)
+class Person:
+    """What of the exports one person has: a subset of each."""
+
+    once: tuple[str, ...]
+    many: tuple[str, ...]
+    told: tuple[str, ...]
+    deny: tuple[str, ...] = ()
+
+
+def policy(prefix: str = DEFAULT_PREFIX, people: Mapping[str, Role] | None = None) -> Policy:
+    """Rights of all services and of these people under a prefix; raises BadSetting for a prefix that is none."""
     subjects = Subjects(prefix)
+    roles: Mapping[str, Role] = {HUMAN: "user"} if people is None else people
+    return Policy(
+        Exports(once=_asked(subjects), many=_many(subjects), told=(subjects.all_events,)),
+        _of_services(subjects),
+        {name: _of_person(role, subjects) for name, role in roles.items()},
+    )
+
+
+def _of_services(subjects: Subjects) -> dict[str, Permissions]:
     every_bucket = (subjects.jobs, subjects.devices, subjects.leases, subjects.datasets, subjects.leader)
     roles = {
         "device_manager": _Role(("jobs", "devices"), ("runner", "data"), every_bucket, submits=True),
@@ -75,20 +120,19 @@ def permissions(prefix: str = DEFAULT_PREFIX) -> dict[str, Permissions]:
         "runner": _Role(("runner",), ("data", "devices.*"), (subjects.jobs, subjects.leases, subjects.devices)),
         "telemetry": _Role(("telemetry",), (), ()),
     }
-    granted = {name: _of_service(name, role, subjects) for name, role in roles.items()}
-    return {**granted, HUMAN: _of_human(subjects)}
+    return {name: _of_service(name, role, subjects) for name, role in roles.items()}
 
 
 def _of_service(name: str, role: _Role, subjects: Subjects) -> Permissions:
-    """A service may answer into every inbox, but listens in its own only."""
+    """A service may answer other services and people, but listens in its own inboxes only."""
     return Permissions(
         publish=(
             subjects.all_events,
             *((subjects.submit,) if role.submits else ()),
             *(subjects.request(area, ">") for area in role.asks),
             *(f"$KV.{bucket}.>" for bucket in role.buckets),
-            f"{USER_INBOX}.>",
             f"{SERVICE_INBOX}.>",
+            f"{PERSON_REPLY}.>",
             "$SRV.>",
             "$JS.API.>",
             "$JS.ACK.>",
@@ -103,47 +147,44 @@ def _of_service(name: str, role: _Role, subjects: Subjects) -> Permissions:
     )
 
 
-def _of_human(subjects: Subjects) -> Permissions:
-    watched = tuple(f"KV_{bucket}" for bucket in (subjects.jobs, subjects.devices, subjects.datasets))
-    return Permissions(
-        publish=(
-            subjects.submit,
-            *(subjects.request(area, ">") for area in _ASKED_BY_PEOPLE),
-            f"{subjects.prefix}.evt.app.>",
-            f"{subjects.prefix}.evt.log.>",  # what a script logs
-            "$SRV.>",
-            *_READ_API,
-            *(subject for stream in (subjects.events_stream, *watched) for subject in _consuming(stream)),
-            f"$JS.ACK.{subjects.events_stream}.>",
-            "$JS.FC.>",
-        ),
-        publish_deny=(
-            *(subjects.request("data.*", verb) for verb in _OF_HOSTS),
-            subjects.request("devices.*", "check"),  # the runner's: it has the driver read at once, again and again
-            *_touching(event_consumer(subjects)),
-        ),
-        subscribe=(f"{USER_INBOX}.>", subjects.all_events),
-    )
-
-
-def _consuming(stream: str) -> tuple[str, ...]:
-    """To make, read and remove a consumer of one's own; ordered consumers of nats-py use the subject without a name."""
+def _asked(subjects: Subjects) -> tuple[str, ...]:
+    """What people may be allowed to ask and to publish."""
     return (
-        f"$JS.API.CONSUMER.CREATE.{stream}",
-        f"$JS.API.CONSUMER.CREATE.{stream}.>",
-        f"$JS.API.CONSUMER.INFO.{stream}.*",
-        f"$JS.API.CONSUMER.MSG.NEXT.{stream}.*",
-        f"$JS.API.CONSUMER.DELETE.{stream}.*",
+        subjects.submit,
+        *(subjects.request(area, ">") for area in _ASKED_BY_PEOPLE),
+        *_own_events(subjects),
+        "$JS.API.INFO",
+        *(f"$JS.API.STREAM.INFO.{stream}" for stream in (subjects.jobs_stream, *_readable(subjects))),
+        *(f"$JS.API.DIRECT.GET.{stream}.>" for stream in _readable(subjects)),
     )
 
 
-def _touching(consumer: Consumer) -> tuple[str, ...]:
-    """What would take deliveries from a service's consumer, change it or remove it."""
-    stream, name = consumer.stream, consumer.name
-    return (
-        f"$JS.API.CONSUMER.CREATE.{stream}.{name}",
-        f"$JS.API.CONSUMER.CREATE.{stream}.{name}.>",
-        f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{name}",
-        f"$JS.API.CONSUMER.DELETE.{stream}.{name}",
-        f"$JS.ACK.{stream}.{name}.>",
-    )
+def _many(subjects: Subjects) -> tuple[str, ...]:
+    return ("$SRV.>", *(f"$JS.API.DIRECT.GET.{stream}" for stream in _readable(subjects)))
+
+
+def _own_events(subjects: Subjects) -> tuple[str, ...]:
+    """What a person's script tells and logs; all other events are facts of services."""
+    return (f"{subjects.prefix}.evt.app.>", f"{subjects.prefix}.evt.log.>")
+
+
+def _readable(subjects: Subjects) -> tuple[str, ...]:
+    """Streams that a person may read."""
+    return (subjects.events_stream, *(f"KV_{one}" for one in (subjects.jobs, subjects.devices, subjects.datasets)))
+
+
+def _of_person(role: Role, subjects: Subjects) -> Person:
+    every = Exports(once=_asked(subjects), many=_many(subjects), told=(subjects.all_events,))
+    match role:
+        case "user":
+            deny = (
+                *(subjects.request("data.*", verb) for verb in _OF_HOSTS),
+                subjects.request("devices.*", "check"),  # the runner's: it has the driver read at once, again and again
+            )
+            return Person(every.once, every.many, every.told, deny)
+        case "read-only":
+            asked = tuple(subjects.request(area, verb) for area, verbs in _READING.items() for verb in verbs)
+            api = tuple(subject for subject in every.once if subject.startswith("$JS.API."))
+            return Person((*asked, *api), every.many, every.told)
+        case "submit-only":
+            return Person((subjects.submit, subjects.request("jobs", "submit")), (), ())

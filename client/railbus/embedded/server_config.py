@@ -16,13 +16,16 @@ from typing import Final
 import orjson
 
 from railbus.embedded.credentials import UserKey
-from railbus.embedded.permissions import Permissions
+from railbus.embedded.permissions import Permissions, Person, Policy
 from railbus_shared.errors import BadSetting, shorten
 
 _GIB: Final = 1 << 30
 _MIB: Final = 1 << 20
 _LOG_LIMIT_BYTES: Final = 10 * _MIB
 _PING: Final = "10s"
+
+SERVICE_ACCOUNT: Final = "RAILBUS"
+PERSON_ACCOUNT: Final = "PERSON_"
 
 CONTAINER_PORT: Final = 4222
 CONTAINER_HEALTH_PORT: Final = 8222
@@ -67,12 +70,12 @@ def render(
     port: int,
     name: str,
     keys: Mapping[str, UserKey],
-    permissions: Mapping[str, Permissions],
+    policy: Policy,
     limits: Limits | None = None,
 ) -> bytes:
     """The file's content; port 0 takes any free one, told in the ports file.
 
-    Raises BadSetting for a path that nats.conf cannot say, KeyError for a key without permissions.
+    Raises BadSetting for a path that nats.conf cannot say, KeyError for a user without a key.
     """
     settings = {
         "listen": f"127.0.0.1:{port or -1}",
@@ -82,22 +85,24 @@ def render(
         "logfile_size_limit": _LOG_LIMIT_BYTES,
         "logfile_max_num": 3,
     }
-    return _config(
-        settings, name=name, store=files.store, keys=keys, permissions=permissions, limits=limits or Limits()
-    )
+    return _config(settings, name=name, store=files.store, keys=keys, policy=policy, limits=limits or Limits())
 
 
 def render_for_container(
-    *, name: str, keys: Mapping[str, UserKey], permissions: Mapping[str, Permissions], limits: Limits | None = None
+    *,
+    name: str,
+    keys: Mapping[str, UserKey],
+    policy: Policy,
+    limits: Limits | None = None,
+    more: Mapping[str, object] | None = None,
 ) -> bytes:
     """The file's content for a server that is alone in its container and keeps its streams in `/data`.
 
-    Its log goes to stderr, and it writes nothing but the store. Raises KeyError for a key without permissions.
+    Its log goes to stderr, and it writes nothing but the store. `more` are further settings, of TLS or of a cluster.
+    Raises KeyError for a user without a key.
     """
-    settings = {"listen": f"0.0.0.0:{CONTAINER_PORT}", "http": f"127.0.0.1:{CONTAINER_HEALTH_PORT}"}
-    return _config(
-        settings, name=name, store=CONTAINER_STORE, keys=keys, permissions=permissions, limits=limits or Limits()
-    )
+    settings = {"listen": f"0.0.0.0:{CONTAINER_PORT}", "http": f"127.0.0.1:{CONTAINER_HEALTH_PORT}", **(more or {})}
+    return _config(settings, name=name, store=CONTAINER_STORE, keys=keys, policy=policy, limits=limits or Limits())
 
 
 def _config(
@@ -106,7 +111,7 @@ def _config(
     name: str,
     store: Path,
     keys: Mapping[str, UserKey],
-    permissions: Mapping[str, Permissions],
+    policy: Policy,
     limits: Limits,
 ) -> bytes:
     """What every server of ours is told, after what is its own."""
@@ -122,9 +127,35 @@ def _config(
             "max_file_store": limits.max_file_bytes,
             "max_memory_store": limits.max_memory_bytes,
         },
-        "authorization": {"users": [_user(key, permissions[user]) for user, key in keys.items()]},
+        "accounts": accounts(keys, policy),
     }
     return orjson.dumps(whole, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
+
+
+def accounts(keys: Mapping[str, UserKey], policy: Policy) -> dict[str, object]:
+    """The accounts of the server: one of the services, and one of each person. Raises KeyError for a missing key."""
+    services = {
+        "jetstream": "enabled",
+        "users": [_user(keys[name], granted) for name, granted in policy.services.items()],
+        "exports": [
+            *({"service": subject} for subject in policy.exports.once),
+            *({"service": subject, "response": "stream"} for subject in policy.exports.many),
+            *({"stream": subject} for subject in policy.exports.told),
+        ],
+    }
+    people = {f"{PERSON_ACCOUNT}{name}": _person(keys[name], person) for name, person in policy.people.items()}
+    return {SERVICE_ACCOUNT: services, **people}
+
+
+def _person(key: UserKey, person: Person) -> dict[str, object]:
+    """An account with one user; that its user may publish no more than is imported makes refusals audible."""
+    asked = (*person.once, *person.many)
+    granted = Permissions(publish=asked, subscribe=(">",), publish_deny=person.deny)
+    imports = [
+        *({"service": {"account": SERVICE_ACCOUNT, "subject": subject}} for subject in asked),
+        *({"stream": {"account": SERVICE_ACCOUNT, "subject": subject}} for subject in person.told),
+    ]
+    return {"users": [_user(key, granted)], "imports": imports}
 
 
 def _user(key: UserKey, granted: Permissions) -> dict[str, object]:

@@ -23,7 +23,7 @@ from railbus.embedded import run_files
 from railbus.embedded.backoff import Backoff
 from railbus.embedded.credentials import UserKey, ensure_keys
 from railbus.embedded.nats_server import NatsServer, find_server, is_free
-from railbus.embedded.permissions import HUMAN, USERS, permissions
+from railbus.embedded.permissions import HUMAN, USERS, policy
 from railbus.embedded.probe import last_words, probe
 from railbus.embedded.process import STOP_SIGNALS, Wakeup
 from railbus.embedded.run_files import BusFile, RunPaths, UpLock
@@ -194,11 +194,11 @@ class Supervisor:
 
     def _start_server(self) -> None:
         self._keys = ensure_keys(self.paths.keys, USERS)
-        granted = permissions(self._options.subject_prefix)
+        granted = policy(self._options.subject_prefix)
         where = ServerFiles(self.paths.nats)
 
         def configuration(port: int) -> bytes:
-            return render(where, port=port, name="railbus", keys=self._keys, permissions=granted)
+            return render(where, port=port, name="railbus", keys=self._keys, policy=granted)
 
         binary = find_server()
         self._server = NatsServer(binary, where=where, render=configuration, port=self._options.nats_port)

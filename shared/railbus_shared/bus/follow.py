@@ -1,20 +1,30 @@
-"""Events as they happen, and from the stream's memory before that; one at a time, whatever the batching."""
+"""Events as they happen, and from the stream's memory before that; one at a time, whatever the batching.
+
+They are read from the stream, without a consumer. That there is something new is heard on the subject itself, where an
+event may come a moment before it is stored; the second look is for that, and the rare one for what is heard by nobody:
+what people tell, who are accounts of their own, and what happened while the connection was away.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from typing import Final, Literal
 
-import nats.js.api as js
+import nats.errors
+from nats.aio.msg import Msg
 
 from railbus_shared import clock, wire
+from railbus_shared.bus.client import bus_errors
 from railbus_shared.bus.connection import Bus
-from railbus_shared.bus.pull import Tail, tailing
+from railbus_shared.bus.reading import Stored, stored_after
 from railbus_shared.errors import BusUnavailable, NoResponder, RequestTimeout, WireError
+from railbus_shared.waiting import is_set_within
 
 _POLL_S: Final = 1.0
+_LOOKS_S: Final = (0.003, 0.01, 0.03, 0.1, 0.3)
+"""Waits before further looks, after something was heard that is not there yet."""
 _FIRST_S: Final = 15.0  # NATS may be restarting just now
 
 
@@ -23,18 +33,18 @@ async def follow(
 ) -> AsyncGenerator[dict[str, object], None]:
     """Events on a subject, for ever, in the order of the stream; goes on after a restart of the server, without gaps.
 
-    Raises BusUnavailable, NoResponder or RequestTimeout if the first subscription does not succeed within 15 s.
+    Raises BusUnavailable, NoResponder or RequestTimeout if the stream cannot be read within the first 15 s.
     """
     sequence = 0 if since == "all" else await bus.last_sequence(bus.subjects.events_stream)
     give_up_s: float | None = clock.boottime_s() + _FIRST_S
     while True:
         try:
-            async with _tail(bus, subject, after=sequence) as tail:
-                give_up_s = None
-                while (messages := await tail.next_messages()) is not None:
+            async with contextlib.aclosing(_stored(bus, subject, after=sequence)) as found:
+                async for messages in found:
+                    give_up_s = None
                     for message in messages:
-                        sequence = int(message.metadata.sequence.stream)
-                        for event in events_in(bytes(message.data)):
+                        sequence = message.sequence
+                        for event in events_in(message.data):
                             yield event
         except (BusUnavailable, NoResponder, RequestTimeout):
             if give_up_s is not None and clock.boottime_s() > give_up_s:
@@ -42,11 +52,39 @@ async def follow(
             await asyncio.sleep(_POLL_S)
 
 
-def _tail(bus: Bus, subject: str, *, after: int) -> contextlib.AbstractAsyncContextManager[Tail]:
-    config = js.ConsumerConfig(
-        filter_subject=subject, deliver_policy=js.DeliverPolicy.BY_START_SEQUENCE, opt_start_seq=after + 1
-    )
-    return tailing(bus, bus.subjects.events_stream, config)
+async def _stored(bus: Bus, subject: str, *, after: int) -> AsyncGenerator[list[Stored], None]:
+    """What is stored after a sequence, and what comes to it; an empty list for a look that found nothing."""
+    async with _news(bus, subject) as news:
+        looks = iter(_LOOKS_S)
+        while True:
+            if news.is_set():
+                news.clear()
+                looks = iter(_LOOKS_S)
+            messages = await stored_after(bus, bus.subjects.events_stream, subject, after)
+            yield messages
+            if messages:
+                after = messages[-1].sequence
+            else:
+                await is_set_within(news, next(looks, _POLL_S))
+
+
+@contextlib.asynccontextmanager
+async def _news(bus: Bus, subject: str) -> AsyncIterator[asyncio.Event]:
+    """Set whenever a message is published there, and after a reconnect."""
+    news = asyncio.Event()
+
+    async def hear(_: Msg) -> None:
+        news.set()
+
+    with bus_errors(subject):
+        subscription = await bus.client.subscribe(subject, cb=hear)
+    forget = bus.on_connection(lambda _: news.set())
+    try:
+        yield news
+    finally:
+        forget()
+        with contextlib.suppress(nats.errors.Error):
+            await subscription.unsubscribe()
 
 
 def events_in(data: bytes) -> Iterator[dict[str, object]]:
