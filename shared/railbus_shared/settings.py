@@ -43,10 +43,12 @@ class CommonSettings(BaseSettings):
     """Where NATS listens."""
     nats_key_file: Path | None = None
     """File with the nkey seed (`SU…`) of this process's NATS user; must not be readable by others."""
+    nats_ca_file: Path | None = None
+    """File with the certificates (PEM) that may vouch for a `tls://` server; those that the system trusts if unset."""
     subject_prefix: str = DEFAULT_PREFIX
     """First tokens of all subjects, so that two teams can share a server."""
     insecure: bool = False
-    """Allows a URL that leaves this host without TLS; said loudly in the log."""
+    """Allows a URL that leaves this host without TLS; a warning in the log says so at every start."""
     host: Annotated[str, AfterValidator(_host)] = Field(default_factory=this_host)
     """Id of this host in the cluster; by default its host name."""
     run_dir: Path | None = None
@@ -105,12 +107,22 @@ def check_url(url: str, *, insecure: bool) -> None:
             f"setting RAILBUS_NATS_URL has value {shorten(without_password(url))}: not a NATS URL",
             hint="for instance nats://127.0.0.1:4222",
         )
-    if scheme == "tls" or insecure or _is_loopback(host):
+    if insecure or not is_open(url):
         return
     raise InsecureUrl(
         f"setting RAILBUS_NATS_URL has value {shorten(without_password(url))}: it leaves this host without TLS",
         hint="use a tls:// URL, or set RAILBUS_INSECURE=1 inside a closed network",
     )
+
+
+def is_open(url: str) -> bool:
+    """Whether a URL leaves this host without TLS."""
+    return not uses_tls(url) and not _is_loopback(_parts(url)[1])
+
+
+def uses_tls(url: str) -> bool:
+    """Whether a server must prove who it is."""
+    return _parts(url)[0] == "tls"
 
 
 def without_password(url: str) -> str:

@@ -10,7 +10,7 @@ import nkeys
 import pytest
 from pydantic_settings import SettingsConfigDict
 
-from railbus_shared.bus.connection import read_seed
+from railbus_shared.bus.access import read_seed
 from railbus_shared.errors import BadSetting, InsecureUrl, NotAuthorized, RailbusError
 from railbus_shared.layout import Layout
 from railbus_shared.settings import CommonSettings, HttpSettings, check_url, load, running_bus, without_password

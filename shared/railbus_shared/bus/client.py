@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Final
+from typing import Any, Final
 
 import nats.errors
 import nats.js.errors
@@ -53,11 +53,16 @@ class RailbusClient(Client):
     A stored message whose headers look like a status of the server makes every fetch fail. And its own answers on
     `$SRV.*` go to any reply subject, with the asker's headers, so that they could overwrite a key.
 
+    A server that offers no TLS where the URL wants it is refused; nats-py would talk to it in the open. Other servers
+    that a server names are dialled over TLS only, unless the client `may_roam`.
+
     Large payloads are copied less often on their way in, and by `publish_parts` on their way out.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, needs_tls: bool = False, may_roam: bool = False) -> None:
         super().__init__()
+        self._needs_tls = needs_tls
+        self._may_roam = may_roam or needs_tls
         self._ps = LargePayloads(self)
 
     async def _connect_to_server(self, s: Srv) -> None:
@@ -73,6 +78,17 @@ class RailbusClient(Client):
         if isinstance(self._transport, LargeReads):
             self._transport.end()
         await super()._close(status, do_cbs)
+
+    async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
+        if self._needs_tls and initial_connection and not info.get("tls_required"):
+            raise nats.errors.Error("the server offers no TLS")
+        if not self._may_roam:
+            info.pop("connect_urls", None)
+        await super()._process_info(info, initial_connection)
+
+    def give_up(self) -> None:
+        """Let a reconnect that goes on end with a closed connection."""
+        self.options["max_reconnect_attempts"] = 1  # it counts those of the past, too
 
     async def publish_parts(self, subject: str, *parts: bytes | memoryview) -> None:
         """Publish parts as one payload, without copying them: they must stay as they are until they have been sent.

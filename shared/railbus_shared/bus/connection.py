@@ -11,16 +11,16 @@ import contextlib
 import json
 import logging
 import secrets
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Final, Self
 
 import nats.errors
-import nkeys
 from nats.aio.msg import Msg
 
 from railbus_shared import wire
+from railbus_shared.bus.access import MAX_REFUSALS, is_refusal, read_seed, tls_context
 from railbus_shared.bus.client import RailbusClient, bus_errors
 from railbus_shared.errors import (
     BusUnavailable,
@@ -31,7 +31,7 @@ from railbus_shared.errors import (
     TransientError,
     error_from_wire,
 )
-from railbus_shared.settings import CommonSettings, check_url, without_password
+from railbus_shared.settings import CommonSettings, check_url, is_open, uses_tls, without_password
 from railbus_shared.subjects import SERVICE_INBOX, USER_INBOX, Subjects
 from railbus_shared.topology import Consumer
 from railbus_shared.waiting import end, is_set_within
@@ -42,6 +42,7 @@ _PING_S: Final = 3
 _WATCH_S: Final = 2.0
 _RECONNECT_WAIT_S: Final = 0.25
 _PUBLISH_TIMEOUT_S: Final = 3.0
+_UNPROVEN: Final = "check RAILBUS_NATS_CA_FILE, and that the certificate names the host of RAILBUS_NATS_URL"
 ERROR_HEADER: Final = "Nats-Service-Error"
 ERROR_CODE_HEADER: Final = "Nats-Service-Error-Code"
 
@@ -79,7 +80,9 @@ class Bus:
         """Why the last write into a stream failed, if it did for want of space or of an answer; for /readyz."""
         self._settings = settings
         self._inbox = inbox
-        self._client = RailbusClient()
+        self._client = RailbusClient(needs_tls=uses_tls(settings.nats_url), may_roam=settings.insecure)
+        self._num_refused = 0
+        self._is_unproven = False
         self._closed = asyncio.Event()
         self._connecting: asyncio.Timeout | None = None
         self._on_connection: list[Callable[[bool], None]] = []
@@ -119,6 +122,11 @@ class Bus:
         """One attempt, bounded by `connect_timeout_s`; raises BusUnavailable or NotAuthorized."""
         settings = self._settings
         check_url(settings.nats_url, insecure=settings.insecure)
+        if is_open(settings.nats_url):
+            logger.warning(
+                "the connection to NATS is not encrypted, and all that goes over it can be read and changed on its way",
+                extra={"url": without_password(settings.nats_url), "setting": "RAILBUS_INSECURE"},
+            )
         seed = read_seed(settings.nats_key_file) if settings.nats_key_file is not None else None
         connecting = self._client.connect(
             settings.nats_url,
@@ -136,6 +144,7 @@ class Bus:
             connect_timeout=2,
             drain_timeout=5,
             flush_timeout=5.0,
+            tls=tls_context(settings.nats_ca_file) if uses_tls(settings.nats_url) else None,
         )
         url = without_password(settings.nats_url)
         try:
@@ -143,13 +152,13 @@ class Bus:
                 await connecting
         except TimeoutError as exc:
             await self._give_up()
-            if _is_refusal(self.problem):
+            if is_refusal(self.problem):
                 raise NotAuthorized(
                     f"NATS at {url} refused the credentials: {self.problem}", hint="check RAILBUS_NATS_KEY_FILE"
                 ) from exc
             raise BusUnavailable(
                 f"NATS at {url} does not answer: {self.problem}",
-                hint="start it with `railbus up`, or set RAILBUS_NATS_URL",
+                hint=_UNPROVEN if self._is_unproven else "start it with `railbus up`, or set RAILBUS_NATS_URL",
             ) from exc
         finally:
             self._connecting = None
@@ -164,9 +173,10 @@ class Bus:
         await self._give_up()
 
     async def run(self) -> None:
-        """Watch the connection until cancelled; raises BusClosed once it is closed for good."""
+        """Watch the connection until cancelled; raises BusClosed once it is closed for good, NotAuthorized if so."""
         while True:
             if await is_set_within(self._closed, _WATCH_S):
+                self._need_key()
                 raise BusClosed(f"the connection to NATS is closed: {self.problem}", hint="the process starts anew")
             if self._client.is_connected and not self.is_connected:
                 logger.error("reader of the connection is dead", extra={"problem": self.problem})
@@ -182,7 +192,7 @@ class Bus:
         Raises what the service answered, NoResponder, RequestTimeout or BusUnavailable.
         """
         data = wire.encode(message)
-        self._need_connection(subject)
+        self.need_connection(subject)
         with bus_errors(subject):
             reply: Msg = await self._client.request(subject, data, timeout=timeout_s)
         body = wire.decode(reply.data) if reply.data else {}
@@ -234,7 +244,7 @@ class Bus:
         """
         if len(message.data) > wire.MAX_BYTES:
             raise MessageTooLarge(size_bytes=len(message.data), limit_bytes=wire.MAX_BYTES, subject=message.subject)
-        self._need_connection(message.subject)
+        self.need_connection(message.subject)
         return await self._stored(message.subject, message.data, message.all_headers())
 
     async def publish_together(self, messages: Sequence[Outgoing]) -> int:
@@ -248,7 +258,7 @@ class Bus:
         if len(messages) == 1:
             return await self.publish(messages[0])
         batch_id = secrets.token_hex(11)
-        self._need_connection(messages[0].subject)
+        self.need_connection(messages[0].subject)
         *others, last = (
             (message, {**message.all_headers(), "Nats-Batch-Id": batch_id, "Nats-Batch-Sequence": str(number)})
             for number, message in enumerate(messages, start=1)
@@ -280,37 +290,53 @@ class Bus:
 
     async def last_sequence(self, stream: str) -> int:
         """The sequence of the newest message of a stream; 0 if there never was one."""
-        self._need_connection(stream)
+        self.need_connection(stream)
         with bus_errors(stream):
             info = await self._client.jetstream().stream_info(stream)
         return int(info.state.last_seq)
 
     async def acknowledged(self, consumer: Consumer) -> int:
         """The sequence up to which a consumer has acknowledged everything."""
-        self._need_connection(consumer.name)
+        self.need_connection(consumer.name)
         with bus_errors(consumer.name):
             info = await self._client.jetstream().consumer_info(consumer.stream, consumer.name)
         return int(info.ack_floor.stream_seq) if info.ack_floor is not None else 0
 
     async def check_jetstream(self) -> None:
         """Raises unless JetStream answers; for /readyz."""
-        self._need_connection("$JS.API.INFO")
+        self.need_connection("$JS.API.INFO")
         await self.api("INFO")
 
-    def _need_connection(self, subject: str) -> None:
-        """Fail at once while disconnected: what nats-py would buffer could be stored long after the caller gave up."""
+    def need_connection(self, subject: str) -> None:
+        """Fail at once while disconnected: what nats-py would buffer could be stored long after the caller gave up.
+
+        Raises BusUnavailable, or NotAuthorized once the server knows the key no more.
+        """
+        self._need_key()
         if not self.is_connected:
             raise BusUnavailable(
                 f"NATS is not connected, so {subject!r} cannot be reached: {self.problem or 'reconnecting'}",
                 hint="it is retried once the connection is back",
             )
 
+    def _need_key(self) -> None:
+        if self._num_refused >= MAX_REFUSALS:
+            raise NotAuthorized(
+                f"NATS at {without_password(self._settings.nats_url)} knows this key no more: {self.problem}",
+                hint="it was revoked or replaced: see `railbus keys list`, and RAILBUS_NATS_KEY_FILE",
+            )
+
     # --- callbacks of nats-py; they must never raise, or its tasks die ------------------------------------------------
 
     async def _error(self, exc: Exception) -> None:
         self.problem = str(exc) or type(exc).__name__
-        if self._connecting is not None and _is_refusal(self.problem):
+        self._is_unproven = isinstance(exc, ssl.SSLError)
+        if self._connecting is not None and (is_refusal(self.problem) or self._is_unproven):
             self._connecting.reschedule(0)  # nats-py would ask again and again; no answer will be another
+        elif is_refusal(self.problem):
+            self._num_refused += 1
+            if self._num_refused >= MAX_REFUSALS:
+                self._client.give_up()
         logger.warning("bus error", extra={"problem": self.problem})
 
     async def _disconnected(self) -> None:
@@ -319,6 +345,7 @@ class Bus:
 
     async def _reconnected(self) -> None:
         self.generation += 1
+        self._num_refused = 0
         self.problem = self.storage_problem = ""
         logger.info("reconnected to NATS", extra={"generation": self.generation})
         self._tell(connected=True)
@@ -346,32 +373,3 @@ class Bus:
                 transport.close()  # type: ignore[no-untyped-call]
                 async with asyncio.timeout(1):
                     await transport.wait_closed()  # type: ignore[no-untyped-call]
-
-
-def _is_refusal(problem: str) -> bool:
-    """Whether an error of the connection says that the credentials are wrong."""
-    return "authorization" in problem.lower()
-
-
-def read_seed(path: Path) -> str:
-    """The nkey seed in a key file; raises NotAuthorized if it cannot be used."""
-    try:
-        mode = path.stat().st_mode & 0o777
-        seed = path.read_text().strip()
-    except (OSError, UnicodeError) as exc:
-        raise NotAuthorized(
-            f"key file {str(path)!r} cannot be read: {exc}", hint="check RAILBUS_NATS_KEY_FILE"
-        ) from exc
-    if mode & 0o077:
-        raise NotAuthorized(f"key file {str(path)!r} can be read by others (mode {mode:04o})", hint=f"chmod 600 {path}")
-    if not seed.startswith("SU") or not _is_seed(seed):
-        raise NotAuthorized(f"key file {str(path)!r} holds no user seed", hint="it begins with SU; see `railbus up`")
-    return seed
-
-
-def _is_seed(seed: str) -> bool:
-    try:
-        nkeys.from_seed(bytearray(seed.encode()))
-    except (nkeys.NkeysError, ValueError):
-        return False
-    return True

@@ -6,6 +6,7 @@ from other hosts that was a tenth of all processor time of a transfer. Here it i
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Final
 from urllib.parse import ParseResult
 
@@ -45,6 +46,15 @@ class LargeReads(TcpTransport):
             await super().drain()  # type: ignore[no-untyped-call]
         except OSError:
             if not self._is_ending:
+                raise
+
+    async def wait_closed(self) -> None:
+        """After a TLS handshake that failed, asyncio has cancelled what is waited for, and not who waits."""
+        try:
+            await super().wait_closed()  # type: ignore[no-untyped-call]
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
                 raise
 
     async def connect(self, uri: ParseResult, buffer_size: int, connect_timeout: int) -> None:

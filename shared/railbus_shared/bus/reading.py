@@ -40,8 +40,7 @@ async def stored_after(bus: Bus, stream: str, subject: str, sequence: int) -> li
     Each call has an inbox of its own: nats-server keeps the way of an answer to another account until nobody listens at
     its end any more (1.4 kB each). Raises RequestTimeout, NoResponder, BusUnavailable.
     """
-    if not bus.is_connected:  # what nats-py would keep to send later is asked again then anyway
-        raise BusUnavailable(f"NATS is not connected, so {stream!r} cannot be read")
+    bus.need_connection(stream)  # what nats-py would keep to send later is asked again then anyway
     wanted = {"seq": sequence + 1, "batch": _BATCH, "max_bytes": _BATCH_BYTES, "next_by_subj": subject}
     inbox = bus.client.new_inbox()
     with bus_errors(stream):

@@ -1,0 +1,57 @@
+"""What a process shows to NATS, and what it wants to be shown: its nkey seed, and the certificate of the server."""
+
+from __future__ import annotations
+
+import ssl
+from pathlib import Path
+from typing import Final
+
+import nkeys
+
+from railbus_shared.errors import BadSetting, NotAuthorized
+
+MAX_REFUSALS: Final = 3
+"""In a row, while reconnecting; a key that the server does not know any more is not asked about for ever."""
+
+
+def is_refusal(problem: str) -> bool:
+    """Whether an error of the connection says that the credentials are wrong."""
+    return "authorization" in problem.lower() or "authentication" in problem.lower()
+
+
+def tls_context(ca_file: Path | None) -> ssl.SSLContext:
+    """Trusts the certificates in a file and no others, or what the system trusts; the host name is compared, too.
+
+    Raises BadSetting for a file that holds none.
+    """
+    try:
+        return ssl.create_default_context(cafile=ca_file)
+    except (OSError, ssl.SSLError) as exc:
+        raise BadSetting(
+            f"setting RAILBUS_NATS_CA_FILE has value {str(ca_file)!r}: {exc}",
+            hint="name the PEM file of the authority; `railbus init --tls` leaves it in tls/ca.crt",
+        ) from exc
+
+
+def read_seed(path: Path) -> str:
+    """The nkey seed in a key file; raises NotAuthorized if it cannot be used."""
+    try:
+        mode = path.stat().st_mode & 0o777
+        seed = path.read_text().strip()
+    except (OSError, UnicodeError) as exc:
+        raise NotAuthorized(
+            f"key file {str(path)!r} cannot be read: {exc}", hint="check RAILBUS_NATS_KEY_FILE"
+        ) from exc
+    if mode & 0o077:
+        raise NotAuthorized(f"key file {str(path)!r} can be read by others (mode {mode:04o})", hint=f"chmod 600 {path}")
+    if not seed.startswith("SU") or not _is_seed(seed):
+        raise NotAuthorized(f"key file {str(path)!r} holds no user seed", hint="it begins with SU; see `railbus keys`")
+    return seed
+
+
+def _is_seed(seed: str) -> bool:
+    try:
+        nkeys.from_seed(bytearray(seed.encode()))
+    except (nkeys.NkeysError, ValueError):
+        return False
+    return True
