@@ -134,12 +134,7 @@ class RunningUp:
             raise AssertionError(f"railbus up did not stop:\n{self.logs()}") from None
 
     def log_lines(self) -> list[dict[str, Any]]:
-        """Every event in the logs tree, closed periods and the open one."""
-        lines: list[dict[str, Any]] = []
-        for path in sorted(self.layout.logs.rglob("trainer.log.jsonl*")):
-            data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-            lines += [json.loads(line) for line in data.splitlines()]
-        return lines
+        return log_lines(self.layout)
 
     @asynccontextmanager
     async def client(self) -> AsyncIterator[Client]:
@@ -156,6 +151,15 @@ class RunningUp:
             yield client
         finally:
             await client.close()
+
+
+def log_lines(layout: Layout) -> list[dict[str, Any]]:
+    """Every event in the logs tree, closed periods and the open one."""
+    lines: list[dict[str, Any]] = []
+    for path in sorted(layout.logs.rglob("trainer.log.jsonl*")):
+        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        lines += [json.loads(line) for line in data.splitlines()]
+    return lines
 
 
 def start_up(

@@ -35,6 +35,7 @@ logger = logging.getLogger(__name__)
 EXIT_CONFIG: Final = 2
 EXIT_BUS_CLOSED: Final = 70
 _RETRY_S: Final = 0.5
+_LOOK_AGAIN_S: Final = 2.0
 _FLUSH_S: Final = 5.0
 _SLACK_S: Final = 5.0  # over its grace, for a service that keeps to it itself
 
@@ -162,13 +163,17 @@ class _Life:
         while True:
             await self._reconnected.wait()
             self._reconnected.clear()
-            await self._check_store()
+            while not await self._check_store():
+                await is_set_within(self._reconnected, _LOOK_AGAIN_S)
 
-    async def _check_store(self) -> None:
+    async def _check_store(self) -> bool:
+        """False if it cannot be looked at now: NATS is away again, or its cluster is electing a leader."""
         try:
             await topology.check(self._bus, self._marker)
         except TransientError as exc:
-            logger.info("store not looked at: NATS is away again", extra={"problem": str(exc)})
+            logger.info("store not looked at", extra={"problem": str(exc)})
+            return False
+        return True
 
     @property
     def _marker(self) -> Path:

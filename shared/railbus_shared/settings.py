@@ -40,7 +40,7 @@ class CommonSettings(BaseSettings):
     root: Path = Path("learning")
     """The root of the canonical tree."""
     nats_url: str = "nats://127.0.0.1:4222"
-    """Where NATS listens."""
+    """Where NATS listens; the nodes of a cluster are joined by commas."""
     nats_key_file: Path | None = None
     """File with the nkey seed (`SU…`) of this process's NATS user; must not be readable by others."""
     nats_ca_file: Path | None = None
@@ -55,6 +55,8 @@ class CommonSettings(BaseSettings):
     """Where a service writes `<service>.json` with its process id and HTTP address; not written if unset."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Least severity that reaches stderr."""
+    replicas: int = Field(default=1, ge=1, le=5)
+    """Copies of each stream in a NATS cluster: 3 where it has three nodes. Raised where it is more, never lowered."""
     lease_ttl_s: int = Field(default=15, ge=2, le=3600)
     """Life of a lease that is not renewed; renewed at a third of it. Long enough for a restart of NATS."""
     heartbeat_s: float = Field(default=3.0, gt=0, le=60)
@@ -99,13 +101,29 @@ def load(settings: type[S]) -> S:
         raise BadSetting(f"a setting cannot be read: {exc}", hint="lists and maps are written as JSON") from exc
 
 
-def check_url(url: str, *, insecure: bool) -> None:
+def urls_in(setting: str) -> list[str]:
+    """The URLs of a setting that names several, joined by commas."""
+    return [url.strip() for url in setting.split(",")]
+
+
+def check_urls(setting: str, *, insecure: bool) -> None:
     """Refuse a URL that is none, or that leaves this host without TLS; raises BadSetting or InsecureUrl."""
+    urls = urls_in(setting)
+    for url in urls:
+        _check_url(url, insecure=insecure)
+    if len({uses_tls(url) for url in urls}) > 1:
+        raise BadSetting(
+            f"setting RAILBUS_NATS_URL has value {shorten(without_password(setting))}: some of it is TLS and some not",
+            hint="name all nodes by tls://, or all by nats://",
+        )
+
+
+def _check_url(url: str, *, insecure: bool) -> None:
     scheme, host = _parts(url)
     if scheme not in {"nats", "tls"} or not host:
         raise BadSetting(
             f"setting RAILBUS_NATS_URL has value {shorten(without_password(url))}: not a NATS URL",
-            hint="for instance nats://127.0.0.1:4222",
+            hint="for instance nats://127.0.0.1:4222; several are joined by commas",
         )
     if insecure or not is_open(url):
         return
@@ -115,14 +133,14 @@ def check_url(url: str, *, insecure: bool) -> None:
     )
 
 
-def is_open(url: str) -> bool:
+def is_open(setting: str) -> bool:
     """Whether a URL leaves this host without TLS."""
-    return not uses_tls(url) and not _is_loopback(_parts(url)[1])
+    return any(not uses_tls(url) and not _is_loopback(_parts(url)[1]) for url in urls_in(setting))
 
 
-def uses_tls(url: str) -> bool:
-    """Whether a server must prove who it is."""
-    return _parts(url)[0] == "tls"
+def uses_tls(setting: str) -> bool:
+    """Whether a server must prove who it is; all nodes of a cluster must, or none."""
+    return _parts(urls_in(setting)[0])[0] == "tls"
 
 
 def without_password(url: str) -> str:

@@ -6,7 +6,7 @@ marker says existed and that is gone is an error, never silently made anew.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 from railbus_shared.subjects import Subjects
@@ -44,6 +44,8 @@ class Stream:
     is_bucket: bool = False
     allow_ttl: bool = False
     allow_atomic: bool = False
+    replicas: int = 1
+    """Copies on nodes of a cluster; a durable consumer has as many as its stream."""
 
 
 @dataclass(frozen=True)
@@ -67,35 +69,39 @@ def event_consumer(subjects: Subjects) -> Consumer:
     return Consumer(subjects.events_stream, "telemetry-writer", "explicit", ack_wait_s=30, max_ack_pending=20_000)
 
 
-def topology(subjects: Subjects) -> Topology:
-    """All streams, buckets and consumers under a prefix."""
+def topology(subjects: Subjects, *, replicas: int = 1) -> Topology:
+    """All streams, buckets and consumers under a prefix, each stream in so many copies."""
     return Topology(
-        streams=(
-            Stream(
-                subjects.jobs_stream,
-                (f"{subjects.prefix}.jobs.>",),
-                "Job events that wait for a device_manager.",
-                retention="workqueue",
-                max_msgs=10_000,
-                max_bytes=256 * _MIB,
-            ),
-            Stream(
-                subjects.events_stream,
-                (subjects.all_events,),
-                "Every event, until telemetry has it on disk and for a week after.",
-                discard="old",
-                max_bytes=1024 * _MIB,
-                max_age_s=7 * _DAY_S,
-                duplicate_window_s=600,
-                allow_atomic=True,
-            ),
-            _bucket(subjects.jobs, "Job records.", history=5, max_bytes=512 * _MIB, allow_atomic=True),
-            _bucket(subjects.devices, "What device_managers and runners report of their hosts.", allow_ttl=True),
-            _bucket(subjects.leases, "Leases on devices.", allow_ttl=True, allow_atomic=True),
-            _bucket(subjects.datasets, "What dataloaders know of datasets."),
-            _bucket(subjects.leader, "Who places jobs.", allow_ttl=True),
-        ),
+        streams=tuple(replace(stream, replicas=replicas) for stream in _streams(subjects)),
         consumers=(job_consumer(subjects), event_consumer(subjects)),
+    )
+
+
+def _streams(subjects: Subjects) -> tuple[Stream, ...]:
+    return (
+        Stream(
+            subjects.jobs_stream,
+            (f"{subjects.prefix}.jobs.>",),
+            "Job events that wait for a device_manager.",
+            retention="workqueue",
+            max_msgs=10_000,
+            max_bytes=256 * _MIB,
+        ),
+        Stream(
+            subjects.events_stream,
+            (subjects.all_events,),
+            "Every event, until telemetry has it on disk and for a week after.",
+            discard="old",
+            max_bytes=1024 * _MIB,
+            max_age_s=7 * _DAY_S,
+            duplicate_window_s=600,
+            allow_atomic=True,
+        ),
+        _bucket(subjects.jobs, "Job records.", history=5, max_bytes=512 * _MIB, allow_atomic=True),
+        _bucket(subjects.devices, "What device_managers and runners report of their hosts.", allow_ttl=True),
+        _bucket(subjects.leases, "Leases on devices.", allow_ttl=True, allow_atomic=True),
+        _bucket(subjects.datasets, "What dataloaders know of datasets."),
+        _bucket(subjects.leader, "Who places jobs.", allow_ttl=True),
     )
 
 

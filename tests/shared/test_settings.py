@@ -13,7 +13,7 @@ from pydantic_settings import SettingsConfigDict
 from railbus_shared.bus.access import read_seed
 from railbus_shared.errors import BadSetting, InsecureUrl, NotAuthorized, RailbusError
 from railbus_shared.layout import Layout
-from railbus_shared.settings import CommonSettings, HttpSettings, check_url, load, running_bus, without_password
+from railbus_shared.settings import CommonSettings, HttpSettings, check_urls, load, running_bus, without_password
 from railbus_shared.subjects import Subjects, is_inbox
 
 
@@ -73,7 +73,7 @@ def test_a_list_that_is_no_json_is_a_bad_setting(monkeypatch: pytest.MonkeyPatch
     ["nats://127.0.0.1:4222", "nats://localhost", "nats://[::1]:4222", "nats://127.9.9.9", "tls://nats.example.com"],
 )  # fmt: skip
 def test_urls_that_stay_on_this_host_or_use_tls_are_accepted(url: str) -> None:
-    check_url(url, insecure=False)
+    check_urls(url, insecure=False)
 
 
 @pytest.mark.parametrize(
@@ -82,8 +82,8 @@ def test_urls_that_stay_on_this_host_or_use_tls_are_accepted(url: str) -> None:
 )  # fmt: skip
 def test_urls_that_leave_this_host_without_tls_are_refused_unless_allowed(url: str) -> None:
     with pytest.raises(InsecureUrl, match="RAILBUS_NATS_URL"):
-        check_url(url, insecure=False)
-    check_url(url, insecure=True)
+        check_urls(url, insecure=False)
+    check_urls(url, insecure=True)
 
 
 @pytest.mark.parametrize(
@@ -91,12 +91,27 @@ def test_urls_that_leave_this_host_without_tls_are_refused_unless_allowed(url: s
 )
 def test_what_is_no_url_is_a_bad_setting(url: str) -> None:
     with pytest.raises(BadSetting, match="RAILBUS_NATS_URL"):
-        check_url(url, insecure=True)
+        check_urls(url, insecure=True)
+
+
+def test_several_urls_are_each_checked_and_all_of_one_kind() -> None:
+    check_urls("nats://127.0.0.1:1, nats://127.0.0.1:2,nats://[::1]", insecure=False)
+    check_urls("tls://a,tls://b:4223", insecure=False)
+    with pytest.raises(InsecureUrl, match="nats://b"):
+        check_urls("nats://127.0.0.1:1,nats://b", insecure=False)
+    with pytest.raises(BadSetting, match="some of it is TLS"):
+        check_urls("tls://a,nats://127.0.0.1", insecure=True)
+    for bad in ("nats://127.0.0.1,", ",", "nats://127.0.0.1,http://b"):
+        with pytest.raises(BadSetting, match="not a NATS URL"):
+            check_urls(bad, insecure=True)
+    with pytest.raises(RailbusError) as caught:
+        check_urls("nats://a,nats://me:secret@10.0.0.1", insecure=False)
+    assert "secret" not in str(caught.value)
 
 
 def test_a_password_in_a_url_is_never_shown() -> None:
     with pytest.raises(RailbusError) as caught:
-        check_url("nats://me:secret@10.0.0.1", insecure=False)
+        check_urls("nats://me:secret@10.0.0.1", insecure=False)
     assert "secret" not in str(caught.value)
     assert without_password("nats://me:secret@h:1") == "nats://…@h:1"
     assert without_password("nats://h:1") == "nats://h:1"

@@ -1,4 +1,9 @@
-"""Key-value buckets, changed only by compare-and-set on the revision of a key."""
+"""Key-value buckets, changed only by compare-and-set on the revision of a key.
+
+A node of a cluster may lag behind and answers direct reads nevertheless: one that was paused for a moment gives
+values that have been replaced. There a key is read from the leader of its bucket, and a snapshot is taken only from a
+node that has all that the leader had when it was asked.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +16,7 @@ from typing import Final
 
 import nats.errors
 import nats.js.api
+import nats.js.errors
 from nats.aio.msg import Msg
 
 from railbus_shared import wire
@@ -24,6 +30,9 @@ _EXPECTED: Final = "Nats-Expected-Last-Subject-Sequence"
 _RETRY_S: Final = 0.25
 _SNAPSHOT_TIMEOUT_S: Final = 3.0
 _READ_ALL_S: Final = 10.0
+_LAGGING_TRIES: Final = 20
+_LAGGING_S: Final = 0.1
+_NO_MESSAGE: Final = 10037
 _SNAPSHOT_MAX: Final = 1024  # of the server, for one multi-get
 
 
@@ -69,6 +78,8 @@ class Bucket:
 
     async def get_with_deleted(self, key: str) -> Entry | None:
         """Like `get`, but a deleted key's marker is told too: a new value must name its revision."""
+        if self._bus.is_clustered:
+            return await self._leaders(key)
         with bus_errors(self._prefix + key):
             reply: Msg = await self._bus.client.request(
                 f"$JS.API.DIRECT.GET.{self._stream}.{self._prefix}{key}", b"", timeout=_SNAPSHOT_TIMEOUT_S
@@ -76,6 +87,16 @@ class Bucket:
         if reply.headers and reply.headers.get("Status") == "404":
             return None
         return self._entry(reply)
+
+    async def _leaders(self, key: str) -> Entry | None:
+        with bus_errors(self._prefix + key):
+            try:
+                found = await self._bus.client.jetstream().get_last_msg(self._stream, self._prefix + key)
+            except nats.js.errors.NotFoundError as exc:
+                if exc.err_code != _NO_MESSAGE:
+                    raise
+                return None
+        return self._entry_of(found.subject or "", found.data or b"", found.headers or {}, found.seq or 0)
 
     async def write(self, change: Write) -> int:
         """Change one key and return its new revision; raises RevisionConflict if it has moved.
@@ -115,15 +136,26 @@ class Bucket:
 
         Source: ADR-31, multi-get of nats-server 2.11.
         """
-        found = await self._multi_get()
-        if found is not None:
-            return found
+        if not self._bus.is_clustered:
+            found, _ = await self._multi_get()
+            return await self._all_of_many() if found is None else found
+        for _ in range(_LAGGING_TRIES):
+            newest = await self._bus.newest(self._stream)
+            found, up_to = await self._multi_get()
+            if found is None:
+                return await self._all_of_many()
+            if up_to >= newest:
+                return found
+            await asyncio.sleep(_LAGGING_S)
+        raise BusUnavailable(f"bucket {self._name!r} is read from a node that lags behind", hint="it is tried again")
+
+    async def _all_of_many(self) -> dict[str, Entry]:
         with bus_errors(self._stream):
             async with asyncio.timeout(_READ_ALL_S):
                 return await self.read_all()
 
-    async def _multi_get(self) -> dict[str, Entry] | None:
-        """None if there are too many."""
+    async def _multi_get(self) -> tuple[dict[str, Entry] | None, int]:
+        """The keys, None if there are too many; and the sequence up to which the node that answered has the stream."""
         client = self._bus.client
         inbox = client.new_inbox()
         subscription = await client.subscribe(inbox)
@@ -136,9 +168,9 @@ class Bucket:
                     reply: Msg = await subscription.next_msg(_SNAPSHOT_TIMEOUT_S)
                     status = (reply.headers or {}).get("Status")
                     if status in {"204", "404"}:
-                        return found
+                        return found, int((reply.headers or {}).get("Nats-UpTo-Sequence", 0))
                     if status == "413":
-                        return None
+                        return None, 0
                     if status is not None:
                         raise BusUnavailable(f"bucket {self._name!r} cannot be read: {reply.headers}")
                     with contextlib.suppress(WireError):
@@ -197,9 +229,11 @@ class Bucket:
         revision = (
             int(headers["Nats-Sequence"]) if "Nats-Sequence" in headers else int(message.metadata.sequence.stream)
         )
+        return self._entry_of(subject, message.data, headers, revision)
+
+    def _entry_of(self, subject: str, data: bytes, headers: Mapping[str, str], revision: int) -> Entry:
         deleted = _OPERATION in headers or "Nats-Marker-Reason" in headers
-        value = None if deleted else wire.decode(message.data)
-        return Entry(subject.removeprefix(self._prefix), value, revision)
+        return Entry(subject.removeprefix(self._prefix), None if deleted else wire.decode(data), revision)
 
     def _outgoing(self, change: Write) -> Outgoing:
         headers: dict[str, str] = {}

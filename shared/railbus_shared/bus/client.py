@@ -171,7 +171,7 @@ def translated(exc: Exception, *, subject: str) -> RailbusError:
         case nats.js.errors.APIError():
             return _api_error(exc, subject)
         case nats.errors.NoRespondersError() | nats.js.errors.NoStreamResponseError():
-            return NoResponder(f"nobody serves {subject!r}", hint="start the service, for instance with `railbus up`")
+            return _no_responder(exc, subject)
         case nats.errors.AuthorizationError():
             return NotAuthorized("NATS refused the credentials", hint="check RAILBUS_NATS_KEY_FILE")
         case nats.errors.BadSubjectError():
@@ -182,6 +182,12 @@ def translated(exc: Exception, *, subject: str) -> RailbusError:
             return BusUnavailable(
                 f"NATS cannot carry {subject!r}: {exc or type(exc).__name__}", hint="is NATS running?"
             )
+
+
+def _no_responder(exc: Exception, subject: str) -> NoResponder:
+    if isinstance(exc, nats.js.errors.NoStreamResponseError):
+        return NoResponder(f"no stream takes {subject!r} now", hint="a cluster of NATS may be electing a leader")
+    return NoResponder(f"nobody serves {subject!r}", hint="start the service, for instance with `railbus up`")
 
 
 def _api_error(exc: nats.js.errors.APIError, subject: str) -> RailbusError:

@@ -31,7 +31,7 @@ from railbus_shared.errors import (
     TransientError,
     error_from_wire,
 )
-from railbus_shared.settings import CommonSettings, check_url, is_open, uses_tls, without_password
+from railbus_shared.settings import CommonSettings, check_urls, is_open, urls_in, uses_tls, without_password
 from railbus_shared.subjects import SERVICE_INBOX, USER_INBOX, Subjects
 from railbus_shared.topology import Consumer
 from railbus_shared.waiting import end, is_set_within
@@ -109,6 +109,16 @@ class Bus:
         return bool(self._client.is_connected) and reader is not None and not reader.done()
 
     @property
+    def is_clustered(self) -> bool:
+        """Whether the server is a node of a cluster: what one node says may then be older than what another does."""
+        return bool(self._client._server_info.get("cluster"))  # noqa: SLF001 - nats-py does not tell
+
+    @property
+    def replicas(self) -> int:
+        """Copies that are wanted of each stream."""
+        return self._settings.replicas
+
+    @property
     def client(self) -> RailbusClient:
         """The nats-py client; for this package only."""
         return self._client
@@ -121,7 +131,7 @@ class Bus:
     async def connect(self) -> None:
         """One attempt, bounded by `connect_timeout_s`; raises BusUnavailable or NotAuthorized."""
         settings = self._settings
-        check_url(settings.nats_url, insecure=settings.insecure)
+        check_urls(settings.nats_url, insecure=settings.insecure)
         if is_open(settings.nats_url):
             logger.warning(
                 "the connection to NATS is not encrypted, and all that goes over it can be read and changed on its way",
@@ -129,7 +139,7 @@ class Bus:
             )
         seed = read_seed(settings.nats_key_file) if settings.nats_key_file is not None else None
         connecting = self._client.connect(
-            settings.nats_url,
+            urls_in(settings.nats_url),
             name=self.name,
             nkeys_seed_str=seed,
             inbox_prefix=self._inbox.encode(),
@@ -294,6 +304,13 @@ class Bus:
         with bus_errors(stream):
             info = await self._client.jetstream().stream_info(stream)
         return int(info.state.last_seq)
+
+    async def newest(self, stream: str) -> int:
+        """Like `last_sequence`, but 0 for a stream that holds no message now."""
+        self.need_connection(stream)
+        with bus_errors(stream):
+            state = (await self._client.jetstream().stream_info(stream)).state
+        return int(state.last_seq) if state.messages else 0
 
     async def acknowledged(self, consumer: Consumer) -> int:
         """The sequence up to which a consumer has acknowledged everything."""

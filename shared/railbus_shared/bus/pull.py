@@ -4,6 +4,9 @@ Asked with both `no_wait` and `expires`, nats-server 2.12 waits for the first me
 are there, and ends the request. nats-py knows no such fetch: it may hold a message back until a second one comes or the
 time is over, and asks again every second where nothing comes; its ordered consumers look four times a second whether
 the server wants to slow down. A process that waits here does nothing at all for half a minute.
+
+In a cluster a request that waits is lost with the node that leads its consumer, and nobody says so to a client of
+another node. There the server is asked for a sign of life every three seconds, and asked anew when it gives none.
 """
 
 from __future__ import annotations
@@ -23,13 +26,15 @@ from nats.aio.msg import Msg
 
 from railbus_shared.bus.client import bus_errors
 from railbus_shared.bus.connection import Bus
-from railbus_shared.errors import BusUnavailable
+from railbus_shared.errors import BusUnavailable, TransientError
 from railbus_shared.topology import Consumer
 from railbus_shared.waiting import is_any_set_within, is_set_within
 
 logger = logging.getLogger(__name__)
 
 _EXPIRES_S: Final = 30.0
+_BEAT_S: Final = 3.0
+_SILENT_S: Final = 7.0  # two signs of life have not come
 _LATE_S: Final = 3.0  # until a request is given up whose end the server has not told
 _RETRY_S: Final = 1.0
 _PAUSE_S: Final = 0.25
@@ -51,7 +56,8 @@ async def pulled(
 ) -> AsyncGenerator[list[Msg], None]:
     """Non-empty lists of messages, some `limit` and `limit_bytes` at most, until `stopping` is set.
 
-    Survives restarts of the server. A single message that is larger than `limit_bytes` comes alone.
+    Survives restarts of the server and changes of a cluster's leader; raises NotFound if there is no such consumer.
+    A single message that is larger than `limit_bytes` comes alone.
     What comes while it stops is handed back, for whoever else consumes.
     """
     while not stopping.is_set():
@@ -68,6 +74,16 @@ async def pulled(
         except (nats.errors.Error, OSError, TimeoutError) as exc:
             logger.warning("cannot fetch", extra={"consumer": consumer.name, "problem": repr(exc)})
             await is_set_within(stopping, _RETRY_S)
+        except BusUnavailable as exc:
+            logger.info("consumer without a leader", extra={"consumer": consumer.name, "problem": exc.message})
+            await _check_exists(bus, consumer)
+            await is_set_within(stopping, _RETRY_S)
+
+
+async def _check_exists(bus: Bus, consumer: Consumer) -> None:
+    """Raises NotFound for a consumer that is gone; one that has no leader now may have one soon."""
+    with contextlib.suppress(TransientError), bus_errors(consumer.name):
+        await bus.client.jetstream().consumer_info(consumer.stream, consumer.name)
 
 
 class Tail:
@@ -134,9 +150,13 @@ class _Puller:
         self._stopping = stopping
         self._limit = limit
         self._inbox = bus.client.new_inbox()
+        self._patience_s = _EXPIRES_S + _LATE_S
         request = {"batch": limit, "no_wait": True, "expires": int(_EXPIRES_S * 1e9)}
         if limit_bytes is not None:
             request["max_bytes"] = limit_bytes  # the server ends the request, with 409, before the message beyond it
+        if bus.is_clustered:
+            request["idle_heartbeat"] = int(_BEAT_S * 1e9)
+            self._patience_s = _SILENT_S
         self._request = json.dumps(request).encode()
         self._request_for_one = json.dumps({"batch": 1, "no_wait": True, "expires": request["expires"]}).encode()
         self._news = asyncio.Event()
@@ -161,7 +181,7 @@ class _Puller:
     async def next_messages(self) -> list[Msg] | None:
         """What comes next, at least one message; None once the connection has changed or all is to stop.
 
-        Raises BusUnavailable if the server refuses such requests.
+        Raises BusUnavailable if the server refuses such requests, or if a cluster gives no sign of life.
         """
         while not self._is_cut and not self._stopping.is_set():
             request = self._request_for_one if self._exceeds else self._request
@@ -187,6 +207,7 @@ class _Puller:
     async def _put(self, message: Msg) -> None:
         status = (message.headers or {}).get(_STATUS, "") if not message.reply else ""
         if status == _HEARTBEAT:
+            self._news.set()
             return
         if status:
             self._status = status
@@ -198,7 +219,7 @@ class _Puller:
 
     async def _answer(self) -> list[Msg]:
         """What one request brings; none if it ends without any."""
-        await is_any_set_within((self._news, self._stopping), _EXPIRES_S + _LATE_S)
+        await self._something()
         while self._messages and not self._is_complete:
             self._news.clear()
             if not await is_set_within(self._news, _COMPANY_S):
@@ -212,6 +233,15 @@ class _Puller:
         if status and status not in _ENDS and not messages and not self._exceeds:
             raise BusUnavailable(f"NATS refuses to be asked by {self._subject!r}: status {status}")
         return messages
+
+    async def _something(self) -> None:
+        """Until anything but a sign of life has come, or for as long as the server may take."""
+        while await is_any_set_within((self._news, self._stopping), self._patience_s):
+            if self._messages or self._is_complete:
+                return
+            self._news.clear()
+        if self._bus.is_clustered:
+            raise BusUnavailable(f"NATS has fallen silent on {self._subject!r}", hint="it is asked anew")
 
     def _taken(self) -> list[Msg]:
         """All messages that have come; the next request begins anew."""

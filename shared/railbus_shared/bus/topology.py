@@ -3,13 +3,20 @@
 The store's incarnation is a random id in the metadata of the stream of jobs. A root keeps it in a marker file, with the
 names of the streams that existed: another incarnation, or a stream that is gone, means that the store was wiped or
 restored, and is refused until a person says so (`railbus up --new-store`).
+
+In a cluster every stream has as many copies as `RAILBUS_REPLICAS` says. One that has fewer is given more, and never
+fewer than it has: services that were told differently would else undo each other's work.
 """
 
 from __future__ import annotations
 
 import logging
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import Final
 
 import nats.js.api as js
 import nats.js.errors
@@ -18,12 +25,13 @@ import orjson
 from railbus_shared import files
 from railbus_shared.bus.client import bus_errors
 from railbus_shared.bus.connection import Bus
-from railbus_shared.errors import IncarnationMismatch, StoreMissing
+from railbus_shared.errors import BadSetting, IncarnationMismatch, StoreMissing
 from railbus_shared.topology import Consumer, Stream, Topology, topology
 
 logger = logging.getLogger(__name__)
 
 _INCARNATION = "railbus-incarnation"
+_NO_CLUSTER: Final = {10074}
 
 
 async def ensure(bus: Bus, marker: Path) -> None:
@@ -31,7 +39,7 @@ async def ensure(bus: Bus, marker: Path) -> None:
 
     Raises StoreMissing, IncarnationMismatch, BusUnavailable.
     """
-    wanted = topology(bus.subjects)
+    wanted = topology(bus.subjects, replicas=bus.replicas)
     known = _read_marker(marker)
     bus.incarnation = await _incarnation(bus, wanted, known)
     for stream in wanted.streams:
@@ -49,7 +57,7 @@ async def check(bus: Bus, marker: Path) -> None:
     wanted, known = topology(bus.subjects), _read_marker(marker)
     await _incarnation(bus, wanted, {"incarnation": [bus.incarnation]})
     for stream in wanted.streams:
-        if stream.name in known.get("streams", []) and await _stream_metadata(bus, stream.name) is None:
+        if stream.name in known.get("streams", []) and await _config_of(bus, stream.name) is None:
             raise _missing(stream.name)
 
 
@@ -57,13 +65,13 @@ async def _incarnation(bus: Bus, wanted: Topology, known: dict[str, list[str]]) 
     """The store's incarnation, made with the first stream if the store is new; compared with the marker's."""
     first = wanted.streams[0]
     expected = (known.get("incarnation") or [""])[0]
-    found = await _stream_metadata(bus, first.name)
+    found = await _config_of(bus, first.name)
     if found is None:
         if expected:
             raise _missing(first.name)
         await _create(bus, first, secrets.token_hex(8))
-        found = await _stream_metadata(bus, first.name) or {}
-    incarnation = found.get(_INCARNATION, "")
+        found = await _config_of(bus, first.name)
+    incarnation = ((found.metadata if found else None) or {}).get(_INCARNATION, "")
     if expected and incarnation != expected:
         raise IncarnationMismatch(
             f"this NATS store is {incarnation!r}, but the root belongs to store {expected!r}",
@@ -73,18 +81,24 @@ async def _incarnation(bus: Bus, wanted: Topology, known: dict[str, list[str]]) 
 
 
 async def _ensure_stream(bus: Bus, stream: Stream, *, expected: bool) -> None:
-    metadata = await _stream_metadata(bus, stream.name)
-    if metadata is None:
+    found = await _config_of(bus, stream.name)
+    if found is None:
         if expected:
             raise _missing(stream.name)
         await _create(bus, stream, bus.incarnation)
         return
-    with bus_errors(stream.name):
-        await bus.client.jetstream().update_stream(_config(stream, metadata.get(_INCARNATION, bus.incarnation)))
+    has = found.num_replicas or 1
+    config = _config(
+        replace(stream, replicas=max(has, stream.replicas)), (found.metadata or {}).get(_INCARNATION, bus.incarnation)
+    )
+    with _replication_errors(bus, stream):
+        await bus.client.jetstream().update_stream(config)
+    if has < stream.replicas:
+        logger.warning("stream replicated", extra={"stream": stream.name, "copies": stream.replicas, "before": has})
 
 
 async def _create(bus: Bus, stream: Stream, incarnation: str) -> None:
-    with bus_errors(stream.name):
+    with _replication_errors(bus, stream):
         try:
             await bus.client.jetstream().add_stream(_config(stream, incarnation))
         except nats.js.errors.BadRequestError as exc:
@@ -94,17 +108,27 @@ async def _create(bus: Bus, stream: Stream, incarnation: str) -> None:
         logger.info("stream created", extra={"stream": stream.name})
 
 
-async def _stream_metadata(bus: Bus, name: str) -> dict[str, str] | None:
+@contextmanager
+def _replication_errors(bus: Bus, stream: Stream) -> Iterator[None]:
+    """As `bus_errors`, but that a single server keeps no copies is a setting to change, and not to be tried again."""
+    with bus_errors(stream.name):
+        try:
+            yield
+        except nats.js.errors.APIError as exc:
+            if bus.is_clustered or exc.err_code not in _NO_CLUSTER:
+                raise
+            raise BadSetting(
+                f"setting RAILBUS_REPLICAS has value {stream.replicas}, but this NATS is no cluster",
+                hint="1, or a cluster of at least so many nodes; see docs/operations.md",
+            ) from exc
+
+
+async def _config_of(bus: Bus, name: str) -> js.StreamConfig | None:
     with bus_errors(name):
-        info = await _info_or_none(bus, name)
-    return None if info is None else dict(info.config.metadata or {})
-
-
-async def _info_or_none(bus: Bus, name: str) -> js.StreamInfo | None:
-    try:
-        return await bus.client.jetstream().stream_info(name)
-    except nats.js.errors.NotFoundError:
-        return None
+        try:
+            return (await bus.client.jetstream().stream_info(name)).config
+        except nats.js.errors.NotFoundError:
+            return None
 
 
 async def _ensure_consumer(bus: Bus, consumer: Consumer) -> None:
@@ -133,6 +157,7 @@ def _config(stream: Stream, incarnation: str) -> js.StreamConfig:
         max_age=stream.max_age_s,
         max_msgs_per_subject=stream.history,
         duplicate_window=stream.duplicate_window_s,
+        num_replicas=stream.replicas,
         allow_direct=True,
         allow_rollup_hdrs=stream.is_bucket,
         deny_delete=stream.is_bucket,

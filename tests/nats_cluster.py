@@ -1,0 +1,152 @@
+"""A cluster of three real nats-servers on loopback: nodes can be killed, paused, emptied and started again."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import signal
+import socket
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import nats.errors
+from nats.js.api import ClusterInfo
+
+from railbus_shared.bus.connection import Bus
+from railbus_shared.errors import TransientError
+from railbus_shared.settings import CommonSettings
+from railbus_shared.topology import Consumer
+from servers import server_binary
+
+NUM_NODES: Final = 3
+
+
+@dataclass
+class Node:
+    """One server of a cluster, with a store of its own."""
+
+    name: str
+    folder: Path
+    port: int
+    route_port: int
+    route_ports: tuple[int, ...]
+    process: subprocess.Popen[bytes] | None = field(default=None)
+
+    @property
+    def url(self) -> str:
+        return f"nats://127.0.0.1:{self.port}"
+
+    def start(self) -> None:
+        """Returns at once: a node is of use only together with others."""
+        self.folder.mkdir(exist_ok=True)
+        config = self.folder / "nats.conf"
+        config.write_text(json.dumps(self._config()))
+        with (self.folder / "nats.log").open("ab") as log:
+            self.process = subprocess.Popen([server_binary(), "-c", str(config)], stdout=log, stderr=log)
+
+    def kill(self, number: int = signal.SIGKILL) -> None:
+        assert self.process is not None
+        self.process.send_signal(number)
+        self.process.wait(10)
+
+    def pause(self) -> None:
+        assert self.process is not None
+        self.process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        assert self.process is not None
+        self.process.send_signal(signal.SIGCONT)
+
+    def empty(self) -> None:
+        """Lose its store; it must have been killed."""
+        shutil.rmtree(self.folder / "store")
+
+    def _config(self) -> dict[str, object]:
+        others = [f"nats-route://127.0.0.1:{port}" for port in self.route_ports if port != self.route_port]
+        return {
+            "server_name": self.name,
+            "listen": f"127.0.0.1:{self.port}",
+            "ping_interval": "2s",  # a paused node is found out after three times as long
+            "jetstream": {"store_dir": str(self.folder / "store"), "sync_interval": "always"},
+            "cluster": {"name": "railbus", "listen": f"127.0.0.1:{self.route_port}", "routes": others},
+        }
+
+
+@dataclass
+class Cluster:
+    """Three nodes, of which any two are enough."""
+
+    nodes: list[Node]
+
+    @property
+    def url(self) -> str:
+        return ",".join(node.url for node in self.nodes)
+
+    async def leader(self, stream: str) -> Node:
+        """The node that leads a stream now."""
+        return self.named((await self._info(stream)).leader)
+
+    async def consumer_leader(self, consumer: Consumer) -> Node:
+        """The node that leads a durable consumer now."""
+        async with Bus.open(CommonSettings(nats_url=self.url), name="look") as bus:
+            info = await bus.client.jetstream().consumer_info(consumer.stream, consumer.name)
+        return self.named(info.cluster.leader if info.cluster else None)
+
+    def named(self, name: str | None) -> Node:
+        return next(node for node in self.nodes if node.name == name)
+
+    async def is_whole(self, stream: str) -> bool:
+        """Whether a stream has a leader and every other node is up to date."""
+        try:
+            info = await self._info(stream)
+        except (TransientError, nats.errors.Error, TimeoutError):
+            return False
+        return info.leader is not None and len(info.replicas or ()) == 2 and all(r.current for r in info.replicas or ())
+
+    async def _info(self, stream: str) -> ClusterInfo:
+        async with Bus.open(CommonSettings(nats_url=self.url), name="look") as bus:
+            info = await bus.client.jetstream().stream_info(stream)
+        assert info.cluster is not None
+        return info.cluster
+
+    def others(self, node: Node) -> list[Node]:
+        return [other for other in self.nodes if other is not node]
+
+    def settings(self, root: Path) -> CommonSettings:
+        """Of a process on this cluster, with short lives and periods."""
+        return CommonSettings(root=root, nats_url=self.url, replicas=3, host="testhost", heartbeat_s=0.5)
+
+
+@contextlib.contextmanager
+def running_cluster(folder: Path) -> Iterator[Cluster]:
+    """Three nodes; they may still be electing their leader. Nothing of them runs afterwards."""
+    ports = _free_ports(2 * NUM_NODES)
+    routes = tuple(ports[NUM_NODES:])
+    nodes = [
+        Node(f"n{number + 1}", folder / f"n{number + 1}", ports[number], routes[number], routes)
+        for number in range(NUM_NODES)
+    ]
+    try:
+        for node in nodes:
+            node.start()
+        yield Cluster(nodes)
+    finally:
+        for node in nodes:
+            if node.process is not None:
+                node.process.kill()
+                node.process.wait(10)
+
+
+def _free_ports(count: int) -> list[int]:
+    """Routes must be known before any node starts, so the ports cannot be left to the servers."""
+    probes = [socket.socket() for _ in range(count)]
+    for probe in probes:
+        probe.bind(("127.0.0.1", 0))
+    ports = [int(probe.getsockname()[1]) for probe in probes]
+    for probe in probes:
+        probe.close()
+    return ports
