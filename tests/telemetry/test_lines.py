@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from railbus_shared import clock, wire
 from railbus_shared.contracts.events import Event
 from railbus_shared.errors import WireError
-from railbus_telemetry.lines import DAY_NS, Line, batch, transcode
+from railbus_telemetry.lines import DAY_NS, Line, batch, portions, transcode
 
 NOW_NS = 1_795_471_535 * clock.NS_PER_S
 EVENT: dict[str, object] = {
@@ -121,6 +121,27 @@ def test_an_event_overrides_what_its_batch_shares() -> None:
     found = lines_of(wire.encode(batched))
     assert [parsed(line)["number"] for line in found] == [8, 7]
     assert [line.data.count(b'"number"') for line in found] == [1, 1]
+
+
+def repeating(num_bytes: int, times: int, *, first: int = 1) -> bytes:
+    """A batch whose common part takes so many bytes and some more, so many times."""
+    common = {name: value for name, value in EVENT.items() if name not in ("id", "number", "data")}
+    events = [{"id": f"runner-h-1-{n}", "number": n} for n in range(first, first + times)]
+    return wire.encode({"v": 1, "common": common | {"data": {"text": "x" * num_bytes}}, "events": events})
+
+
+def test_a_batch_that_would_fill_the_disk_with_what_it_says_once_is_refused() -> None:
+    assert len(lines_of(repeating(8000, 400))) == 400
+    [line] = lines_of(repeating(400_000, 4096))
+    assert line.code == "INVALID_FIELD"
+    assert "would be written 4096 times" in str(parsed(line)["data"])
+
+
+def test_many_lines_are_made_a_portion_at_a_time() -> None:
+    messages = ((41 + at, "railbus.evt.train.j.metrics", repeating(8000, 10, first=1 + 10 * at)) for at in range(20))
+    found = list(portions(messages, incarnation="4f09ac", telemetry="t", limit_bytes=200_000))
+    assert [line.number for some in found for line in some] == list(range(1, 201))
+    assert [len(some) for some in found] == [30, 30, 30, 30, 30, 30, 20]
 
 
 BAD_MESSAGES = {

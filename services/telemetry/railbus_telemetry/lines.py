@@ -10,7 +10,7 @@ one by one: a bad one does not take the good ones with it.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import lru_cache
 from itertools import repeat
 from typing import Final, NamedTuple, cast
@@ -18,7 +18,7 @@ from typing import Final, NamedTuple, cast
 import orjson
 
 from railbus_shared import clock, wire
-from railbus_shared.contracts.events import Event, EventBatch
+from railbus_shared.contracts.events import MAX_REPEATED_BYTES, Event, EventBatch, repeated_bytes
 from railbus_shared.errors import BadMessage, InvalidField, WireError
 from railbus_shared.names import ID_PATTERN, this_host
 
@@ -61,6 +61,28 @@ class Transcoded(NamedTuple):
     An error that is kept refers to the frames that it passed, and they to it and to the payload: a flood of bad
     messages would stay in memory until the collector of garbage comes.
     """
+
+
+def portions(
+    messages: Iterable[tuple[int, str, bytes]],
+    *,
+    incarnation: str,
+    telemetry: str,
+    limit_bytes: int,
+    now_ns: int | None = None,
+) -> Iterator[list[Line]]:
+    """The lines of some messages in their order, `limit_bytes` at once and what the last message has beyond that."""
+    lines: list[Line] = []
+    size = 0
+    for message in messages:
+        found = batch([message], incarnation=incarnation, telemetry=telemetry, now_ns=now_ns)
+        lines += found
+        size += sum([len(line.data) for line in found])
+        if size >= limit_bytes:
+            yield lines
+            lines, size = [], 0
+    if lines:
+        yield lines
 
 
 def batch(
@@ -191,6 +213,7 @@ def _parts(message: Mapping[str, object]) -> tuple[dict[str, object], list[dict[
         and type(events) is list
         and 1 <= len(events) <= 4096
         and all(type(event) is dict for event in events)
+        and repeated_bytes(common, events) <= MAX_REPEATED_BYTES
     ):
         parsed = EventBatch.parse(message)
         common, events = parsed.common, list(parsed.events)

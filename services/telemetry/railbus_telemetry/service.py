@@ -25,7 +25,7 @@ from railbus_shared.log_reader import query
 from railbus_shared.service import Context, Description
 from railbus_shared.topology import event_consumer
 from railbus_shared.waiting import end, is_set_within
-from railbus_telemetry.lines import Line, batch
+from railbus_telemetry.lines import Line, portions
 from railbus_telemetry.series import LogSeries
 from railbus_telemetry.settings import Settings
 
@@ -38,6 +38,7 @@ _COLLECT_AFTER: Final = (
 )
 _GAP_S: Final = 0.5  # between two batches, each of which is flushed to disk, unless somebody waits for them
 _BATCH_BYTES: Final = 4 << 20  # of messages; their lines take some five times that
+_LINES_BYTES: Final = 32 << 20  # written at once, however much messages expand
 _FLUSH_S: Final = 40.0  # longer than a lost delivery takes to come again
 _POLL_S: Final = 0.05
 
@@ -96,8 +97,14 @@ class TelemetryService:
 
     async def _write(self, deliveries: list[Delivery]) -> bool:
         """Append a batch; while the disk is full, wait and try again, and acknowledge nothing."""
-        messages = [(d.sequence, d.subject, d.data) for d in deliveries]
-        lines = batch(messages, incarnation=self._context.bus.incarnation, telemetry=self._context.telemetry.producer)
+        messages = ((d.sequence, d.subject, d.data) for d in deliveries)
+        incarnation, producer = self._context.bus.incarnation, self._context.telemetry.producer
+        for lines in portions(messages, incarnation=incarnation, telemetry=producer, limit_bytes=_LINES_BYTES):
+            if not await self._written(lines):
+                return False
+        return True
+
+    async def _written(self, lines: list[Line]) -> bool:
         while True:
             try:
                 started = time.perf_counter()

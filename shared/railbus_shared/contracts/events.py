@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sized
 from typing import Final, Literal, NamedTuple
 
-from pydantic import Field
+import orjson
+from pydantic import Field, ValidationInfo, field_validator
 
 from railbus_shared.contracts.model import Contract, Count, Id, Items, JsonMap, Time
 
@@ -12,6 +14,9 @@ Severity = Literal["debug", "info", "warning", "error"]
 
 BATCHED_TYPES: Final = frozenset({"train.metrics", "log.line", "job.output"})
 """Types that go in batches and may thin out under pressure; all others are facts, and go alone."""
+
+MAX_REPEATED_BYTES: Final = 4 << 20
+"""Of one batch: some half a megabyte could otherwise become two gigabytes of lines."""
 
 
 class EventKey(NamedTuple):
@@ -51,4 +56,18 @@ class EventBatch(Contract):
 
     v: Literal[1] = 1
     common: JsonMap
+    """Written anew for each event: no more than 4 MiB altogether."""
     events: Items[JsonMap] = Field(min_length=1, max_length=4096)
+
+    @field_validator("events")
+    @classmethod
+    def _is_no_bomb(cls, events: tuple[JsonMap, ...], info: ValidationInfo) -> tuple[JsonMap, ...]:
+        size_bytes = repeated_bytes(info.data.get("common", {}), events)
+        if size_bytes > MAX_REPEATED_BYTES:
+            raise ValueError(f"what is in common would be written {len(events)} times, which takes {size_bytes} bytes")
+        return events
+
+
+def repeated_bytes(common: Mapping[str, object], events: Sized) -> int:
+    """What the common part of a batch takes once each event has it."""
+    return len(orjson.dumps(common)) * len(events)
