@@ -195,6 +195,31 @@ def test_a_plain_file_that_someone_removed_does_not_swallow_lines(layout: Layout
     assert tree(layout) == {PLAIN: [2]}
 
 
+def test_a_plain_file_that_someone_moved_away_gets_no_more_lines(
+    layout: Layout, now: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    writer = series(layout, now)
+    writer.append(lines(1))
+    layout.logs.rename(layout.root / "moved")
+    writer.append(lines(2))
+    assert tree(layout) == {PLAIN: [2]}
+    assert numbers_in(layout.root / "moved" / PLAIN) == [1]
+    assert "moved away" in caplog.text
+
+
+def test_a_plain_file_that_is_gone_when_its_period_closes_stops_nothing(
+    layout: Layout, now: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    writer = series(layout, now)
+    writer.append([*lines(1), *lines(2, at_ns=NOON_NS - DAY_NS)])
+    (layout.logs / PLAIN).unlink()
+    assert len(writer.close_all()) == 1
+    writer.append(lines(3))
+    writer.close_all()
+    assert tree(layout) == {"2026/11/22/trainer.log.jsonl.gz": [2], CLOSED: [3]}
+    assert "gone before it was closed" in caplog.text
+
+
 # --- restarts --------------------------------------------------------------------------------------------------------
 
 

@@ -64,7 +64,8 @@ class PlainFiles:
 
     def _fd(self, path: Path) -> int:
         fd = self._fds.get(path)
-        if fd is not None and os.fstat(fd).st_nlink == 0:  # removed by someone: lines must not vanish with it
+        if fd is not None and not _has_path(fd, path):
+            logger.error("log was removed or moved away; a new one is begun", extra={"file": str(path)})
             self.close(path)
             fd = None
         if fd is None:
@@ -85,6 +86,14 @@ class PlainFiles:
             logger.exception("cannot take back a failed append", extra={"file": str(path), "size_bytes": size_bytes})
             self.close(path)
             self.suspects.add(path)
+
+
+def _has_path(fd: int, path: Path) -> bool:
+    """Whether an open file still has its name: lines must not go where nobody looks for them."""
+    try:
+        return os.path.samestat(os.fstat(fd), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _write(fd: int, data: bytes) -> None:

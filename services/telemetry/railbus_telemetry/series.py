@@ -97,11 +97,12 @@ class LogSeries:
     def rotate(self, now_ns: int) -> list[Path]:
         """Close the periods that have ended; returns the closed files.
 
-        Raises StorageFull if there is no space; nothing is lost, and it is due again after half a minute.
+        Raises StorageFull if there is no space, OSError if the disk fails otherwise; nothing is lost, and it is due
+        again after half a minute.
         """
         try:
             closed = self._close(self._ended(now_ns))
-        except StorageFull:
+        except (StorageFull, OSError):
             self._not_before_ns = now_ns + _RETRY_NS
             raise
         self._memory.seen.forget_idle(since_ns=now_ns - _SEEN_DAYS * DAY_NS)
@@ -143,11 +144,17 @@ class LogSeries:
 
     def _close(self, days: Sequence[int]) -> list[Path]:
         self._mend_suspects()
-        return [self._close_day(day) for day in days if day in self._periods]
+        closed = [self._close_day(day) for day in days if day in self._periods]
+        return [path for path in closed if path is not None]
 
-    def _close_day(self, day: int) -> Path:
+    def _close_day(self, day: int) -> Path | None:
+        """The closed file; None where somebody has taken the plain one away."""
         path = self._periods[day].path
         self._plain.close(path)
+        if not path.exists():
+            logger.error("log is gone before it was closed", extra={"file": str(path)})
+            del self._periods[day]
+            return None
         self._check_closed(path.parent, day)
         try:
             self._memory.closed_bytes[_date(day).isoformat()] = closing.stage(path)

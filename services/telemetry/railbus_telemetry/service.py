@@ -13,7 +13,7 @@ import fcntl
 import gc
 import logging
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from typing import Final
 
 from railbus_shared import clock
@@ -39,6 +39,7 @@ _COLLECT_AFTER: Final = (
 _GAP_S: Final = 0.5  # between two batches, each of which is flushed to disk, unless somebody waits for them
 _BATCH_BYTES: Final = 4 << 20  # of messages; their lines take some five times that
 _LINES_BYTES: Final = 32 << 20  # written at once, however much messages expand
+_DISK_ERRORS: Final = (StorageFull, OSError)
 _FLUSH_S: Final = 40.0  # longer than a lost delivery takes to come again
 _POLL_S: Final = 0.05
 
@@ -55,6 +56,7 @@ class TelemetryService:
         self._progress = asyncio.Condition()
         self._hurry = asyncio.Event()
         self._problem = "standing by: another telemetry service writes this root"
+        self._closing_problem = ""
         metrics = context.metrics
         self._lines = metrics.counter("log_lines_written", "Events appended to the log files.")
         self._doubles = metrics.counter("log_lines_skipped", "Events that were on disk already.")
@@ -70,9 +72,8 @@ class TelemetryService:
     async def run(self) -> None:
         """Write until told to stop; then close the period."""
         async with self._only_writer():
-            if self._context.stopping.is_set():
+            if self._context.stopping.is_set() or not await self._open_series():
                 return
-            await self._open_series()
             gc.freeze()
             gc.set_threshold(_COLLECT_AFTER, 20, 20)
             async with asyncio.TaskGroup() as tasks:
@@ -88,15 +89,16 @@ class TelemetryService:
                     hurry=self._hurry,
                 )
                 await end(rotating)
-            await self._close()
+            with self._closing_told():
+                await self._close()
 
     async def checks(self) -> Mapping[str, str]:
-        return {"log": self._problem}
+        return {"log": self._problem or self._closing_problem}
 
     # --- writing -----------------------------------------------------------------------------------------------------
 
     async def _write(self, deliveries: list[Delivery]) -> bool:
-        """Append a batch; while the disk is full, wait and try again, and acknowledge nothing."""
+        """Append a batch; while the disk is full or fails, wait and try again, and acknowledge nothing."""
         messages = ((d.sequence, d.subject, d.data) for d in deliveries)
         incarnation, producer = self._context.bus.incarnation, self._context.telemetry.producer
         for lines in portions(messages, incarnation=incarnation, telemetry=producer, limit_bytes=_LINES_BYTES):
@@ -109,7 +111,7 @@ class TelemetryService:
             try:
                 started = time.perf_counter()
                 appended = await self._append(lines)
-            except StorageFull as exc:
+            except _DISK_ERRORS as exc:
                 self._alarm(str(exc))
                 if await is_set_within(self._context.stopping, _TICK_S):
                     return False
@@ -144,21 +146,39 @@ class TelemetryService:
             await asyncio.sleep(_TICK_S)
             now_ns = clock.now_ns()
             if self._series.due(now_ns):
-                try:
+                with self._closing_told():
                     async with self._lock:
                         await asyncio.to_thread(self._series.rotate, now_ns)
-                except StorageFull as exc:
-                    self._alarm(str(exc))
 
-    async def _open_series(self) -> None:
-        self._series = await asyncio.to_thread(
-            LogSeries,
-            self._layout,
-            rotation=self._settings.rotation,
-            incarnation=self._context.bus.incarnation,
-            now_ns=clock.now_ns,
-        )
-        self._problem = ""
+    @contextlib.contextmanager
+    def _closing_told(self) -> Iterator[None]:
+        """What stays plain is as safe as what is closed: a disk that fails is an alarm and no end."""
+        try:
+            yield
+        except _DISK_ERRORS as exc:
+            logger.error("a period cannot be closed", extra={"problem": str(exc)})  # noqa: TRY400 - no bug
+            self._closing_problem = str(exc)
+        else:
+            self._closing_problem = ""
+
+    async def _open_series(self) -> bool:
+        """Mend and open the logs, as soon as the disk lets us; False if told to stop before that."""
+        while True:
+            try:
+                self._series = await asyncio.to_thread(
+                    LogSeries,
+                    self._layout,
+                    rotation=self._settings.rotation,
+                    incarnation=self._context.bus.incarnation,
+                    now_ns=clock.now_ns,
+                )
+            except _DISK_ERRORS as exc:
+                self._alarm(str(exc))
+                if await is_set_within(self._context.stopping, _TICK_S):
+                    return False
+            else:
+                self._problem = ""
+                return True
 
     async def _close(self) -> list[str]:
         """Close every open period; returns the files under the root that it went to."""
@@ -191,7 +211,10 @@ class TelemetryService:
             ) from exc
         finally:
             self._hurry.clear()
-        return Flushed(files=tuple(await self._close()))
+        try:
+            return Flushed(files=tuple(await self._close()))
+        except OSError as exc:
+            raise TransientError(f"the period cannot be closed: {exc}", hint="mend the disk, and ask again") from exc
 
     # --- one writer for each root ------------------------------------------------------------------------------------
 
