@@ -82,3 +82,16 @@ def test_a_producer_of_nothing_but_gaps_cannot_fill_the_memory(monkeypatch: pyte
     assert seen.num_spans == 10
     assert ("p", 99) in seen
     assert ("p", 1) not in seen
+
+
+def test_a_flood_of_producers_cannot_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(seen_module, "MAX_PRODUCERS", 100)
+    seen = filled(1, producer="busy", now_ns=1)
+    for number in range(2, 1000):
+        seen.add(f"once-{number}", 1, now_ns=number)
+        seen.add("busy", number, now_ns=number)
+        assert seen.num_spans <= 100
+    assert seen.num_spans > 85
+    assert ("once-999", 1) in seen
+    assert ("busy", 999) in seen
+    assert ("busy", 1) in seen

@@ -1,7 +1,7 @@
 """Which events are on disk already: for each producer the numbers seen, as spans without gaps.
 
 A producer counts without gaps, so one span is the rule and memory grows with producers, not with events. A producer
-that has been idle longer than the stream can still hold its messages is forgotten.
+that has been idle longer than the stream can still hold its messages is forgotten. Whatever comes, memory is bounded.
 """
 
 from __future__ import annotations
@@ -13,6 +13,10 @@ from typing import Final, Self
 
 MAX_SPANS: Final = 65_536
 """Of one producer; beyond it the span of the lowest numbers is forgotten, so that no bad producer fills the memory."""
+
+
+MAX_PRODUCERS: Final = 100_000
+"""Beyond it a tenth of them is forgotten, those not heard of for longest; some 60 MB, and 4 MB of a saved set."""
 
 
 class _Spans:
@@ -85,6 +89,8 @@ class Seen:
         """Whether the key is new; `now_ns` is when its producer was last heard of. Numbers are 1 to 2**64 - 1."""
         spans = self._producers.get(producer)
         if spans is None:
+            if len(self._producers) >= MAX_PRODUCERS:
+                self._forget_some()
             spans = self._producers[producer] = _Spans(now_ns)
         spans.used_ns = now_ns
         return spans.add(number)
@@ -99,6 +105,10 @@ class Seen:
         self.add(producer, first, now_ns=now_ns)
         if last > first:
             self._producers[producer].add_all(first + 1, last)
+
+    def _forget_some(self) -> None:
+        for producer in sorted(self._producers, key=lambda name: self._producers[name].used_ns)[: MAX_PRODUCERS // 10]:
+            del self._producers[producer]
 
     def forget_idle(self, *, since_ns: int) -> int:
         """Forget producers not heard of since then; returns how many."""
