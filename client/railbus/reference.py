@@ -1,4 +1,6 @@
-"""The reference pages of the docs, made from the code: settings, errors, messages. `python -m railbus.reference docs`.
+"""The reference pages of the docs, made from the code: settings, errors, messages, metrics.
+
+`python -m railbus.reference docs` writes them.
 
 A test fails when the pages and the code differ.
 """
@@ -14,7 +16,7 @@ from typing import Any, Final
 from pydantic import BaseModel
 from pydantic_settings import BaseSettings
 
-from railbus import asyncapi
+from railbus import asyncapi, metrics_page
 from railbus.job_states import with_states
 from railbus_shared.catalogue import EVENTS, Told
 from railbus_shared.contracts import artifacts, checks, devices, events, jobs, requests, saving, waiting
@@ -187,6 +189,7 @@ PAGES: Final = {
     "settings.md": settings_page,
     "errors.md": errors_page,
     "messages.md": messages_page,
+    "metrics.md": lambda: _NOTE + "\n" + metrics_page.page(),
     "asyncapi.json": asyncapi.page,
 }
 

@@ -150,7 +150,12 @@ class _Life:
         self._telemetry.with_sink(BusSink(self._bus), metrics=self._metrics)
         self._service = self._make(context)
         try:
-            async with self._background(self._bus.run(), self._telemetry.run(), self._watch_store()):
+            async with self._background(
+                self._bus.run(),
+                self._telemetry.run(),
+                self._watch_store(),
+                self._metrics.watch_process(self._common.layout.root),
+            ):
                 await self._work(self._service, url)
                 self._telemetry.event("service.stopped", service=name, pid=os.getpid())
                 await self._telemetry.flush(timeout_s=_FLUSH_S)

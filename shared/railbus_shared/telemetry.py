@@ -88,6 +88,8 @@ class LearningTelemetry:
         self._sending: list[JsonMap] = []
         self._sink: Sink | None = None
         self._metrics: Metrics | None = None
+        self.heard: Callable[[JsonMap], None] | None = None
+        """Called with every fact that is recorded or taken over, but not with what goes in batches."""
         self._wake: Callable[[bool], None] = _nothing
         """Called after something was recorded, with whether it is not to wait."""
         self._script: Script | None = None
@@ -171,7 +173,10 @@ class LearningTelemetry:
         """Take over events of another producer, for instance of a trainer; those without a number get one here."""
         has_facts = False
         for event in events:
-            has_facts |= event["type"] not in BATCHED_TYPES
+            is_fact = event["type"] not in BATCHED_TYPES
+            has_facts |= is_fact
+            if is_fact and self.heard is not None:
+                self.heard(event)
             self._buffer.add(event)
         if self._buffer.losses:
             self._account()
@@ -184,7 +189,7 @@ class LearningTelemetry:
             self._untold += losses
         if self._metrics is not None:
             for loss, count in losses.items():
-                self._metrics.events_dropped.labels(loss.type, loss.severity).inc(count)
+                self._metrics.dropped(loss.type, loss.severity, count)
 
     def _tell_dropped(self) -> None:
         """Once there is room again, tell of each job how many events were given up since the last time."""
@@ -226,8 +231,7 @@ class LearningTelemetry:
         if self._untold:
             self._tell_dropped()
         if self._metrics is not None:
-            for kind, count in collections.Counter(str(event["type"]) for event in events).items():
-                self._metrics.events.labels(kind).inc(count)
+            self._metrics.published(str(event["type"]) for event in events)
 
     def _numbered(self, events: list[JsonMap]) -> list[JsonMap]:
         for event in events:

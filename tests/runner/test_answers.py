@@ -90,7 +90,16 @@ async def test_a_question_whose_answer_was_lost_is_asked_again_and_a_pause_stand
             commits = Commits(claim, saves, refused=lambda: None)
             warm, ledger = WarmProcess(env={}), AttemptLedger(common.root)
             writers = Writers(link, commits, ref=claim.ref, warm=warm, ledger=ledger, forward=lambda _: None)
-            asked = Answers(link, claim, context, commits=commits, saves=saves, writers=writers, moved=lambda: None)
+            asked = Answers(
+                link,
+                claim,
+                context,
+                commits=commits,
+                saves=saves,
+                writers=writers,
+                moved=lambda: None,
+                forward=lambda _: None,
+            )
             await asked.open_stream()
             for is_waiting in (True, False):
                 asked._hear(AwaitsWriter(is_waiting=is_waiting))

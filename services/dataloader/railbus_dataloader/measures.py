@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from prometheus_client import Counter, Gauge
+from prometheus_client import Counter, Gauge, Histogram
 
-from railbus_shared.metrics import Metrics
+from railbus_shared.contracts.model import JsonMap
+from railbus_shared.metrics import WAITS, Metrics
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,8 @@ class Measures:
     ahead_bytes: Counter
     shards_verified: Counter
     hashed_bytes: Counter
+    damaged: Counter
+    fetch_seconds: Histogram
 
     @classmethod
     def of(cls, metrics: Metrics) -> Measures:
@@ -41,9 +44,25 @@ class Measures:
             ahead_bytes=metrics.counter("data_ahead_bytes", "Bytes of shards made ready ahead of readers."),
             shards_verified=metrics.counter("data_shards_verified", "Files hashed that had the hash of their index."),
             hashed_bytes=metrics.counter("data_hashed_bytes", "Bytes of these files."),
+            damaged=metrics.counter(
+                "data_damaged", "Requests that met a shard or index that is not what it should be."
+            ),
+            fetch_seconds=metrics.histogram(
+                "data_fetch_seconds", "Time to fetch one shard into the cache.", "source", buckets=WAITS
+            ),
         )
 
     def hashed(self, size_bytes: int) -> None:
         """A file was hashed and is whole."""
         self.shards_verified.inc()
         self.hashed_bytes.inc(size_bytes)
+
+    def heard(self, event: JsonMap) -> None:
+        """A fact that the dataloader tells."""
+        kind, told = event["type"], event.get("data")
+        if kind == "dataset.damaged":
+            self.damaged.inc()
+        elif kind == "dataset.fetched" and isinstance(told, dict):
+            seconds = told.get("seconds")
+            if isinstance(seconds, int | float):
+                self.fetch_seconds.labels(str(told.get("source"))).observe(seconds)

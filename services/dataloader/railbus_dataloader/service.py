@@ -56,6 +56,7 @@ class DataloaderService:
         self._layout = context.common.layout
         self._summaries = Summaries(Bucket(context.bus, context.bus.subjects.datasets), host=context.common.host_id)
         measures = Measures.of(context.metrics)
+        context.telemetry.heard = measures.heard
         self._bulk = Bulk(context, settings, self._index_here, measures=measures)
         self._loader = ShardLoader(
             self._layout,

@@ -2,7 +2,8 @@
 
 Out: the host's report and its cordons, events of faults and leaks, `runner.<host>.stop` for what runs on a device that
 broke. In: `devices.<host>.check`, by which the runner asks, once the processes of an attempt are gone, whether its
-memory is back and its GPUs still work. A host without GPUs asks nobody who uses its devices.
+memory is back and its GPUs still work. A host without GPUs asks who uses its devices only while
+somebody reads its metrics.
 """
 
 from __future__ import annotations
@@ -14,12 +15,13 @@ from typing import Final
 from railbus_device_manager.inventory import Inventory, Reading
 from railbus_device_manager.manager import DeviceManager
 from railbus_device_manager.reports import Reports, with_cordons
+from railbus_device_manager.states import device_state
 from railbus_device_manager.watch import DeviceWatch, Findings, is_clear
 from railbus_shared import clock
 from railbus_shared.bus.endpoints import AnyEndpoint, Endpoint
 from railbus_shared.contracts.checks import CheckDevices, CheckedDevice, CheckedDevices
 from railbus_shared.contracts.devices import Cordon, DeviceInfo, HostReport
-from railbus_shared.contracts.requests import StopAttempt
+from railbus_shared.contracts.requests import DeviceState, StopAttempt
 from railbus_shared.errors import RailbusError, TransientError
 from railbus_shared.service import Context
 from railbus_shared.telemetry import About
@@ -52,6 +54,10 @@ class HostDevices:
         self._looking = asyncio.Lock()
         self.problem = "devices not read yet"
         """What keeps them from being read; empty if nothing does."""
+        self.shown: tuple[DeviceInfo, ...] = ()
+        """The devices as they were reported last."""
+        self.is_watched = False
+        """Set by whoever looks at `states`: who has the devices is then read again at the next heartbeat."""
 
     def endpoints(self) -> list[AnyEndpoint]:
         request, own = self._context.bus.subjects.request, f"devices.{self._host}"
@@ -69,11 +75,27 @@ class HostDevices:
                 logger.error("devices cannot be read", extra={"problem": str(exc)})  # noqa: TRY400 - it says it all
             await asyncio.sleep(self._context.common.heartbeat_s)
 
+    def states(self) -> list[DeviceState]:
+        """Who has each device, as far as has been heard; what expires is not."""
+        facts, host = self._manager.facts, self._manager.facts.hosts.get(self._host)
+        named = facts.named()
+        return [
+            device_state(
+                device,
+                draining=host is not None and host.draining,
+                leases=facts.leases_on(device.id),
+                mark=facts.marks.get(device.id),
+                named=named.get(device.id, ()),
+            )
+            for device in self.shown
+        ]
+
     async def _look(self) -> tuple[DeviceInfo, ...]:
         """Read, judge, act and report; the devices as reported. One look at a time."""
         async with self._looking:
             reading = await self._read()
-            if any(device.kind == "gpu" for device in reading.devices):
+            if self.is_watched or any(device.kind == "gpu" for device in reading.devices):
+                self.is_watched = False
                 await self._reports.refresh()
             use = self._manager.use_of(self._host)
             found = self._watch.look(reading, use, now=clock.boottime_s(), at=clock.now())
@@ -81,7 +103,8 @@ class HostDevices:
             report = HostReport(host=self._host, devices=tuple(found.devices), reported_at=clock.now())
             ttl_s = max(1, round(5 * self._context.common.heartbeat_s))
             await self._reports.devices.put(self._host, report.to_map(), ttl_s=ttl_s)
-            return with_cordons(report, self._manager.facts.cordons).devices
+            self.shown = with_cordons(report, self._manager.facts.cordons).devices
+            return self.shown
 
     async def _read(self) -> Reading:
         reading = await asyncio.to_thread(self._inventory.read)

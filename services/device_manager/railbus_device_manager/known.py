@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -48,6 +49,8 @@ class KnownJobs:
 
     def __init__(self) -> None:
         self._jobs: dict[str, KnownJob] = {}
+        self.counts: Counter[JobState] = Counter()
+        """How many are in each state."""
 
     def __contains__(self, job: str) -> bool:
         return job in self._jobs
@@ -70,6 +73,9 @@ class KnownJobs:
         record = held.record
         if self.revision(record.id) >= held.revision:
             return False
+        if record.id in self._jobs:
+            self.counts[self._jobs[record.id].state] -= 1
+        self.counts[record.state] += 1
         self._jobs[record.id] = KnownJob(
             id=record.id,
             revision=held.revision,

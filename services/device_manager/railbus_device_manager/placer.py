@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Coroutine, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from typing import Any, Final, Protocol
 
 from railbus_device_manager.known import KnownJobs
@@ -75,6 +75,11 @@ class Leadership:
         self._revision = 0
         self._renewed_s = 0.0
 
+    @property
+    def is_held(self) -> bool:
+        """Whether this process was the placer when it looked last, and may be still."""
+        return bool(self._revision) and clock.boottime_s() - self._renewed_s < _LEADER_TTL_S
+
     async def held(self) -> bool:
         """Whether this process is the placer now; takes the key or renews it where it can."""
         now_s = clock.boottime_s()
@@ -110,8 +115,11 @@ class Placer:
         telemetry: LearningTelemetry,
         *,
         lease_ttl_s: int,
+        placed: Callable[[JobRecord, float | None], None] = lambda *_: None,
     ) -> None:
+        """`placed` is told each job that has got its devices, as it was before, and since when it was queued."""
         self._bus = bus
+        self._placed = placed
         self._manager = manager
         self._facts = manager.facts
         self._reports = reports
@@ -127,6 +135,10 @@ class Placer:
         self.known = KnownJobs()
         """All jobs, final ones too, as far as this process has heard."""
         self._untold = UntoldEnds(bus, telemetry, self.known)
+
+    @property
+    def is_placer(self) -> bool:
+        return self._leadership.is_held
 
     def reasons(self, among: Iterable[str]) -> Mapping[JobId, str]:
         """Why each of these jobs waits that are queued, as far as this process has heard."""
@@ -241,7 +253,7 @@ class Placer:
         record = self._facts.jobs.get(job)
         if record is None or len(devices) != len(placement.device_ids):
             return  # it was cancelled, or its host has gone, while those before it were placed
-        epoch, began_s = record.lease_epoch + 1, clock.boottime_s()
+        epoch, began_s, queued_s = record.lease_epoch + 1, clock.boottime_s(), self._facts.ledger.queued_since.get(job)
         try:
             held = await leases.grant(
                 self._reports.leases,
@@ -259,6 +271,7 @@ class Placer:
         if applied is None or not applied.decision.is_changed:
             await leases.release(self._reports.leases, held)
             return
+        self._placed(record, queued_s)
         await self._orders.carry_out(applied)
         start = StartAttempt(job=job, lease_epoch=epoch, leases=held, devices=devices)
         if clock.boottime_s() - began_s > self._lease_ttl_s / 2:

@@ -23,6 +23,7 @@ from railbus_device_manager.inventory import GpuSource, Inventory
 from railbus_device_manager.job_requests import JobRequests
 from railbus_device_manager.ledger import Ledger
 from railbus_device_manager.manager import ClusterFacts, DeviceManager
+from railbus_device_manager.measures import Measures, Shown
 from railbus_device_manager.nvml import NvmlGpus
 from railbus_device_manager.orders import Orders
 from railbus_device_manager.placer import Placer
@@ -85,7 +86,18 @@ class DeviceManagerService:
             context, inventory, self._reports, self._manager, tolerates_strangers=settings.tolerate_strangers
         )
         self._records = JobRecords(Bucket(bus, bus.subjects.jobs))
-        self._placer = Placer(bus, self._manager, self._reports, context.telemetry, lease_ttl_s=common.lease_ttl_s)
+        measures = Measures.of(context.metrics)
+        context.telemetry.heard = measures.heard
+        self._placer = Placer(
+            bus,
+            self._manager,
+            self._reports,
+            context.telemetry,
+            lease_ttl_s=common.lease_ttl_s,
+            placed=measures.placed,
+        )
+        self._shown = Shown(bus, self._manager.facts, self._placer, self._host_devices)
+        self._shown.join(context.metrics)
         checks = Checks(bus, offered=self._offered, check_fits=self._check_fits)
         self._submissions = Submissions(
             bus, self._records, context.telemetry, refusals=checks.refusals, accepted=self._placer.accept
@@ -115,6 +127,7 @@ class DeviceManagerService:
         async with asyncio.TaskGroup() as tasks:
             background = [
                 tasks.create_task(self._host_devices.run()),
+                tasks.create_task(self._shown.run()),
                 tasks.create_task(self._placer.watch_records()),
                 tasks.create_task(self._reports.watch_leases(self._placer.nudge)),
                 tasks.create_task(self._reports.watch_devices(self._placer.nudge)),

@@ -58,14 +58,16 @@ class Answers:
         saves: SaveRequests,
         writers: Writers,
         moved: Callable[[], None],
+        forward: Callable[[Events], None],
     ) -> None:
-        """`moved` is called where the trainer has made progress."""
+        """`moved` is called where the trainer has made progress, `forward` with each batch of its events."""
         self._link = link
         self._claim = claim
         self._context = context
         self._commits = commits
         self._writers = writers
         self._moved = moved
+        self._forward = forward
         self._num_owed = 0
         self._opened: OpenedStream | None = None
         self._saves = saves
@@ -102,7 +104,7 @@ class Answers:
         """What nobody waits for an answer to."""
         match frame:
             case Events():
-                self._context.telemetry.forward(frame.events)
+                self._forward(frame)
             case Moved():
                 self._moved()
             case OpenWriter():

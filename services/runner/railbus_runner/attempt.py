@@ -22,7 +22,7 @@ from railbus_runner.commits import Commits
 from railbus_runner.deadlines import DeadlineTeller
 from railbus_runner.end_cause import no_progress
 from railbus_runner.evidence import Evidence
-from railbus_runner.frames import Fork, Plan, Stop
+from railbus_runner.frames import Events, Fork, Plan, Stop
 from railbus_runner.leasing import LeaseKeeper
 from railbus_runner.link import TrainerLink
 from railbus_runner.output_telling import OutputPipes, OutputTelling
@@ -76,12 +76,7 @@ class Attempt:
         self._saves = SaveRequests(self.ref.job, self._link.send)
         commits = Commits(self._claim, self._saves, refused=self._fenced)
         self._writers = Writers(
-            self._link,
-            commits,
-            ref=self.ref,
-            warm=tools.warm,
-            ledger=tools.ledger,
-            forward=lambda frame: tools.context.telemetry.forward(frame.events),
+            self._link, commits, ref=self.ref, warm=tools.warm, ledger=tools.ledger, forward=self._forward
         )
         self._answers = Answers(
             self._link,
@@ -91,6 +86,7 @@ class Attempt:
             saves=self._saves,
             writers=self._writers,
             moved=self._stalls.moved,
+            forward=self._forward,
         )
         self._keeper = LeaseKeeper(
             tools.leases,
@@ -98,7 +94,9 @@ class Attempt:
             ttl_s=tools.context.common.lease_ttl_s,
             still_mine=self._claim.holds,
             new_deadline=self._new_deadline,
+            tell=tools.measures.renewed,
         )
+        tools.measures.began(self.ref, deadline_s=lambda: self._keeper.deadline_s)
 
     async def run(self) -> None:
         """Live through the attempt and write its end into the job record."""
@@ -134,6 +132,10 @@ class Attempt:
     async def save(self, *, timeout_s: float) -> SavedCheckpoint:
         """Have the trainer write a checkpoint; returns once the job record names it. Raises like `SaveRequests.ask`."""
         return await self._saves.ask(timeout_s=timeout_s)
+
+    def _forward(self, frame: Events) -> None:
+        self._tools.context.telemetry.forward(frame.events)
+        self._tools.measures.stepped(self.ref, frame.events)
 
     def _remind(self) -> None:
         if self._trainer is not None and processes.handles(self._trainer.pid, signal.SIGTERM):

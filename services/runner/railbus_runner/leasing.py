@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Final
+from typing import Final, Literal
 
 from railbus_shared import clock, leases
 from railbus_shared.bus.bucket import Bucket
@@ -24,6 +24,9 @@ _RETRY_S: Final = 0.5
 NewDeadline = Callable[[float], Awaitable[None]]
 """Told the deadline, on CLOCK_BOOTTIME, whenever it has moved."""
 
+Outcome = Literal["ok", "unknown", "lost"]
+"""Of a renewal; `unknown` where NATS did not answer."""
+
 
 class LeaseKeeper:
     """The leases of one attempt."""
@@ -36,12 +39,15 @@ class LeaseKeeper:
         ttl_s: int,
         still_mine: Callable[[], Awaitable[bool]],
         new_deadline: NewDeadline,
+        tell: Callable[[Outcome], None] = lambda _: None,
     ) -> None:
+        """`tell` is told the outcome of each renewal."""
         self._bucket = bucket
         self._held = tuple(held)
         self._ttl_s = ttl_s
         self._still_mine = still_mine
         self._new_deadline = new_deadline
+        self._tell = tell
         self.deadline_s = 0.0
 
     async def renew(self) -> None:
@@ -51,11 +57,13 @@ class LeaseKeeper:
             self._held = await leases.renew(self._bucket, self._held, ttl_s=self._ttl_s)
         except LeaseLost:
             if not await self._still_mine():
+                self._tell("lost")
                 raise
             began = clock.boottime_s()
             self._held = await leases.regrant(self._bucket, self._held, ttl_s=self._ttl_s)
             logger.warning("leases had lapsed and were taken up again")
         self.deadline_s = began + self._ttl_s
+        self._tell("ok")
         await self._new_deadline(self.deadline_s)
 
     async def run(self) -> None:
@@ -70,6 +78,7 @@ class LeaseKeeper:
             await self.renew()
         except TransientError as exc:
             logger.warning("leases not renewed", extra={"problem": str(exc)})
+            self._tell("unknown")
             return False
         return True
 

@@ -21,6 +21,7 @@ from railbus_runner.attempt import Attempt
 from railbus_runner.clearing import Clearing, unclear
 from railbus_runner.entrypoints.registry import available
 from railbus_runner.frames import Stop
+from railbus_runner.measures import Measures
 from railbus_runner.reaping import AttemptLedger, attempt_name
 from railbus_runner.settings import Settings
 from railbus_runner.tools import Tools
@@ -67,8 +68,11 @@ class RunnerService:
         self._jobs = Bucket(context.bus, subjects.jobs)
         self._warm = WarmProcess(env=os.environ)
         held = Bucket(context.bus, subjects.leases)
+        measures = Measures.of(context.metrics)
+        context.telemetry.heard = measures.heard
         self._tools = Tools(
             context=context,
+            measures=measures,
             records=JobRecords(self._jobs),
             leases=held,
             clearing=Clearing(context.bus, held, host=context.common.host),
@@ -85,8 +89,6 @@ class RunnerService:
         self._tasks: asyncio.TaskGroup | None = None
         self._news = asyncio.Event()
         self._is_offered = False
-        self._num_running = context.metrics.gauge("attempts_running", "Attempts that have processes on this host.")
-        self._num_running.set_function(lambda: len(self._attempts))
 
     def endpoints(self) -> list[AnyEndpoint]:
         runner, host = self._context.bus.subjects.runner, self._context.common.host
@@ -181,6 +183,7 @@ class RunnerService:
             logger.exception("bug in an attempt", extra={"job": record.id})
         finally:
             self._attempts.pop(attempt.ref, None)
+            self._tools.measures.is_over(attempt.ref)
             self._news.set()
 
     async def _drained(self) -> None:

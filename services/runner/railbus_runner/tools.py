@@ -7,6 +7,7 @@ from pathlib import Path
 
 from railbus_runner.cgroups import GroupTree
 from railbus_runner.clearing import Clearing
+from railbus_runner.measures import Measures
 from railbus_runner.reaping import AttemptLedger
 from railbus_runner.warm_process import WarmProcess
 from railbus_runner.workdirs import Workdirs
@@ -21,6 +22,7 @@ class Tools:
     """Of one runner."""
 
     context: Context
+    measures: Measures
     records: JobRecords
     leases: Bucket
     warm: WarmProcess
