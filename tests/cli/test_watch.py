@@ -148,3 +148,26 @@ def test_jobs_wait_in_the_order_in_which_they_would_go() -> None:
 )
 def test_rows_are_shared_out(height: int, jobs: int, devices: int, expected: Rows) -> None:
     assert Rows.of(height, jobs=jobs, devices=devices) == expected
+
+
+def test_what_tells_jobs_apart_stays_whole_while_names_and_curves_give_way() -> None:
+    one = active("j-127ac3-1234", "alpha-gpu0")
+    named = one.changed(spec=one.spec.changed(model="a-model-with-a-name-as-long-as-they-come-1.5b"))
+    state = Watched(active=[named])
+    for step in range(1000):
+        state.hear(metrics(step, at_s=step / 20 - 50, name=named.id, loss=1e-5 * (1 + step)))
+    for width in (60, 80, 100, 160):
+        title, row = drawn(state, width=width)[2:4]
+        assert row.startswith("j-127ac3-1234 running")
+        assert "999" in row
+        assert "0.01" in row
+        assert ("a-model" in row) == ("MODEL" in title) == (width > 60)
+        assert ("█" in row) == ("CURVE" in title)
+    assert "j-127ac3-1234" in drawn(state, width=40)[3]
+
+
+def test_jobs_that_have_no_room_are_counted() -> None:
+    state = Watched(queued=[job(f"j-{n}") for n in range(50)], totals={"active": 0, "queued": 70, "ended": 3})
+    shown = drawn(state, height=30)
+    (more,) = [line for line in shown if "more" in line]
+    assert more.strip() == f"… {73 - sum(line.startswith('j-') for line in shown)} more"

@@ -24,6 +24,7 @@ _DRAW_S: Final = 0.5
 _LISTED: Final = 50
 _ENDED: Final = 8
 _HISTORY: Final = 500
+_TIME_OF_DAY: Final = slice(11, 19)
 _GROUPS: Final[dict[str, tuple[JobState, ...]]] = {
     "active": ("running", "checkpointing", "placed"),
     "queued": ("queued",),
@@ -37,7 +38,8 @@ _GROUPS: Final[dict[str, tuple[JobState, ...]]] = {
 def watch(*, once: bool) -> None:
     """Watch jobs and devices as they change; Ctrl-C ends it, and nothing else.
 
-    VALUE and CURVE are a job's loss over its whole run, or the first metric that it tells.
+    VALUE and CURVE are a job's loss, or the first metric that it tells: what
+    is heard while it is watched, and up to 500 values of before.
     """
     if once:
         run(_once(to_console()))
@@ -87,15 +89,17 @@ async def _listen(client: Client, state: Watched) -> None:
 
 async def _keep_asking(client: Client, state: Watched) -> None:
     """What is shown stays while nobody answers, and that is said."""
+    from railbus_shared import clock
     from railbus_shared.errors import TransientError
 
+    asked_at = clock.now()
     while True:
         await asyncio.sleep(_ASK_S)
         try:
             await _ask(client, state)
-            state.trouble = ""
+            state.trouble, asked_at = "", clock.now()
         except TransientError as exc:
-            state.trouble = exc.message
+            state.trouble = f"as of {asked_at[_TIME_OF_DAY]}: {exc.message.partition(', so ')[0]}"
 
 
 async def _ask(client: Client, state: Watched) -> None:

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from railbus.cli.render import STATE_STYLES, ago, duration, shown_state, size
 from railbus.cli.story import STYLES, visible
 from railbus.cli.watch_state import Curve, Watched
+from railbus.cli.watch_table import Column, Yielding, lines, natural_widths, widths
 from railbus_shared import clock
 
 if TYPE_CHECKING:
@@ -22,10 +22,47 @@ if TYPE_CHECKING:
 
 _TIME_OF_DAY: Final = slice(11, 19)
 _LEAST_EVENTS: Final = 5
-_CURVE: Final = range(8, 41)
-"""How wide a curve may be."""
-_FIXED: Final = 61
-"""What the other columns of jobs take."""
+_CURVE: Final = 40
+"""How wide a curve is where there is room."""
+_JOBS: Final = (
+    Column("JOB"),
+    Column("STATE"),
+    Column("STEP", is_number=True),
+    Column("STEP/S", is_number=True),
+    Column("VALUE", is_number=True),
+    Column("CURVE"),
+    Column("FOR"),
+    Column("MODEL"),
+)
+_AT_CURVE: Final = 5
+_JOBS_YIELD: Final = (
+    Yielding("MODEL", 24),
+    Yielding("CURVE", 16),
+    Yielding("MODEL", 12),
+    Yielding("CURVE", 8),
+    Yielding("MODEL", 6),
+    Yielding("MODEL", 0),
+    Yielding("CURVE", 0),
+    Yielding("VALUE", 0),
+    Yielding("STEP/S", 0),
+    Yielding("JOB", 10),
+    Yielding("FOR", 0),
+)
+_DEVICES: Final = (
+    Column("DEVICE"),
+    Column("STATE"),
+    Column("HOLDER"),
+    Column("MEMORY", is_number=True),
+    Column("USE", is_number=True),
+    Column("WHAT"),
+)
+_DEVICES_YIELD: Final = (
+    Yielding("WHAT", 12),
+    Yielding("WHAT", 0),
+    Yielding("HOLDER", 12),
+    Yielding("MEMORY", 0),
+    Yielding("DEVICE", 12),
+)
 _HEADS: Final = 6
 """Rows for the head, the titles and the lines between them."""
 
@@ -55,9 +92,9 @@ def screen(state: Watched, *, width: int, height: int, now_ns: int) -> Renderabl
     return Group(
         _head(state, width=width, now_ns=now_ns),
         Text(),
-        _jobs(jobs, state, rows=rows.jobs, width=width, now_ns=now_ns),
+        *_jobs(jobs, state, rows=rows.jobs, width=width, now_ns=now_ns),
         Text(),
-        _devices(devices, rows=rows.devices),
+        *_devices(devices, rows=rows.devices, width=width),
         Text(),
         *_events(state, rows=rows.events),
     )
@@ -72,35 +109,39 @@ def _head(state: Watched, *, width: int, now_ns: int) -> Text:
     return Text.assemble(left, (time, "dim"))
 
 
-def _table(*titles: str) -> Table:
-    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold dim")
-    for title in titles:
-        name = title.strip()
-        table.add_column(name, justify="right" if title.startswith(" ") else "left", no_wrap=True, overflow="ellipsis")
-    return table
-
-
-def _jobs(jobs: Sequence[JobRecord], state: Watched, *, rows: int, width: int, now_ns: int) -> Table:
-    table = _table("JOB", "STATE", "   STEP", " STEP/S", " VALUE", "CURVE", "FOR", "MODEL")
-    curve_width = min(max(width - _FIXED, _CURVE.start), _CURVE.stop - 1)
-    for record in jobs[:rows]:
-        curve = state.curves.get(record.id, Curve())
-        shown = shown_state(record)
-        rate = curve.steps_per_s(now_ns=now_ns) if record.is_active else None
-        step = curve.step if curve.step is not None else (record.checkpoint.step if record.checkpoint else None)
-        table.add_row(
-            record.id,
-            Text(shown, style=STATE_STYLES.get(shown, "")),
-            "" if step is None else f"{step:,}",
-            "" if rate is None else f"{rate:.1f}" if rate < 1000 else f"{rate:,.0f}",
-            "" if curve.latest is None else f"{curve.latest:.4g}",
-            Text(curve.sparkline(curve_width), style="cyan"),
-            Text(_since(record, now_ns=now_ns), style="dim"),
-            record.spec.model,
-        )
+def _jobs(jobs: Sequence[JobRecord], state: Watched, *, rows: int, width: int, now_ns: int) -> list[Text]:
     if not jobs:
-        table.add_row(Text("none", style="dim"))
-    return table
+        return lines(_JOBS[:1], [[Text("none", style="dim")]], {"JOB": 4})
+    if len(jobs) > rows > 1:
+        shown = _jobs(jobs[: rows - 1], state, rows=rows - 1, width=width, now_ns=now_ns)
+        waiting = sum(state.totals.get(name, 0) for name in ("active", "queued", "ended"))
+        return [*shown, Text(f"… {max(waiting, len(jobs)) - rows + 1} more", style="dim")]
+    cells = [_job(record, state.curves.get(record.id, Curve()), now_ns=now_ns) for record in jobs[:rows]]
+    wanted = natural_widths(_JOBS, cells)
+    if any(state.curves.get(record.id, Curve()).sparkline(2) for record in jobs[:rows]):
+        wanted["CURVE"] = _CURVE
+    fitted = widths(wanted, _JOBS_YIELD, room=width)
+    for row, record in zip(cells, jobs, strict=False):
+        bars = state.curves.get(record.id, Curve()).sparkline(fitted["CURVE"])
+        row[_AT_CURVE] = Text(bars, style="cyan")
+    return lines(_JOBS, cells, fitted)
+
+
+def _job(record: JobRecord, curve: Curve, *, now_ns: int) -> list[Text]:
+    """The cells of a job; its curve is drawn once there is a width for it."""
+    shown = shown_state(record)
+    rate = curve.steps_per_s(now_ns=now_ns) if record.is_active else None
+    step = curve.step if curve.step is not None else (record.checkpoint.step if record.checkpoint else None)
+    return [
+        Text(record.id),
+        Text(shown, style=STATE_STYLES.get(shown, "")),
+        Text("" if step is None else f"{step:,}"),
+        Text("" if rate is None else f"{rate:.1f}" if rate < 1000 else f"{rate:,.0f}"),
+        Text("" if curve.latest is None else f"{curve.latest:.4g}"),
+        Text(),
+        Text(_since(record, now_ns=now_ns), style="dim"),
+        Text(record.spec.model),
+    ]
 
 
 def _since(record: JobRecord, *, now_ns: int) -> str:
@@ -120,22 +161,25 @@ def _busy_first(devices: Iterable[DeviceState]) -> list[DeviceState]:
     return sorted(devices, key=lambda one: (one.state == "free", one.device.id))
 
 
-def _devices(devices: Sequence[DeviceState], *, rows: int) -> Table:
-    table = _table("DEVICE", "STATE", "HOLDER", " MEMORY", " USE", "WHAT")
-    for one in devices[:rows]:
-        device = one.device
-        used = f"{size(device.memory_used_bytes)} of " if device.kind == "gpu" else ""
-        table.add_row(
-            device.id,
-            Text(one.state, style=STATE_STYLES.get(one.state, "")),
-            one.holder or ", ".join(one.holders) or Text("–", style="dim"),
-            f"{used}{size(device.memory_bytes)}",
-            _use(device),
-            Text(device.health_reason or device.name, style="red" if device.health_reason else "dim"),
-        )
+def _devices(devices: Sequence[DeviceState], *, rows: int, width: int) -> list[Text]:
     if not devices:
-        table.add_row(Text("none", style="dim"))
-    return table
+        return lines(_DEVICES[:1], [[Text("none", style="dim")]], {"DEVICE": 6})
+    cells = [_device(one) for one in devices[:rows]]
+    fitted = widths(natural_widths(_DEVICES, cells), _DEVICES_YIELD, room=width)
+    return lines(_DEVICES, cells, fitted)
+
+
+def _device(one: DeviceState) -> list[Text]:
+    device = one.device
+    used = f"{size(device.memory_used_bytes)} of " if device.kind == "gpu" else ""
+    return [
+        Text(device.id),
+        Text(one.state, style=STATE_STYLES.get(one.state, "")),
+        Text(one.holder or ", ".join(one.holders)) if one.holder or one.holders else Text("–", style="dim"),
+        Text(f"{used}{size(device.memory_bytes)}"),
+        Text(_use(device)),
+        Text(device.health_reason or device.name, style="red" if device.health_reason else "dim"),
+    ]
 
 
 def _use(device: DeviceInfo) -> str:
