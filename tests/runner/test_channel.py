@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import os
+import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -31,6 +35,7 @@ from railbus_runner.frames import (
     WriterOpened,
     pack,
 )
+from railbus_runner.moving import Pulse
 from railbus_runner.recorder import MAX_TEXT_CHARS, Recorder, RecordingHandler
 from railbus_shared import clock
 from railbus_shared.contracts.events import Event
@@ -271,6 +276,53 @@ def test_a_process_forked_by_user_code_says_nothing_in_the_trainers_name(end: Ru
     recorder.record("app.after")
     recorder.flush()
     assert [(event["number"], event["type"]) for event in end.events()] == [(1, "app.before"), (2, "app.after")]
+
+
+_SLOW_RUNNER = """
+import json, socket, sys
+from railbus_runner.frames import Events, FrameBuffer
+sock, buffer, found = socket.socket(fileno=int(sys.argv[1])), FrameBuffer(), []
+print("ready", flush=True)
+while data := sock.recv(1 << 16):
+    for frame in buffer.feed(data):
+        found += frame.events if isinstance(frame, Events) else [{"type": frame.f, "data": {}}]
+print(json.dumps(found))
+"""
+
+
+def test_a_runner_that_stands_still_holds_up_no_step_and_hears_all_later(end: RunnerEnd) -> None:
+    recorder = Recorder(end.channel.send, producer="t-1", common=COMMON, offer=end.channel.offer)
+    pulse = Pulse(end.channel.offer, every_s=0.0)
+    runner = subprocess.Popen(
+        [sys.executable, "-c", _SLOW_RUNNER, str(end.sock.fileno())],
+        pass_fds=[end.sock.fileno()],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    end.sock.close()
+    assert runner.stdout is not None
+    with runner, runner.stdout as out:
+        assert out.readline() == "ready\n"
+        runner.send_signal(signal.SIGSTOP)
+        for step in range(20_000):
+            recorder.record("train.metrics", step=step, data={"loss": 0.5})
+            recorder.flush_if_due()
+            pulse.beat()
+            end.channel.poll()
+        recorder.record("job.first_step", step=20_000)
+        end.channel.send(Verify(shards=(1,)))  # there is room left for what must go
+        runner.send_signal(signal.SIGCONT)
+        recorder.flush()
+        end.theirs.close()
+        found = json.loads(out.read())
+    steps = [event["step"] for event in found if event["type"] == "train.metrics"]
+    lost = sum(event["data"]["types"]["train.metrics"] for event in found if event["type"] == "events.dropped")
+    assert len(steps) + lost == 20_000
+    assert (steps[0], steps[-1]) == (0, 19_999)
+    assert lost > 0
+    assert [event["type"] for event in found if event["type"] in {"job.first_step", "verify"}] == [
+        "verify", "job.first_step"
+    ]  # fmt: skip
 
 
 # --- metrics ---------------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import collections
 import enum
+import functools
 import json
 import logging
 import math
@@ -281,35 +282,53 @@ def test_the_subject_names_what_an_event_is_about(event: JsonMap, subject: str) 
 
 
 async def _stored(bus: Bus) -> list[tuple[object, object]]:
-    """The key of every event in the stream, up to a last one that is written here."""
+    """The key of every event in the stream."""
+    return [(event["producer"], event["number"]) for event in await _stored_events(bus)]
+
+
+async def _stored_events(bus: Bus) -> list[dict[str, object]]:
+    """Every event in the stream, up to a last one that is written here."""
     await bus.publish(Outgoing("railbus.evt.a.b.end", wire.encode({"producer": "end", "number": 0}), ""))
-    found: list[tuple[object, object]] = []
+    found: list[dict[str, object]] = []
     async with asyncio.timeout(PATIENCE_S):
         async for event in follow(bus, bus.subjects.all_events):
             if event["producer"] == "end":
                 break
-            found.append((event["producer"], event["number"]))
+            found.append(event)
     return found
 
 
-async def test_every_event_is_stored_exactly_once_through_restarts_of_the_server(bus: Bus, server: Server) -> None:
+async def _has_grown(bus: Bus, sequence: int) -> bool:
+    return await bus.last_sequence(bus.subjects.events_stream) >= sequence
+
+
+async def test_every_event_is_stored_exactly_once_through_kills_of_the_server_under_load(
+    bus: Bus, server: Server
+) -> None:
     telemetry = LearningTelemetry("runner", host="h").with_sink(BusSink(bus))
-    running = asyncio.ensure_future(telemetry.run())
-    for turn in range(2):
-        for number in range(300):
+    running, enough = asyncio.ensure_future(telemetry.run()), threading.Event()
+
+    def load() -> int:
+        number = 0
+        while not enough.wait(0.001):
             telemetry.event("train.metrics" if number % 3 else "job.placed", job="j-1", n=number)
-            if number == 150:
-                await asyncio.sleep(0.06)
-                server.kill()
-            if number % 50 == 0:
-                await asyncio.sleep(0.01)
+            number += 1
+        return number
+
+    loading = [asyncio.ensure_future(asyncio.to_thread(load)) for _ in range(2)]
+    for turn in range(2):
+        before = await bus.last_sequence(bus.subjects.events_stream)
+        await until(functools.partial(_has_grown, bus, before + 30))
+        server.kill()
+        await until(lambda: len(telemetry._buffer) > 50)
         server.start()
         await until(lambda turn=turn: bus.generation > turn)  # type: ignore[misc]
-    async with asyncio.timeout(PATIENCE_S):
-        assert await telemetry.flush(timeout_s=PATIENCE_S)
+    enough.set()
+    recorded = sum(await asyncio.gather(*loading))
+    assert await telemetry.flush(timeout_s=PATIENCE_S)
     running.cancel()
     found = await _stored(bus)
-    assert sorted(found, key=str) == sorted(((telemetry.producer, number) for number in range(1, 601)), key=str)
+    assert sorted(found, key=str) == sorted(((telemetry.producer, n) for n in range(1, recorded + 1)), key=str)
 
 
 class _Portions:
@@ -358,14 +377,51 @@ with LearningTelemetry("preprocess").with_logging() as telemetry:
 """
 
 
-async def test_a_script_of_ten_lines_joins_the_bus(bus: Bus, common: CommonSettings) -> None:
+async def _run_script(script: str, common: CommonSettings) -> bytes:
+    """Run it to its end, and give what it printed to stderr."""
     environment = {**os.environ, "RAILBUS_NATS_URL": common.nats_url, "RAILBUS_HOST": "h"}
-    script = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", _SCRIPT, env=environment, stderr=subprocess.PIPE
+    running = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", script, env=environment, stderr=subprocess.PIPE
     )
     async with asyncio.timeout(PATIENCE_S):
-        _, errors = await script.communicate()
-    assert script.returncode == 0, errors.decode()
+        _, errors = await running.communicate()
+    assert running.returncode == 0, errors.decode()
+    return errors
+
+
+_FORKING = """
+import multiprocessing, os
+from railbus_shared.telemetry import LearningTelemetry
+telemetry = LearningTelemetry("preprocess").__enter__()      # never left
+telemetry.event("began")
+def work():
+    telemetry.event("worked")
+    telemetry.event("worked")
+children = [multiprocessing.get_context("fork").Process(target=work) for _ in range(2)]
+for child in children:
+    child.start()
+for child in children:
+    child.join()
+telemetry.event("ended")
+"""
+
+
+async def test_what_a_script_forks_is_a_producer_of_its_own_and_all_is_sent_at_exit(
+    bus: Bus, common: CommonSettings
+) -> None:
+    await _run_script(_FORKING, common)
+    by_producer: dict[object, list[tuple[object, object]]] = {}
+    for event in await _stored_events(bus):
+        by_producer.setdefault(event["producer"], []).append((event["type"], event["number"]))
+    assert sorted(map(sorted, by_producer.values()), key=str) == [
+        [("app.began", 1), ("app.ended", 2)],
+        [("app.worked", 1), ("app.worked", 2)],
+        [("app.worked", 1), ("app.worked", 2)],
+    ]
+
+
+async def test_a_script_of_ten_lines_joins_the_bus(bus: Bus, common: CommonSettings) -> None:
+    errors = await _run_script(_SCRIPT, common)
     found: list[dict[str, object]] = []
     async with asyncio.timeout(PATIENCE_S):
         async for event in follow(bus, bus.subjects.all_events):

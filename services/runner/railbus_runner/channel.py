@@ -91,7 +91,7 @@ class TrainerChannel:
         try:
             with self._sending:
                 left, self._unsent = self._unsent, memoryview(b"")
-                self._sock.sendall(left + data if left else data)
+                self._sock.sendall(bytes(left) + data if left else data)
         except (BrokenPipeError, ConnectionResetError) as exc:
             raise RunnerGone("the runner has closed the socket") from exc
 
