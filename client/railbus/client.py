@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Final, Self
@@ -23,7 +24,7 @@ from railbus.ending import ended
 from railbus.following import events_of
 from railbus.job import CHECKPOINT_S, Job, checkpoint_now
 from railbus.leasing import TTL_S, DeviceLease, leased, preference
-from railbus_shared import clock
+from railbus_shared import clock, tracing
 from railbus_shared.bus.connection import Bus
 from railbus_shared.bus.follow import follow
 from railbus_shared.contracts.jobs import DevicePreference, JobRecord, JobSpec, JobState
@@ -75,9 +76,10 @@ class _JobRequests(Asker):
     async def submit(self, spec: JobSpec | Mapping[str, object]) -> Job:
         """Submit a job; the same submission made again is the same job.
 
-        Raises InvalidField, InvalidName, Conflict, UnknownEntrypoint, DatasetNotFound, IndexInvalid, …
+        Where the environment has a `TRACEPARENT`, the job's spans come below it. Raises InvalidField, InvalidName,
+        Conflict, UnknownEntrypoint, DatasetNotFound, IndexInvalid, …
         """
-        record = await self.ask("jobs", "submit", _parsed(spec), JobRecord, timeout_s=_SUBMIT_S)
+        record = await self.ask("jobs", "submit", _traced(_parsed(spec)), JobRecord, timeout_s=_SUBMIT_S)
         return Job(self, record)
 
     async def submit_all(
@@ -243,3 +245,9 @@ class Client(_JobRequests, _DeviceRequests, _DataRequests):
 
 def _parsed(spec: JobSpec | Mapping[str, object]) -> JobSpec:
     return spec if isinstance(spec, JobSpec) else JobSpec.parse(spec)
+
+
+def _traced(spec: JobSpec) -> JobSpec:
+    """With the span that this process is part of, if it says one as others do."""
+    context = tracing.parsed(os.environ.get(tracing.VARIABLE))
+    return spec if spec.trace is not None or context is None else spec.changed(trace=str(context))

@@ -126,7 +126,8 @@ REQUESTS: Final = (
 _END: Final = ("cause", "exit_code", "error", "checkpoint", "revision", "metrics", "seconds")
 
 EVENTS: Final = (
-    Told("job.queued", "device_manager", "A job was accepted.", ("model", "dataset", "entrypoint", "revision")),
+    Told("job.queued", "device_manager", "A job was accepted.",
+         ("model", "dataset", "entrypoint", "revision", "parent_span")),
     Told("job.rejected", "device_manager", "A job event was refused, and why.", ("error", "bytes")),
     Told("job.placed", "device_manager", "Devices were leased for the job.", ("placed_on", "devices", "revision")),
     Told("job.started", "runner", "An attempt runs.", ("devices", "revision", "start_s")),
@@ -187,7 +188,9 @@ EVENTS: Final = (
     Told("service.stopped", "every service", "It has drained.", ("service", "pid")),
     Told("bus.rejected", "whoever was to read it", "A message is no valid one; what it began with.",
          ("subject", "error", "bytes", "payload", "payload_encoding", "recorded_by")),
-    Told("events.dropped", "whoever lost them", "What a full buffer had no room for, of one job or none: how many by severity, and by type.", ("dropped", "types")),
+    Told("events.dropped", "whoever lost them",
+         "What a full buffer had no room for, of a job or of none: how many, by severity and by type.",
+         ("dropped", "types")),
     Told("log.line", "every process", "A record of Python's logging.", ("logger", "message", "fields", "traceback")),
 )  # fmt: skip
 """Beside these a user's own: `app.<what>` and whatever `ctx.event` and `LearningTelemetry` are given."""

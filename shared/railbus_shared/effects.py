@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from railbus_shared import tracing
 from railbus_shared.conclusion import end_told
 from railbus_shared.contracts.events import EventKey
 from railbus_shared.contracts.jobs import JobRecord
@@ -28,7 +29,7 @@ def tell(
     """
     before, after = applied.decision.before, applied.record
     attempt = max(before.attempt, after.attempt) or None  # one that did not count is named too
-    about = About(after.id, attempt, after.lease_epoch or None, step)
+    about = About(after.id, attempt, after.lease_epoch or None, step, _trace_of(after))
     key = end_key(after) if after.is_final else None
     for told in applied.decision.told:
         data = {**told.data, **(more or {}), "revision": applied.revision}
@@ -38,7 +39,7 @@ def tell(
 def tell_end(telemetry: LearningTelemetry, held: HeldRecord) -> None:
     """Tell the end that a final record states, in place of whoever wrote it."""
     record, told = held.record, end_told(held.record)
-    about = About(record.id, record.attempt or None, record.lease_epoch or None)
+    about = About(record.id, record.attempt or None, record.lease_epoch or None, trace=_trace_of(record))
     data = {**told.data, "revision": held.revision}
     telemetry.record(told.what, data, about=about, severity=told.severity, key=end_key(record))
 
@@ -47,10 +48,16 @@ def tell_queued(telemetry: LearningTelemetry, held: HeldRecord) -> None:
     """Tell that a job was accepted; again, if that may not have been told. Then its record may have moved on."""
     record, spec = held.record, held.record.spec
     data: dict[str, object] = {"model": spec.model, "dataset": spec.dataset, "entrypoint": spec.entrypoint}
+    if (submitter := tracing.parsed(spec.trace)) is not None:
+        data["parent_span"] = submitter.span_id
     if record.changed_at == record.submitted_at:
         data["revision"] = held.revision
     key = EventKey(_producer("job-queued", record), record.sequence)
-    telemetry.record("job.queued", data, about=About(record.id), key=key)
+    telemetry.record("job.queued", data, about=About(record.id, trace=record.trace), key=key)
+
+
+def _trace_of(record: JobRecord) -> str | None:
+    return tracing.of_attempt(record.trace, record.lease_epoch)
 
 
 def end_key(record: JobRecord) -> EventKey:

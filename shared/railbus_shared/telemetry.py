@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, Self, cast
 
 from pydantic import JsonValue
 
-from railbus_shared import clock, logs, wire
+from railbus_shared import clock, logs, tracing, wire
 from railbus_shared.buffering import Bounds, EventBuffer, Loss
 from railbus_shared.contracts.events import BATCHED_TYPES, EventKey, Severity
 from railbus_shared.contracts.model import JsonMap
@@ -166,6 +166,8 @@ class LearningTelemetry:
             "host": self.host,
         }
         event.update({name: value for name, value in about._asdict().items() if value is not None})
+        if about.trace is None and (trace := tracing.current.get()) is not None:
+            event["trace"] = trace
         event["data"] = {name: plain(value) for name, value in data.items()}
         self.forward([event])
 

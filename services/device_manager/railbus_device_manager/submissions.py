@@ -13,7 +13,7 @@ import secrets
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Final
 
-from railbus_shared import clock, names, wire
+from railbus_shared import clock, names, tracing, wire
 from railbus_shared.bus.connection import Bus, Outgoing
 from railbus_shared.bus.consume import Delivery
 from railbus_shared.contracts.jobs import JobRecord, JobSpec
@@ -48,8 +48,9 @@ def own_id(incarnation: str, sequence: int) -> str:
 
 def new_record(spec: JobSpec, *, sequence: int, incarnation: str, now: str, retry_of: str | None = None) -> JobRecord:
     """The first record of a job."""
+    job = spec.id or own_id(incarnation, sequence)
     return JobRecord(
-        id=spec.id or own_id(incarnation, sequence),
+        id=job,
         spec=spec,
         spec_sha256=spec.digest,
         sequence=sequence,
@@ -57,6 +58,7 @@ def new_record(spec: JobSpec, *, sequence: int, incarnation: str, now: str, retr
         priority=spec.priority,
         held_by=(spec.owner or "its-submitter") if spec.held else None,
         retry_of=retry_of,
+        trace=tracing.of_job(job, incarnation=incarnation, submitter=spec.trace),
         submitted_at=now,
         changed_at=now,
     )
@@ -143,7 +145,7 @@ class Submissions:
         try:
             if delivery.is_malformed:
                 raise BadMessage("the headers of the job event cannot be read", hint="send none, or valid ones")
-            spec = JobSpec.parse(wire.decode(delivery.data))
+            spec = _traced(JobSpec.parse(wire.decode(delivery.data)), delivery)
             if spec.id is not None and OWN_ID.match(spec.id):
                 raise InvalidField(
                     field="id", value=spec.id, problem="ids of this form are given by railbus", hint="choose another id"
@@ -183,6 +185,12 @@ class Submissions:
         inbox = delivery.headers.get(OUTCOME_HEADER, "")
         if is_inbox(inbox):
             await self._bus.send(inbox, wire.encode(outcome()))
+
+
+def _traced(spec: JobSpec, delivery: Delivery) -> JobSpec:
+    """With the trace context of the event's header, for a publisher who has put it there."""
+    context = tracing.parsed(delivery.headers.get(tracing.HEADER))
+    return spec if spec.trace is not None or context is None else spec.changed(trace=str(context))
 
 
 def _retry_of(delivery: Delivery) -> str | None:

@@ -33,7 +33,7 @@ from railbus_runner.saving import SaveRequests
 from railbus_runner.stall_watch import StallWatch
 from railbus_runner.tools import Tools
 from railbus_runner.writers import Writers
-from railbus_shared import clock
+from railbus_shared import clock, tracing
 from railbus_shared.contracts.devices import AttemptRef
 from railbus_shared.contracts.jobs import JobRecord
 from railbus_shared.contracts.requests import OpenedStream, StartAttempt
@@ -100,6 +100,7 @@ class Attempt:
 
     async def run(self) -> None:
         """Live through the attempt and write its end into the job record."""
+        tracing.current.set(self._claim.trace)
         with log_context(job=self.ref.job):
             try:
                 await self._train()
@@ -386,6 +387,7 @@ class Attempt:
             entrypoint_dirs=tuple(str(path) for path in self._tools.entrypoint_dirs),
             checkpoint=self._record.checkpoint,
             deadline_boottime_s=self._keeper.deadline_s,
+            trace=self._claim.trace,
         )
 
 

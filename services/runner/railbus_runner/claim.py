@@ -11,7 +11,7 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Final, TypeVar
 
-from railbus_shared import lifecycle
+from railbus_shared import lifecycle, tracing
 from railbus_shared.contracts.devices import AttemptRef
 from railbus_shared.contracts.events import Severity
 from railbus_shared.contracts.jobs import JobRecord
@@ -41,6 +41,8 @@ class Claim:
         self.ref = ref
         self.record = record
         """As it was when the attempt began to run."""
+        self.trace = tracing.of_attempt(record.trace, ref.lease_epoch)
+        """The attempt's span, as a `traceparent`; None for a job of which nobody knows one."""
         self._records = records
         self._telemetry = telemetry
 
@@ -70,7 +72,7 @@ class Claim:
         self, what: str, data: Mapping[str, object], *, severity: Severity = "info", step: int | None = None
     ) -> None:
         """Record a fact about the attempt."""
-        about = About(self.ref.job, self.record.attempt, self.ref.lease_epoch, step)
+        about = About(self.ref.job, self.record.attempt, self.ref.lease_epoch, step, self.trace)
         self._telemetry.record(what, data, about=about, severity=severity)
 
 

@@ -107,6 +107,8 @@ class Plan(Contract):
     rank: Count = 0
     world_size: int = Field(default=1, ge=1)
     """Ranks that there are, once the trainer has forked them (`ranks`)."""
+    trace: str | None = None
+    """The attempt's span, as a `traceparent`."""
 
 
 class Deadline(Contract):

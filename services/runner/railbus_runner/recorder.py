@@ -58,7 +58,7 @@ class Recorder:
             clock_s: the time, in seconds.
         """
         self._send = send
-        self._offer = offer or (lambda frame: send(frame) is None)
+        self._offer = offer or self._sent
         self._kinds = kinds
         self._clock_s = clock_s
         self._producer = producer
@@ -86,6 +86,8 @@ class Recorder:
             "attempt": plan.attempt,
             "lease_epoch": plan.lease_epoch,
         }
+        if plan.trace is not None:
+            common["trace"] = plan.trace
         kinds = None if plan.rank == 0 else {"log.line"}  # what the others would tell is what rank 0 tells
         return cls(send, producer=plan.producer, common=common, offer=offer, kinds=kinds)
 
@@ -155,6 +157,10 @@ class Recorder:
         self._buffer.add(event)
         if now_s >= self._due_s or (not self._batch and len(self._buffer) >= _MAX_EVENTS):
             self.offer()
+
+    def _sent(self, frame: Events) -> bool:
+        self._send(frame)
+        return True
 
     def _tell_dropped(self) -> None:
         for losses in by_job(self._buffer.take_losses()).values() if self._buffer.losses else ():

@@ -39,6 +39,7 @@ from railbus_runner.recorder import Recorder, RecordingHandler
 from railbus_runner.stalling import moving_every_s
 from railbus_runner.team import Seat, Team
 from railbus_runner.terminating import Termination
+from railbus_shared import tracing
 from railbus_shared.contracts.devices import DeviceInfo
 from railbus_shared.errors import BadSetting, RailbusError, TrainerLost
 from railbus_shared.layout import Layout
@@ -177,6 +178,8 @@ class Trainer:
     def _join_process(self) -> None:
         """Seeds, threads and logging; and no word of a process that user code forks passes for this one's."""
         os.register_at_fork(after_in_child=self._detach)
+        if self._plan.trace is not None:
+            os.environ.setdefault(tracing.VARIABLE, self._plan.trace)
         self._termination.install()
         logging.basicConfig(
             level=logging.INFO,

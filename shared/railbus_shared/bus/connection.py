@@ -19,7 +19,7 @@ from typing import Final, Self
 import nats.errors
 from nats.aio.msg import Msg
 
-from railbus_shared import wire
+from railbus_shared import tracing, wire
 from railbus_shared.bus.access import MAX_REFUSALS, is_refusal, read_seed, tls_context
 from railbus_shared.bus.client import RailbusClient, bus_errors
 from railbus_shared.errors import (
@@ -204,7 +204,9 @@ class Bus:
         data = wire.encode(message)
         self.need_connection(subject)
         with bus_errors(subject):
-            reply: Msg = await self._client.request(subject, data, timeout=timeout_s)
+            trace = tracing.current.get()
+            headers = {tracing.HEADER: trace} if trace is not None else None
+            reply: Msg = await self._client.request(subject, data, timeout=timeout_s, headers=headers)
         body = wire.decode(reply.data) if reply.data else {}
         if reply.headers and ERROR_CODE_HEADER in reply.headers:
             raise error_from_wire(body)

@@ -21,7 +21,7 @@ from nats.micro.request import Request
 from nats.micro.service import Service as MicroService
 from nats.micro.service import ServiceConfig
 
-from railbus_shared import wire
+from railbus_shared import tracing, wire
 from railbus_shared.bus.client import MALFORMED
 from railbus_shared.bus.connection import ERROR_CODE_HEADER, ERROR_HEADER, Bus
 from railbus_shared.contracts.model import Contract
@@ -129,6 +129,7 @@ class _Server:
         started = time.perf_counter()
         code = "OK"
         try:
+            tracing.current.set(_trace_of(message))
             with log_context(msg=message.reply or None):
                 error = await self._answer(message)
                 if error is not None:
@@ -181,6 +182,12 @@ class _Server:
             self._stats._num_errors += 1  # type: ignore[attr-defined]  # noqa: SLF001
             self._stats._last_error = error.code  # type: ignore[attr-defined]  # noqa: SLF001
         self._rejected(message.subject, bytes(message.data), error)
+
+
+def _trace_of(message: Msg) -> str | None:
+    """Of whoever asks, if it says so."""
+    context = tracing.parsed((message.headers or {}).get(tracing.HEADER))
+    return str(context) if context is not None else None
 
 
 def _decoded(message: Msg) -> dict[str, object]:

@@ -9,7 +9,18 @@ from typing import Annotated, Final, Literal, Self
 import orjson
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from railbus_shared.contracts.model import Contract, Count, EntrypointName, Id, Items, JsonMap, Name, Sha256, Time
+from railbus_shared.contracts.model import (
+    Contract,
+    Count,
+    EntrypointName,
+    Id,
+    Items,
+    JsonMap,
+    Name,
+    Sha256,
+    Time,
+    TraceParent,
+)
 
 JobState = Literal["queued", "placed", "running", "checkpointing", "succeeded", "failed", "cancelled"]
 FINAL_STATES: Final = frozenset({"succeeded", "failed", "cancelled"})
@@ -224,6 +235,8 @@ class JobSpec(Contract):
     """Jobs that were submitted together, such as those of one sweep."""
     resume_from: str | None = Field(default=None, pattern=r"^checkpoint-[0-9]{6,12}$")
     """A checkpoint of the same model to begin from, for instance `checkpoint-000123`."""
+    trace: TraceParent | None = None
+    """The span that submits the job, a W3C `traceparent`: the job's spans come below it. No part of what the job is."""
     env: dict[str, str] = Field(default_factory=dict, max_length=64)
     """Environment variables of the trainer."""
     workdir: str | None = Field(default=None, max_length=1000, pattern=r"^/")
@@ -243,11 +256,11 @@ class JobSpec(Contract):
 
     @property
     def digest(self) -> str:
-        """Hex SHA-256 of what differs from the defaults; two specs are the same job if it is equal.
+        """Hex SHA-256 of what differs from the defaults, but for `trace`; two specs are the same job if it is equal.
 
         Without the defaults, so that a field that a later version adds does not make another job of it.
         """
-        said = self.model_dump(mode="json", exclude_defaults=True)
+        said = self.model_dump(mode="json", exclude_defaults=True, exclude={"trace"})
         return hashlib.sha256(orjson.dumps(said, option=orjson.OPT_SORT_KEYS)).hexdigest()
 
 
@@ -303,6 +316,8 @@ class JobRecord(Contract):
     """The job for which the present attempt is to make room."""
     retry_of: Id | None = None
     """The ended job that this one was made from by `retry`."""
+    trace: TraceParent | None = None
+    """The job's own span; that of its submitter stands in the spec."""
     checkpoint: CheckpointRef | None = None
     """The last committed one."""
     end_cause: EndCause | None = None

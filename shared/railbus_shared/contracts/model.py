@@ -78,6 +78,8 @@ Time = Annotated[str, AfterValidator(_time), WithJsonSchema({"type": "string", "
 """RFC 3339 in UTC with up to nine decimals."""
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 """Hex SHA-256."""
+TraceParent = Annotated[str, Field(pattern=r"^[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$")]
+"""A span and its trace, as W3C's `traceparent` has them."""
 Count = Annotated[int, Field(ge=0, le=2**63 - 1)]
 Items = Annotated[tuple[T, ...], Strict(strict=False)]
 """A list on the wire, a tuple in Python."""
