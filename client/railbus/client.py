@@ -28,6 +28,7 @@ from railbus_shared import clock, tracing
 from railbus_shared.bus.connection import Bus
 from railbus_shared.bus.follow import follow
 from railbus_shared.contracts.jobs import DevicePreference, JobRecord, JobSpec, JobState
+from railbus_shared.contracts.logs import EventLines, QueryEvents
 from railbus_shared.contracts.requests import (
     CancelJob,
     CordonDevice,
@@ -36,13 +37,11 @@ from railbus_shared.contracts.requests import (
     DatasetSummary,
     DeviceList,
     DrainHost,
-    EventLines,
     Flushed,
     JobList,
     JobRef,
     ListJobs,
     Nothing,
-    QueryEvents,
     RevokeLease,
     VerifiedShards,
     VerifyShards,

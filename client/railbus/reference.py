@@ -19,7 +19,7 @@ from pydantic_settings import BaseSettings
 from railbus import asyncapi, metrics_page
 from railbus.job_states import with_states
 from railbus_shared.catalogue import EVENTS, Told
-from railbus_shared.contracts import artifacts, checks, devices, events, jobs, requests, saving, waiting
+from railbus_shared.contracts import artifacts, checks, devices, events, jobs, logs, requests, saving, waiting
 from railbus_shared.contracts.model import Contract
 from railbus_shared.errors import RailbusError, known_codes
 from railbus_shared.field_docs import field_docs
@@ -96,6 +96,7 @@ def messages_page() -> str:
         ("Checks of devices", checks),
         ("Events", events),
         ("Requests", requests),
+        ("Logs", logs),
         ("Waiting", waiting),
         ("Checkpoints on request", saving),
         ("Files", artifacts),

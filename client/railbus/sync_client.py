@@ -33,7 +33,8 @@ from railbus.leasing import TTL_S, DeviceLease
 from railbus.loop_thread import LoopThread
 from railbus_shared.contracts.devices import DeviceInfo
 from railbus_shared.contracts.jobs import DevicePreference, JobRecord, JobSpec, JobState
-from railbus_shared.contracts.requests import DeviceList, EventLines, JobList, QueryEvents
+from railbus_shared.contracts.logs import EventLines, QueryEvents
+from railbus_shared.contracts.requests import DeviceList, JobList
 from railbus_shared.contracts.saving import SavedCheckpoint
 from railbus_shared.contracts.waiting import Why
 from railbus_shared.settings import CommonSettings

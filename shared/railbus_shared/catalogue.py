@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from railbus_shared.contracts import checks, devices, jobs, requests, saving, waiting
+from railbus_shared.contracts import checks, devices, jobs, logs, requests, saving, waiting
 from railbus_shared.contracts.model import Contract
 
 HOST: Final = "{host}"
@@ -118,7 +118,7 @@ REQUESTS: Final = (
     *_asked(
         "telemetry",
         "telemetry",
-        query=(requests.QueryEvents, requests.EventLines),
+        query=(logs.QueryEvents, logs.EventLines),
         flush=(requests.Nothing, requests.Flushed),
     ),
 )

@@ -24,6 +24,8 @@ from railbus_shared.names import checked_name
 
 LOG_NAME: Final = "trainer.log.jsonl"
 CLOSED_LOG_NAME: Final = "trainer.log.jsonl.gz"
+LOG_INDEX_NAME: Final = ".index"
+"""Beside a day's closed log: what it holds, as far as readers can pass over it."""
 _CHECKPOINT: Final = re.compile(r"checkpoint-([0-9]{6,})\.meta\.json\Z")
 
 
@@ -98,9 +100,20 @@ class Layout:
 
     def log_days(self) -> Iterator[date]:
         """Days that have a log folder, oldest first; a folder that looks like a day and is none is passed over."""
-        for path in sorted(self.logs.glob("[0-9][0-9][0-9][0-9]/[0-9][0-9]/[0-9][0-9]")):
-            with contextlib.suppress(ValueError):
-                yield date.fromisoformat("-".join(path.relative_to(self.logs).parts))
+        for year in _numbered(self.logs, 4):
+            for month in _numbered(self.logs / year, 2):
+                for day in _numbered(self.logs / year / month, 2):
+                    with contextlib.suppress(ValueError):
+                        yield date(int(year), int(month), int(day))
+
+
+def _numbered(folder: Path, digits: int) -> list[str]:
+    """Names in a folder that are numbers of so many digits, in order; none if the folder vanishes meanwhile."""
+    try:
+        names = [path.name for path in folder.iterdir()]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    return sorted(name for name in names if len(name) == digits and name.isascii() and name.isdigit())
 
 
 def cached_shard(cache: Path, key: str) -> Path:

@@ -12,7 +12,7 @@ from nats.aio.client import Client as NatsClient
 
 from railbus.client import Client
 from railbus_shared import wire
-from railbus_shared.contracts.requests import QueryEvents
+from railbus_shared.contracts.logs import QueryEvents
 from railbus_shared.files import to_json
 from running_up import SERVICES, RunningUp, finished
 from until import PATIENCE_S

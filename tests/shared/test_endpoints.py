@@ -14,8 +14,9 @@ from railbus_shared import wire
 from railbus_shared.bus.bucket import Bucket
 from railbus_shared.bus.connection import ERROR_CODE_HEADER, Bus
 from railbus_shared.bus.endpoints import Endpoint, serving
+from railbus_shared.contracts.logs import EventLines
 from railbus_shared.contracts.model import Contract
-from railbus_shared.contracts.requests import EventLines, JobRef, Nothing
+from railbus_shared.contracts.requests import JobRef, Nothing
 from railbus_shared.errors import InvalidName, MessageTooLarge, NoFreeDevice, NoResponder, RailbusError, error_from_wire
 from railbus_shared.metrics import Metrics
 from railbus_shared.settings import CommonSettings

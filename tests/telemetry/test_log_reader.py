@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from railbus_shared import clock, inflate, wire
-from railbus_shared.contracts.requests import QueryEvents
+from railbus_shared.contracts.logs import QueryEvents
 from railbus_shared.layout import Layout
 from railbus_shared.log_reader import query, read_events, tail_events
 from railbus_telemetry.lines import DAY_NS, Line, batch

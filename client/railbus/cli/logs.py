@@ -169,7 +169,7 @@ def _last(events: Iterable[dict[str, object]], limit: int) -> Iterable[dict[str,
 
 async def _asked(wanted: Wanted, *, limit: int) -> tuple[dict[str, object], ...]:
     from railbus_shared import clock
-    from railbus_shared.contracts.requests import QueryEvents
+    from railbus_shared.contracts.logs import QueryEvents
 
     since = None if wanted.since_ns is None else clock.rfc3339(wanted.since_ns)
     async with connected() as client:

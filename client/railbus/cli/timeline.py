@@ -80,7 +80,7 @@ def thinned(events: Iterable[Event]) -> Timeline:
 
 async def timeline_of(client: Client, job: str) -> Timeline:
     """A job's timeline; an empty one while telemetry is away and no file is here, which is said."""
-    from railbus_shared.contracts.requests import QueryEvents
+    from railbus_shared.contracts.logs import QueryEvents
     from railbus_shared.errors import TransientError
     from railbus_shared.log_reader import read_events
 

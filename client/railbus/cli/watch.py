@@ -114,7 +114,7 @@ async def _recall(client: Client, state: Watched) -> None:
     """The last events and the curves of what runs, as far as telemetry has them; without it they begin now."""
     from railbus.cli.story import Line
     from railbus_shared import clock
-    from railbus_shared.contracts.requests import QueryEvents
+    from railbus_shared.contracts.logs import QueryEvents
     from railbus_shared.errors import TransientError
 
     try:

@@ -104,8 +104,8 @@ def mend_plain(folder: Path, *, note: Callable[[str, int], object]) -> bool:
 def mend_closed(closed: Path) -> int:
     """Make sure that a closed file is whole, so that a member can be added; returns its size in bytes.
 
-    A damaged one is kept aside as `<name>.damaged`, and what can be read of it becomes the closed file. It is read from
-    end to end.
+    A damaged one is kept aside as `<name>.damaged`, and what can be read of it, before and behind the damage, becomes
+    the closed file. It is read from end to end.
     """
     with closed.open("rb") as file:
         members = inflate.Members(file)
@@ -170,7 +170,8 @@ def _salvage(closed: Path, whole_bytes: int, file: BinaryIO) -> None:
     )
     with files.temporary(closed) as mended:
         _copy(closed, mended, limit_bytes=whole_bytes)
-        lines = inflate.complete_lines(inflate.Members(file, offset=whole_bytes).chunks())
+        pieces = inflate.salvage(file, start=whole_bytes, damaged=_nothing)
+        lines = inflate.complete_lines(piece.data for piece in pieces)
         readable = (line + b"\n" for line in lines if keys_of(line) is not None)
         first = next(readable, None)
         if first is not None:
@@ -179,6 +180,10 @@ def _salvage(closed: Path, whole_bytes: int, file: BinaryIO) -> None:
     files.fsync_dir(closed.parent)
     files.temporary_path(closed).replace(closed)
     files.fsync_dir(closed.parent)
+
+
+def _nothing(_: int) -> None:
+    """Of damage that has been told."""
 
 
 def _names_aside(closed: Path) -> Iterator[Path]:

@@ -19,7 +19,8 @@ from typing import Final
 from railbus_shared import clock
 from railbus_shared.bus.consume import Delivery, consume_batches
 from railbus_shared.bus.endpoints import AnyEndpoint, Endpoint
-from railbus_shared.contracts.requests import EventLines, Flushed, Nothing, QueryEvents
+from railbus_shared.contracts.logs import EventLines, QueryEvents
+from railbus_shared.contracts.requests import Flushed, Nothing
 from railbus_shared.errors import RequestTimeout, StorageFull, TransientError
 from railbus_shared.log_reader import query
 from railbus_shared.service import Context, Description

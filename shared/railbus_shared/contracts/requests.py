@@ -328,24 +328,6 @@ class GrantCredit(Contract):
     """Nothing more is wanted."""
 
 
-class QueryEvents(Contract):
-    """Asks telemetry for events from the files, oldest first."""
-
-    job: Id | None = None
-    types: Items[str] = ()
-    """Only types that begin with one of these."""
-    since: Time | None = None
-    limit: int = Field(default=200, ge=1, le=1000)
-    """The newest that match, at most so many."""
-
-
-class EventLines(Contract):
-    """Answer to QueryEvents: events as they stand in the files."""
-
-    events: Items[dict[str, object]]
-    truncated: bool = False
-
-
 class Flushed(Contract):
     """Answer to `telemetry.flush`: everything published before the request is in closed files."""
 
@@ -364,7 +346,6 @@ __all__ = [
     "DeviceState",
     "DrainHost",
     "DrainedHost",
-    "EventLines",
     "Flushed",
     "GrantCredit",
     "HeldLeases",
@@ -376,7 +357,6 @@ __all__ = [
     "Nothing",
     "OpenStream",
     "OpenedStream",
-    "QueryEvents",
     "RetryJob",
     "RevokeLease",
     "SendFile",
