@@ -23,7 +23,7 @@ import orjson
 from railbus_shared import clock, log_reader
 from railbus_shared.errors import StorageFull
 from railbus_shared.layout import CLOSED_LOG_NAME, LOG_NAME, Layout
-from railbus_telemetry import closing
+from railbus_telemetry import closing, removing
 from railbus_telemetry.appending import PlainFiles
 from railbus_telemetry.lines import DAY_NS, Line
 from railbus_telemetry.seen import Seen
@@ -111,6 +111,18 @@ class LogSeries:
     def close_all(self) -> list[Path]:
         """Close every period, ended or not, and return the closed files; the series can be used further."""
         return self._close(sorted(self._periods))
+
+    @property
+    def open_days(self) -> frozenset[date]:
+        """Days with lines in a plain file."""
+        return frozenset(map(_date, self._periods))
+
+    def set_aside(self, day: date) -> Path | None:
+        """Take a whole day out of the tree, in one step; returns the folder to delete, None if the day is open."""
+        if day in self.open_days or (self._layout.day(day) / LOG_NAME).exists():
+            return None
+        self._memory.closed_bytes.pop(day.isoformat(), None)
+        return removing.set_aside(self._layout, day)
 
     # --- choosing ----------------------------------------------------------------------------------------------------
 

@@ -27,8 +27,10 @@ from railbus_shared.service import Context, Description
 from railbus_shared.topology import event_consumer
 from railbus_shared.waiting import end, is_set_within
 from railbus_telemetry.lines import Line, portions
+from railbus_telemetry.removing import Rules
 from railbus_telemetry.series import LogSeries
 from railbus_telemetry.settings import Settings
+from railbus_telemetry.upkeep import Upkeep
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +64,8 @@ class TelemetryService:
         self._lines = metrics.counter("log_lines_written", "Events appended to the log files.")
         self._doubles = metrics.counter("log_lines_skipped", "Events that were on disk already.")
         self._append_seconds = metrics.histogram("log_append_seconds", "Time to append and flush a batch.")
+        rules = Rules(settings.keep_days, settings.keep_bytes)
+        self._upkeep = Upkeep(self._layout, rules, tell=context.telemetry.event, metrics=metrics)
 
     def endpoints(self) -> list[AnyEndpoint]:
         subjects = self._context.bus.subjects
@@ -73,12 +77,14 @@ class TelemetryService:
     async def run(self) -> None:
         """Write until told to stop; then close the period."""
         async with self._only_writer():
-            if self._context.stopping.is_set() or not await self._open_series():
+            series = None if self._context.stopping.is_set() else await self._open_series()
+            if series is None:
                 return
             gc.freeze()
             gc.set_threshold(_COLLECT_AFTER, 20, 20)
             async with asyncio.TaskGroup() as tasks:
                 rotating = tasks.create_task(self._rotate())
+                upkeep = tasks.create_task(self._upkeep.run(series, self._lock))
                 await consume_batches(
                     self._context.bus,
                     event_consumer(self._context.bus.subjects),
@@ -89,9 +95,10 @@ class TelemetryService:
                     gap_s=_GAP_S,
                     hurry=self._hurry,
                 )
-                await end(rotating)
+                await end(rotating, upkeep)
             with self._closing_told():
                 await self._close()
+            await self._upkeep.finish()
 
     async def checks(self) -> Mapping[str, str]:
         return {"log": self._problem or self._closing_problem}
@@ -149,7 +156,7 @@ class TelemetryService:
             if self._series.due(now_ns):
                 with self._closing_told():
                     async with self._lock:
-                        await asyncio.to_thread(self._series.rotate, now_ns)
+                        self._upkeep.note_closed(await asyncio.to_thread(self._series.rotate, now_ns))
 
     @contextlib.contextmanager
     def _closing_told(self) -> Iterator[None]:
@@ -162,11 +169,11 @@ class TelemetryService:
         else:
             self._closing_problem = ""
 
-    async def _open_series(self) -> bool:
-        """Mend and open the logs, as soon as the disk lets us; False if told to stop before that."""
+    async def _open_series(self) -> LogSeries | None:
+        """Mend and open the logs, as soon as the disk lets us; None if told to stop before that."""
         while True:
             try:
-                self._series = await asyncio.to_thread(
+                self._series = series = await asyncio.to_thread(
                     LogSeries,
                     self._layout,
                     rotation=self._settings.rotation,
@@ -176,16 +183,17 @@ class TelemetryService:
             except _DISK_ERRORS as exc:
                 self._alarm(str(exc))
                 if await is_set_within(self._context.stopping, _TICK_S):
-                    return False
+                    return None
             else:
                 self._problem = ""
-                return True
+                return series
 
     async def _close(self) -> list[str]:
         """Close every open period; returns the files under the root that it went to."""
         assert self._series is not None  # noqa: S101
         async with self._lock:
             closed = await asyncio.to_thread(self._series.close_all)
+        self._upkeep.note_closed(closed)
         return [str(path.relative_to(self._layout.root)) for path in closed]
 
     # --- requests ----------------------------------------------------------------------------------------------------

@@ -19,5 +19,11 @@ class Settings(HttpSettings):
     """0 takes any free port."""
     rotation: Literal["hourly", "daily"] = "hourly"
     """How long a period of the log lasts; a closed one joins its day's gzip file."""
+    keep_days: int | None = Field(default=None, ge=1, le=36_500)
+    """Days for which a day's log is kept after it, then its folder goes; all are kept if it is not set: what nobody
+    asked to have deleted stays, and a million events take less than 100 MB."""
+    keep_bytes: int | None = Field(default=None, ge=1_000_000)
+    """Bytes that the logs tree may have; beyond it the oldest days go, but never the current day or one that is still
+    written to. No limit if it is not set."""
     batch: int = Field(default=256, ge=1, le=4096)
     """Messages taken from the stream at once; each write and flush to disk serves so many."""
