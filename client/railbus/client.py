@@ -26,7 +26,7 @@ from railbus.job import CHECKPOINT_S, Job, checkpoint_now
 from railbus.leasing import TTL_S, DeviceLease, leased, preference
 from railbus_shared import clock, tracing
 from railbus_shared.bus.connection import Bus
-from railbus_shared.bus.follow import follow
+from railbus_shared.bus.follow import Seam, follow, seam
 from railbus_shared.contracts.jobs import DevicePreference, JobRecord, JobSpec, JobState
 from railbus_shared.contracts.logs import EventLines, QueryEvents
 from railbus_shared.contracts.requests import (
@@ -220,13 +220,22 @@ class _DataRequests(Asker):
         """Wait until every event published so far is in a closed log file."""
         return await self.ask("telemetry", "flush", Nothing(), Flushed, timeout_s=50.0)
 
-    def follow(self, job: str) -> AsyncGenerator[dict[str, object], None]:
-        """A job's events of every area (job, train, checkpoint, …) from its beginning, until the one that ends it."""
-        return events_of(self, job)
+    async def seam(self) -> Seam:
+        """Up to where the log files hold everything; `follow` and `follow_all` go on behind its sequence."""
+        return await seam(self.bus)
 
-    async def follow_all(self) -> AsyncGenerator[dict[str, object], None]:
-        """Every event from now on."""
-        async with contextlib.aclosing(follow(self.bus, self.bus.subjects.all_events, since="new")) as events:
+    def follow(self, job: str, *, after: int = 0) -> AsyncGenerator[dict[str, object], None]:
+        """A job's events of every area (job, train, checkpoint, …), until the one that ends it.
+
+        From its beginning, or behind a sequence of the stream that lies before its end.
+        """
+        return events_of(self, job, after=after)
+
+    async def follow_all(self, *, after: int | None = None) -> AsyncGenerator[dict[str, object], None]:
+        """Every event from now on, or behind a sequence of the stream."""
+        subject = self.bus.subjects.all_events
+        found = follow(self.bus, subject, since="new") if after is None else follow(self.bus, subject, after=after)
+        async with contextlib.aclosing(found) as events:
             async for event in events:
                 yield event
 

@@ -28,12 +28,13 @@ _MAX_WAITING: Final = 1000
 Event = dict[str, object]
 
 
-async def events_of(asker: Asker, job: str) -> AsyncGenerator[Event, None]:
+async def events_of(asker: Asker, job: str, *, after: int = 0) -> AsyncGenerator[Event, None]:
     """A job's events of every area, until the one that ends it, or until its record has ended without one.
 
+    Those that the stream has behind the sequence `after`; the job's end must be among them.
     Raises BusUnavailable, NoResponder or RequestTimeout if the first subscription does not succeed.
     """
-    story = _Story(asker, job)
+    story = _Story(asker, job, after)
     async with beside(story.hear()), beside(story.watch_record()):
         while (told := await story.queue.get()) is not None:
             if isinstance(told, RailbusError):
@@ -44,17 +45,18 @@ async def events_of(asker: Asker, job: str) -> AsyncGenerator[Event, None]:
 class _Story:
     """Two tasks that fill one queue: events, then None for the end, or the error that ends it."""
 
-    def __init__(self, asker: Asker, job: str) -> None:
+    def __init__(self, asker: Asker, job: str, after: int) -> None:
         self.queue: asyncio.Queue[Event | RailbusError | None] = asyncio.Queue(_MAX_WAITING)
         self._asker = asker
         self._job = job
+        self._after = after
         self._is_told = asyncio.Event()
 
     async def hear(self) -> None:
         """Put every event into the queue."""
         subject = self._asker.bus.subjects.event("*", self._job, ">")
         try:
-            async with contextlib.aclosing(follow(self._asker.bus, subject)) as events:
+            async with contextlib.aclosing(follow(self._asker.bus, subject, after=self._after)) as events:
                 async for event in events:
                     await self.queue.put(event)
                     if event.get("type") in FINAL_EVENTS:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
+import subprocess
+import sys
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -61,6 +63,8 @@ def numbers(out: str) -> list[int]:
     [
         (["events"], [1, 2, 3, 4]),
         (["events", "--since", "1h"], [3, 4]),
+        (["events", "--until", "1h"], [1, 2]),
+        (["logs", "--json", "--since", "2d", "--until", "1h"], [1, 2]),
         (["events", "--type", "job.queued"], [1, 3]),
         (["logs", "--json"], [1, 2, 3, 4]),
         (["logs", "--json", "-n", "1"], [4]),
@@ -72,6 +76,32 @@ def numbers(out: str) -> list[int]:
 def test_events_are_chosen_from_the_files(words: list[str], expected: list[int], layout: Layout) -> None:
     done = railbus(*words, cwd=layout.root.parent)
     assert (done.status, numbers(done.out)) == (0, expected), done.err
+
+
+def test_damage_is_said_and_what_can_be_read_is_shown(layout: Layout) -> None:
+    (closed,) = layout.logs.rglob(CLOSED_LOG_NAME)
+    damaged = bytearray(gzip.compress(line(7, "job.queued", job="j-aac-3")))
+    damaged[-6] ^= 1
+    closed.write_bytes(closed.read_bytes() + damaged + gzip.compress(line(8, "job.queued", job="j-aad-4")))
+    plain = layout.day(datetime.now(UTC).date()) / LOG_NAME
+    plain.write_bytes(plain.read_bytes() + b"noise\n" * 30 + b'{"torn')
+    done = railbus("events", cwd=layout.root.parent)
+    assert done.status == 0
+    assert set(numbers(done.out)) >= {1, 2, 8, 3, 4}
+    said = done.err.splitlines()
+    assert len(said) == 11
+    assert said[0].startswith("warning: closed log is torn or damaged in ")
+    assert said[-1] == "warning: 21 more lines or members cannot be read"
+
+
+def test_a_reader_that_has_enough_is_no_error(layout: Layout) -> None:
+    plain = layout.day(datetime.now(UTC).date()) / LOG_NAME
+    plain.write_bytes(b"".join(line(n, "job.queued", job=f"j-{n}") for n in range(5000)))
+    command = [sys.executable, "-m", "railbus.cli.main", "logs", "-n", "5000"]
+    pipeline = ["/bin/sh", "-c", '"$@" | head -n 1', "sh", *command]
+    shell = subprocess.run(pipeline, cwd=layout.root.parent, capture_output=True, check=True)
+    assert shell.stdout.count(b"queued") == 1
+    assert shell.stderr == b""
 
 
 @pytest.mark.parametrize(("job", "expected"), [("j-aaa-1", [1, 2]), ("j-aab", [3, 4]), ("@last", [3, 4])])
@@ -96,7 +126,9 @@ def test_the_story_is_told_in_words(layout: Layout) -> None:
     ]
 
 
-@pytest.mark.parametrize("words", [["--since", "yesterday"], ["--grep", "("], ["--since", "2026-13-01"]])
+@pytest.mark.parametrize(
+    "words", [["--since", "yesterday"], ["--until", "2h", "-f"], ["--grep", "("], ["--since", "2026-13-01"]]
+)
 def test_what_cannot_be_meant_is_wrong_usage(words: list[str], layout: Layout) -> None:
     done = railbus("logs", *words, cwd=layout.root.parent)
     assert done.status == 2

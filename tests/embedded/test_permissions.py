@@ -20,7 +20,10 @@ from railbus_dataloader.fetching import FetchLimits, NatsSource
 from railbus_dataloader.sources import WantedFile
 from railbus_shared.bus import topology
 from railbus_shared.bus.bucket import Bucket, Write
-from railbus_shared.bus.follow import follow
+from railbus_shared.bus.connection import Outgoing
+from railbus_shared.bus.consume import consume_batches
+from railbus_shared.bus.follow import follow, seam
+from railbus_shared.topology import event_consumer
 from remote_hosts import bulk, serving_host
 from until import PATIENCE_S
 from users_for_tests import Cluster, Wire, running_cluster, signature, within
@@ -214,6 +217,24 @@ async def test_a_person_hears_events_live_and_from_the_stream(stores: Cluster) -
             await person.request("railbus.evt.app.mine.done", b'{"n": 4}', timeout=PATIENCE_S)
             assert [await within(anext(events)), await within(anext(events))] == [{"n": 3}, {"n": 4}]
         assert errors == []
+
+
+async def test_a_person_learns_up_to_where_the_log_files_go(stores: Cluster) -> None:
+    async with stores.bus("runner") as runner:
+        incarnation = await topology.incarnation_of_store(runner)
+        last = await runner.publish(Outgoing("railbus.evt.job.j-1.queued", b"{}", msg_id="e-1"))
+    async with stores.bus(HUMAN) as person:
+        assert await seam(person) == (incarnation, 0)
+    stopping = asyncio.Event()
+
+    async def write(_: object) -> bool:
+        stopping.set()
+        return True
+
+    async with stores.bus("telemetry") as telemetry:
+        await consume_batches(telemetry, event_consumer(telemetry.subjects), write, stopping=stopping)
+    async with stores.bus(HUMAN) as person:
+        assert await seam(person) == (incarnation, last)
 
 
 async def test_a_write_of_the_runner_into_the_datasets_is_refused_and_stores_nothing(stores: Cluster) -> None:

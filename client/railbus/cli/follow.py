@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import sys
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -26,14 +27,25 @@ async def follow_job(
     job: str,
     *,
     as_json: bool,
-    is_wanted: Callable[[Mapping[str, object]], bool] = _any,
 ) -> JobRecord:
     """Tell a job's events until its end, to stdout, as JSON lines if asked for; returns its last record."""
-    write = print_event if as_json else Teller(to_console()).tell
+    return await follow_behind(client, job, 0, write=print_event if as_json else Teller(to_console()).tell)
+
+
+async def follow_behind(
+    client: Client,
+    job: str,
+    sequence: int,
+    *,
+    write: Callable[[Mapping[str, object]], None],
+    is_wanted: Callable[[Mapping[str, object]], bool] = _any,
+) -> JobRecord:
+    """As `follow_job`, for what the stream has behind a sequence that lies before the job's end."""
     async with _leaving(f"left job {job}, which goes on; follow it again: railbus logs -f {job}"):
-        async for event in client.follow(job):
+        async for event in client.follow(job, after=sequence):
             if is_wanted(event):
                 write(event)
+                sys.stdout.flush()
         (record,) = await client.wait([job])
     return record
 

@@ -7,51 +7,50 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Final
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final
 
 import click
 
 from railbus.cli import exit_codes
 from railbus.cli.event_lines import EventLines
+from railbus.cli.history import Wanted, history
 from railbus.cli.job_names import job_id
 from railbus.cli.render import to_console
-from railbus.cli.session import connected, exit_with_code_of_another, json_option, root_option, run, session
+from railbus.cli.session import connected, exit_with_code_of_another, json_option, root_option, run
 from railbus.cli.tell import Teller, print_event
+from railbus_shared.errors import TransientError
+
+if TYPE_CHECKING:
+    from railbus_shared.bus.follow import Seam
 
 _NEWEST: Final = 200
-_ASKED: Final = 1000
 _UNIT_S: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 _PERIOD: Final = re.compile(r"(\d+(?:\.\d+)?)([smhdw])\Z")
 _DAY: Final = re.compile(r"\d{4}-\d\d-\d\d\Z")
+_ENDS: Final = ("job.succeeded", "job.failed", "job.cancelled")
+Write = Callable[[Mapping[str, object]], None]
 
-
-@dataclass(frozen=True)
-class Wanted:
-    """Which events are meant."""
-
-    types: tuple[str, ...]
-    since_ns: int | None
-    pattern: re.Pattern[str] | None
-    job: str | None = None
-
-    def matches(self, event: Mapping[str, object]) -> bool:
-        """For events from the bus, and for the pattern, which no reader knows."""
-        if self.types and not str(event.get("type", "")).startswith(self.types):
-            return False
-        return self.pattern is None or self.pattern.search(_text(event)) is not None
+_SINCE: Final = "Only from then on: 90s, 30m, 2h, 3d, or a day or time in UTC."
+_UNTIL: Final = "Only before then, said in the same way."
 
 
 @click.command()
 @click.argument("job", required=False)
 @click.option("--follow", "-f", is_flag=True, help="Go on as things happen; Ctrl-C only leaves.")
-@click.option("--since", metavar="WHEN", help="Only from then on: 90s, 30m, 2h, 3d, or a day or time in UTC.")
+@click.option("--since", metavar="WHEN", help=_SINCE)
+@click.option("--until", metavar="WHEN", help=_UNTIL)
 @click.option(
     "--type", "types", multiple=True, metavar="TYPE", help="Only types that begin so, e.g. `job.`; may be repeated."
 )
 @click.option("--grep", "pattern", metavar="REGEX", help="Only events whose JSON matches, whatever the case.")
-@click.option("--lines", "-n", type=click.IntRange(min=1), help=f"The newest so many; {_NEWEST} without a JOB.")
+@click.option(
+    "--lines",
+    "-n",
+    type=click.IntRange(min=1),
+    help=f"The newest so many; {_NEWEST} if neither JOB nor a time is given.",
+)
 @json_option
 @root_option
 def logs(
@@ -59,6 +58,7 @@ def logs(
     job: str | None,
     follow: bool,
     since: str | None,
+    until: str | None,
     types: tuple[str, ...],
     pattern: str | None,
     lines: int | None,
@@ -72,37 +72,36 @@ def logs(
       railbus logs -f @last
       railbus logs --since 2h --type job. --grep failed
     """
-    wanted = Wanted(types, _since_ns(since), _pattern(pattern))
+    wanted = _wanted(types, since=since, until=until, pattern=pattern, follow=follow)
+    write = print_event if as_json else Teller(to_console(), names_job=not job).tell
     if job and follow:
         exit_with_code_of_another()
-        return run(_follow_one(job, wanted, as_json=as_json))
+        return _follow_one(job, wanted, newest=lines, write=write)
     if job:
-        wanted = Wanted(wanted.types, wanted.since_ns, wanted.pattern, run(job_id(job)))
-    write = print_event if as_json else Teller(to_console(), names_job=not job).tell
-    found = _from_files(wanted, newest=lines or (None if job else _NEWEST))
-    _write_all(found, write)
-    if follow:
-        run(_follow_all(wanted, write))
+        wanted = replace(wanted, job=run(job_id(job)))
+    newest = lines or (None if job or since or until else _NEWEST)
+    _tell_all(wanted, newest=newest, write=write, follow=follow)
     return exit_codes.OK
 
 
 @click.command()
 @click.option("--follow", "-f", is_flag=True, help="Events from now on, as they happen.")
-@click.option("--since", metavar="WHEN", help="Only from then on: 90s, 30m, 2h, 3d, or a day or time in UTC.")
+@click.option("--since", metavar="WHEN", help=_SINCE)
+@click.option("--until", metavar="WHEN", help=_UNTIL)
 @click.option("--type", "types", multiple=True, metavar="TYPE", help="Only types that begin so; may be repeated.")
 @json_option
 @root_option
-def events(*, follow: bool, since: str | None, types: tuple[str, ...], as_json: bool) -> None:
+def events(*, follow: bool, since: str | None, until: str | None, types: tuple[str, ...], as_json: bool) -> None:
     """Every event as it is, one a line: all from the log files, or with -f those from now on.
 
     On a terminal each is cut to its width; with --json, and wherever else it is written to, it is JSON.
     """
-    wanted = Wanted(types, _since_ns(since), None)
+    wanted = _wanted(types, since=since, until=until, pattern=None, follow=follow)
     write = print_event if as_json or not sys.stdout.isatty() else EventLines(to_console()).write
-    if not follow or since:
-        _write_all(_from_files(wanted, newest=None), write)
-    if follow:
-        run(_follow_all(wanted, write))
+    if follow and not since:
+        run(_follow_all(wanted, None, write))
+    else:
+        _tell_all(wanted, newest=None, write=write, follow=follow)
 
 
 @click.command()
@@ -123,61 +122,83 @@ def decode() -> None:
         print_event({**common, **event} if isinstance(event, dict) else {**common, "event": event})
 
 
-async def _follow_one(job: str, wanted: Wanted, *, as_json: bool) -> int:
-    from railbus.cli.follow import follow_job
+def _tell_all(wanted: Wanted, *, newest: int | None, write: Write, follow: bool) -> None:
+    """What was, and if asked for what comes: from the files as far as they surely go, from there on from the stream."""
+    if not follow:
+        _tell_past(wanted, newest, None, write)
+        return
+    try:
+        seam = run(_seam())
+    except TransientError:
+        _tell_past(wanted, newest, None, write)
+        raise
+    try:
+        _tell_past(wanted, newest, seam, write)
+    except TransientError as exc:  # no files here, and nobody to ask
+        click.echo(f"without what was before: {exc.message}", err=True)
+    sys.stdout.flush()
+    run(_follow_all(wanted, seam, write))
+
+
+def _tell_past(wanted: Wanted, newest: int | None, seam: Seam | None, write: Write) -> None:
+    for event in history(wanted, newest=newest, seam=seam):
+        write(event)
+
+
+def _follow_one(job: str, wanted: Wanted, *, newest: int | None, write: Write) -> int:
+    """The same for one job, until its end."""
+    found, seam = run(_job_and_seam(job))
+    wanted, ends = replace(wanted, job=found), Wanted(job=found, types=_ENDS)
+    try:
+        _tell_past(wanted, newest, seam, write)
+        has_ended = any(True for _ in history(ends, newest=1, seam=seam))
+    except TransientError:  # no files here, and nobody to ask: the stream has what happened within a week
+        seam, has_ended = seam._replace(sequence=0), False
+    sys.stdout.flush()
+    return run(_follow_rest(found, wanted, None if has_ended else seam, write))
+
+
+async def _seam() -> Seam:
+    async with connected() as client:
+        return await client.seam()
+
+
+async def _job_and_seam(job: str) -> tuple[str, Seam]:
     from railbus.cli.job_names import find_job
 
     async with connected() as client:
         found = await find_job(client, job)
-        record = await follow_job(client, found.id, as_json=as_json, is_wanted=wanted.matches)
+        return found.id, await client.seam()
+
+
+async def _follow_rest(job: str, wanted: Wanted, seam: Seam | None, write: Write) -> int:
+    from railbus.cli.follow import follow_behind
+
+    async with connected() as client:
+        if seam is None:
+            (record,) = await client.wait([job])
+        else:
+            record = await follow_behind(client, job, seam.sequence, write=write, is_wanted=wanted.matches)
     return exit_codes.of_record(record)
 
 
-async def _follow_all(wanted: Wanted, write: Callable[[Mapping[str, object]], None]) -> None:
+async def _follow_all(wanted: Wanted, seam: Seam | None, write: Write) -> None:
     async with connected() as client:
-        async for event in client.follow_all():
+        async for event in client.follow_all(after=None if seam is None else seam.sequence):
             if wanted.matches(event):
                 write(event)
                 sys.stdout.flush()
 
 
-def _write_all(events: Iterable[Mapping[str, object]], write: Callable[[Mapping[str, object]], None]) -> None:
-    for event in events:
-        write(event)
+def _wanted(
+    types: tuple[str, ...], *, since: str | None, until: str | None, pattern: str | None, follow: bool
+) -> Wanted:
+    if follow and until is not None:
+        raise click.UsageError("--until says where to end, and -f not to")
+    return Wanted(types, _time_ns(since, "--since"), _time_ns(until, "--until"), _pattern(pattern))
 
 
-def _from_files(wanted: Wanted, *, newest: int | None) -> Iterator[dict[str, object]]:
-    """Events from the files of the root, or from telemetry where there are none; oldest first."""
-    from railbus_shared.log_reader import read_events, tail_events
-
-    layout = session().layout
-    if not layout.logs.is_dir():
-        found: Iterable[dict[str, object]] = run(_asked(wanted, limit=min(newest or _ASKED, _ASKED)))
-    elif newest is not None and wanted.pattern is None:
-        found = tail_events(layout, limit=newest, job=wanted.job, types=wanted.types, since_ns=wanted.since_ns)
-    else:
-        found = read_events(layout, job=wanted.job, types=wanted.types, since_ns=wanted.since_ns)
-    matching = (event for event in found if wanted.matches(event))
-    return iter(_last(matching, newest)) if newest is not None else matching
-
-
-def _last(events: Iterable[dict[str, object]], limit: int) -> Iterable[dict[str, object]]:
-    from collections import deque
-
-    return deque(events, maxlen=limit)
-
-
-async def _asked(wanted: Wanted, *, limit: int) -> tuple[dict[str, object], ...]:
-    from railbus_shared import clock
-    from railbus_shared.contracts.logs import QueryEvents
-
-    since = None if wanted.since_ns is None else clock.rfc3339(wanted.since_ns)
-    async with connected() as client:
-        query = QueryEvents(job=wanted.job, types=wanted.types, since=since, limit=limit)
-        return (await client.events(query)).events
-
-
-def _since_ns(text: str | None) -> int | None:
+def _time_ns(text: str | None, option: str) -> int | None:
     from railbus_shared import clock
 
     if text is None:
@@ -189,7 +210,7 @@ def _since_ns(text: str | None) -> int | None:
     except ValueError as exc:
         raise click.BadParameter(
             f"{text!r} is neither a period (90s, 30m, 2h, 3d) nor a day or time in UTC (2026-11-23T21:00:00Z)",
-            param_hint="--since",
+            param_hint=option,
         ) from exc
 
 
@@ -198,9 +219,3 @@ def _pattern(text: str | None) -> re.Pattern[str] | None:
         return None if text is None else re.compile(text, re.IGNORECASE)
     except re.error as exc:
         raise click.BadParameter(f"{text!r} is not a regular expression: {exc}", param_hint="--grep") from exc
-
-
-def _text(event: Mapping[str, object]) -> str:
-    import orjson
-
-    return orjson.dumps(event).decode()

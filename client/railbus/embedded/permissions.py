@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from railbus_shared.subjects import DEFAULT_PREFIX, PERSON_REPLY, SERVICE_INBOX, Subjects
+from railbus_shared.topology import event_consumer
 
 HUMAN: Final = "user"
 SERVICE_USERS: Final = ("device_manager", "dataloader", "runner", "telemetry")
@@ -149,6 +150,7 @@ def _of_service(name: str, role: _Role, subjects: Subjects) -> Permissions:
 
 def _asked(subjects: Subjects) -> tuple[str, ...]:
     """What people may be allowed to ask and to publish."""
+    writer = event_consumer(subjects)
     return (
         subjects.submit,
         *(subjects.request(area, ">") for area in _ASKED_BY_PEOPLE),
@@ -156,6 +158,7 @@ def _asked(subjects: Subjects) -> tuple[str, ...]:
         "$JS.API.INFO",
         *(f"$JS.API.STREAM.INFO.{stream}" for stream in (subjects.jobs_stream, *_readable(subjects))),
         *(f"$JS.API.DIRECT.GET.{stream}.>" for stream in _readable(subjects)),
+        f"$JS.API.CONSUMER.INFO.{writer.stream}.{writer.name}",  # up to where the log files go
     )
 
 

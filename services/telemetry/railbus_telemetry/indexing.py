@@ -49,12 +49,16 @@ def update(folder: Path, *, is_stopping: Callable[[], bool] = lambda: False, res
         start = 0 if known is None else known.closed_bytes
         stretches = [] if known is None else list(known.stretches)
         pieces = inflate.salvage(closed, start=start, damaged=lambda _: None)
-        for piece_stretch in _stretches(_at_leisure(pieces, rests=rests), start):
-            stretches.append(piece_stretch)
-            if is_stopping():
-                return False
+        try:
+            stretches += _stretches(_at_leisure(pieces, is_stopping, rests=rests), start)
+        except _Stopped:
+            return False
         DayIndex.of(closed, stretches).save(folder)
     return True
+
+
+class _Stopped(Exception):
+    """There is no time left to read on."""
 
 
 @contextlib.contextmanager
@@ -68,9 +72,11 @@ def _closed_log(folder: Path) -> Iterator[BinaryIO | None]:
         yield file
 
 
-def _at_leisure(pieces: Iterable[Piece], *, rests: bool) -> Iterator[Piece]:
+def _at_leisure(pieces: Iterable[Piece], is_stopping: Callable[[], bool], *, rests: bool) -> Iterator[Piece]:
     began_s = time.perf_counter()
     for piece in pieces:
+        if is_stopping():
+            raise _Stopped
         yield piece
         if rests:
             time.sleep(min(time.perf_counter() - began_s, _MAX_REST_S))

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
-from typing import Final, Literal
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
+from typing import Final, Literal, NamedTuple
 
 import nats.errors
 from nats.aio.msg import Msg
@@ -19,7 +19,9 @@ from railbus_shared import clock, wire
 from railbus_shared.bus.client import bus_errors
 from railbus_shared.bus.connection import Bus
 from railbus_shared.bus.reading import Stored, stored_after
-from railbus_shared.errors import BusUnavailable, NoResponder, RequestTimeout, WireError
+from railbus_shared.bus.topology import incarnation_of_store
+from railbus_shared.errors import BusUnavailable, NoResponder, NotFound, RequestTimeout, WireError
+from railbus_shared.topology import event_consumer
 from railbus_shared.waiting import is_set_within
 
 _POLL_S: Final = 1.0
@@ -28,14 +30,37 @@ _LOOKS_S: Final = (0.003, 0.01, 0.03, 0.1, 0.3)
 _FIRST_S: Final = 15.0  # NATS may be restarting just now
 
 
+class Seam(NamedTuple):
+    """Where the log files end and the stream goes on: the files hold every message up to it."""
+
+    incarnation: str
+    """Of the store whose sequences are meant."""
+    sequence: int
+
+    def is_behind(self, line: Mapping[str, object]) -> bool:
+        """Whether a line of the files is of a message behind the seam, which the stream gives as well."""
+        sequence = line.get("seq")
+        return line.get("incarnation") == self.incarnation and isinstance(sequence, int) and sequence > self.sequence
+
+
+async def seam(bus: Bus) -> Seam:
+    """The present one: up to where the writer of the logs has acknowledged everything, which is on disk then."""
+    incarnation = await incarnation_of_store(bus)
+    try:
+        return Seam(incarnation, await bus.acknowledged(event_consumer(bus.subjects)))
+    except NotFound:  # no telemetry service ever ran
+        return Seam(incarnation, 0)
+
+
 async def follow(
-    bus: Bus, subject: str, *, since: Literal["all", "new"] = "all"
+    bus: Bus, subject: str, *, since: Literal["all", "new"] = "all", after: int = 0
 ) -> AsyncGenerator[dict[str, object], None]:
     """Events on a subject, for ever, in the order of the stream; goes on after a restart of the server, without gaps.
 
+    All that the stream still has behind the sequence `after`, or only what is new.
     Raises BusUnavailable, NoResponder or RequestTimeout if the stream cannot be read within the first 15 s.
     """
-    sequence = 0 if since == "all" else await bus.last_sequence(bus.subjects.events_stream)
+    sequence = after if since == "all" else await bus.last_sequence(bus.subjects.events_stream)
     give_up_s: float | None = clock.boottime_s() + _FIRST_S
     while True:
         try:

@@ -61,6 +61,11 @@ async def check(bus: Bus, marker: Path) -> None:
             raise _missing(stream.name)
 
 
+async def incarnation_of_store(bus: Bus) -> str:
+    """That of the store which the bus is connected to; empty if nothing was created there yet."""
+    return (await _stream_metadata(bus, bus.subjects.jobs_stream) or {}).get(_INCARNATION, "")
+
+
 async def _incarnation(bus: Bus, wanted: Topology, known: dict[str, list[str]]) -> str:
     """The store's incarnation, made with the first stream if the store is new; compared with the marker's."""
     first = wanted.streams[0]
