@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import array
 import collections
+import contextlib
 import fcntl
 import os
 import random
@@ -190,3 +191,42 @@ def test_there_is_no_instant_at_which_a_kill_loses_or_doubles_a_line(tmp_path: P
         assert_each_once(numbers_in_closed_files(layout), acknowledged)
     assert status == 0
     assert instant > 40
+
+
+def numbers_by_zcat(layout: Layout) -> list[int]:
+    """What the shell's `zcat -f` gives, after another look where a line was just being appended."""
+    command = f"zcat -f {layout.logs}/*/*/*/trainer.log.jsonl*"
+    for _ in range(50):
+        done = subprocess.run(["/bin/sh", "-c", command], capture_output=True, check=False)
+        problems = done.stderr.splitlines()
+        assert all(problem.endswith(b"No such file or directory") for problem in problems), problems
+        with contextlib.suppress(orjson.JSONDecodeError):
+            return [orjson.loads(line)["number"] for line in done.stdout.splitlines()]
+    raise AssertionError("there is always a line that is not whole")
+
+
+def test_zcat_reads_all_lines_at_every_time_while_periods_close(tmp_path: Path) -> None:
+    layout = Layout(tmp_path)
+
+    def work(pipe: int) -> None:
+        writer = Writer(layout, 1)
+        while True:
+            os.write(pipe, ACK.pack(writer.step()))
+            writer.rotate_if_due()
+
+    pid, reading = forked(work)
+    try:
+        for rounds in range(1, 26):
+            while unread(reading) < rounds * ACK.size:
+                time.sleep(0.005)
+            acknowledged = unread(reading) // ACK.size * 5
+            looks = 0  # a shell that lists a folder while a period closes may see neither of the two files
+            while not set(range(1, acknowledged + 1)) <= set(numbers_by_zcat(layout)):
+                looks += 1
+                assert looks < 20
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        ended(pid, reading)
+    Writer(layout, 10**6).series.close_all()
+    names = [path.name for path in layout.logs.rglob("[!.]*") if path.is_file()]
+    assert names == ["trainer.log.jsonl.gz"] * len(list(layout.log_days()))
