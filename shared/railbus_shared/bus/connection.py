@@ -132,11 +132,7 @@ class Bus:
         """One attempt, bounded by `connect_timeout_s`; raises BusUnavailable or NotAuthorized."""
         settings = self._settings
         check_urls(settings.nats_url, insecure=settings.insecure)
-        if is_open(settings.nats_url):
-            logger.warning(
-                "the connection to NATS is not encrypted, and all that goes over it can be read and changed on its way",
-                extra={"url": without_password(settings.nats_url), "setting": "RAILBUS_INSECURE"},
-            )
+        _warn_of_open(settings.nats_url)
         seed = read_seed(settings.nats_key_file) if settings.nats_key_file is not None else None
         connecting = self._client.connect(
             urls_in(settings.nats_url),
@@ -392,3 +388,11 @@ class Bus:
                 transport.close()  # type: ignore[no-untyped-call]
                 async with asyncio.timeout(1):
                     await transport.wait_closed()  # type: ignore[no-untyped-call]
+
+
+def _warn_of_open(url: str) -> None:
+    if is_open(url):
+        logger.warning(
+            "the connection to NATS is not encrypted, and all that goes over it can be read and changed on its way",
+            extra={"url": without_password(url), "setting": "RAILBUS_INSECURE"},
+        )

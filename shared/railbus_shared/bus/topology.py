@@ -63,7 +63,8 @@ async def check(bus: Bus, marker: Path) -> None:
 
 async def incarnation_of_store(bus: Bus) -> str:
     """That of the store which the bus is connected to; empty if nothing was created there yet."""
-    return (await _stream_metadata(bus, bus.subjects.jobs_stream) or {}).get(_INCARNATION, "")
+    found = await _config_of(bus, bus.subjects.jobs_stream)
+    return ((found.metadata if found else None) or {}).get(_INCARNATION, "")
 
 
 async def _incarnation(bus: Bus, wanted: Topology, known: dict[str, list[str]]) -> str:
@@ -75,8 +76,7 @@ async def _incarnation(bus: Bus, wanted: Topology, known: dict[str, list[str]]) 
         if expected:
             raise _missing(first.name)
         await _create(bus, first, secrets.token_hex(8))
-        found = await _config_of(bus, first.name)
-    incarnation = ((found.metadata if found else None) or {}).get(_INCARNATION, "")
+    incarnation = await incarnation_of_store(bus)
     if expected and incarnation != expected:
         raise IncarnationMismatch(
             f"this NATS store is {incarnation!r}, but the root belongs to store {expected!r}",
