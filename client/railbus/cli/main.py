@@ -55,6 +55,10 @@ COMMANDS: Final[Mapping[str, Mapping[str, Entry]]] = {
         "devices": Entry("devices:devices", "List devices; take hosts and devices out of service."),
         "lease": Entry("lease:lease", "Hold devices by hand, for a command or a notebook."),
     },
+    "Deployments": {
+        "init": Entry("init:init", "Make keys, certificates and the configuration of NATS for a deployment."),
+        "keys": Entry("keys:keys", "List, add, revoke and replace keys of the bus."),
+    },
     "More": {
         "events": Entry("logs:events", "Every event as it is, from the log files or live."),
         "export": Entry("export:export", "Show a job in TensorBoard."),

@@ -68,6 +68,11 @@ class TlsFiles:
     def server_key(self) -> Path:
         return self.folder / "server.key"
 
+    @property
+    def made_for(self) -> Path:
+        """The names in the server's certificate."""
+        return self.folder / "server.names"
+
 
 def ensure_certificates(where: TlsFiles, hosts: Sequence[str]) -> bool:
     """Make what is missing, and a new certificate where the names differ or it ends soon; True if one was made.
@@ -89,9 +94,10 @@ def ensure_certificates(where: TlsFiles, hosts: Sequence[str]) -> bool:
             "x509", "-req", "-in", request, "-CA", where.authority, "-CAkey", where.authority_key, "-CAcreateserial",
             "-CAserial", folder / "serial", "-days", _SERVER_DAYS, "-sha256", "-extfile", extensions, "-out", signed
         )  # fmt: skip
+        where.made_for.unlink(missing_ok=True)
         files.write_whole(where.server_key, key.read_bytes(), mode=0o600)
         files.write_whole(where.server, signed.read_bytes())
-        files.write_whole(where.folder / "server.names", names.encode(), mode=0o600)  # last: it says that all is whole
+        files.write_whole(where.made_for, names.encode(), mode=0o600)  # last: it says that both belong together
     return True
 
 

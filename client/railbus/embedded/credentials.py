@@ -6,7 +6,9 @@ that clients stay valid over restarts. The server is told the public keys only.
 
 from __future__ import annotations
 
+import base64
 import binascii
+import contextlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +18,7 @@ from typing import Final, cast
 import nkeys
 
 from railbus_shared import files
-from railbus_shared.errors import ConfigError
+from railbus_shared.errors import ConfigError, shorten
 from railbus_shared.names import checked_id
 
 _FOLDER_MODE: Final = 0o700
@@ -47,10 +49,36 @@ def ensure_keys(folder: Path, users: Sequence[str]) -> dict[str, UserKey]:
 def _ensure_key(folder: Path, name: str) -> UserKey:
     path = folder / f"{checked_id(name, kind='user')}.nk"
     if not path.exists():
-        seed: bytes = nkeys.encode_seed(os.urandom(32), nkeys.PREFIX_BYTE_USER)
-        files.write_new(path, seed + b"\n", mode=_SEED_MODE)
+        with contextlib.suppress(FileExistsError):  # made by another one just now
+            files.write_new(path, _new_seed(), mode=_SEED_MODE)
     _check_private(path, wanted=_SEED_MODE)
     return UserKey(name, path, _public_key(path))
+
+
+def replace_key(folder: Path, name: str) -> UserKey:
+    """Another key in the place of the one of a user, in one step."""
+    path = folder / f"{checked_id(name, kind='user')}.nk"
+    files.write_whole(path, _new_seed(), mode=_SEED_MODE)
+    return UserKey(name, path, _public_key(path))
+
+
+def checked_public_key(text: str) -> str:
+    """The text, if it is the public key of a user; raises ConfigError."""
+    try:
+        raw = base64.b32decode(text + "=" * (-len(text) % 8))
+    except (binascii.Error, ValueError):
+        raw = b""
+    is_whole = len(raw) == 35 and binascii.crc_hqx(raw[:-2], 0) == int.from_bytes(raw[-2:], "little")
+    if not is_whole or raw[0] != nkeys.PREFIX_BYTE_USER:
+        raise ConfigError(
+            f"{shorten(text)} is not the public key of a NATS user", hint="it begins with U and has 56 characters"
+        )
+    return text
+
+
+def _new_seed() -> bytes:
+    seed: bytes = nkeys.encode_seed(os.urandom(32), nkeys.PREFIX_BYTE_USER)
+    return seed + b"\n"
 
 
 def _check_private(path: Path, *, wanted: int) -> None:

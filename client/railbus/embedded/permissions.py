@@ -26,7 +26,7 @@ SERVICE_USERS: Final = ("device_manager", "dataloader", "runner", "telemetry")
 USERS: Final = (*SERVICE_USERS, HUMAN)
 
 Role = Literal["user", "read-only", "submit-only"]
-"""Of a person: everything that people do; looking only; submitting only, and seeing nothing but the receipt."""
+"""Of a person: everything that people do; looking only; submitting only, and seeing no more than the receipt."""
 
 _ASKED_BY_PEOPLE: Final = ("jobs", "devices", "data", "telemetry")
 """Not `runner`: it obeys the device_manager, which alone knows what was placed where."""
@@ -190,4 +190,4 @@ def _of_person(role: Role, subjects: Subjects) -> Person:
             api = tuple(subject for subject in every.once if subject.startswith("$JS.API."))
             return Person((*asked, *api), every.many, every.told)
         case "submit-only":
-            return Person((subjects.submit, subjects.request("jobs", "submit")), (), ())
+            return Person((subjects.submit, subjects.request("jobs", "submit"), "$JS.API.INFO"), (), ())

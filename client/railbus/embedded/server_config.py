@@ -30,6 +30,7 @@ PERSON_ACCOUNT: Final = "PERSON_"
 CONTAINER_PORT: Final = 4222
 CONTAINER_HEALTH_PORT: Final = 8222
 CONTAINER_STORE: Final = Path("/data")
+CONTAINER_DEPLOY: Final = Path("/deploy")
 
 
 @dataclass(frozen=True)

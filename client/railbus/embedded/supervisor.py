@@ -21,9 +21,9 @@ from typing import Final, Literal
 
 from railbus.embedded import run_files
 from railbus.embedded.backoff import Backoff
-from railbus.embedded.credentials import UserKey, ensure_keys
+from railbus.embedded.members import Place, ensure_members
 from railbus.embedded.nats_server import NatsServer, find_server, is_free
-from railbus.embedded.permissions import HUMAN, USERS, policy
+from railbus.embedded.permissions import HUMAN
 from railbus.embedded.probe import last_words, probe
 from railbus.embedded.process import STOP_SIGNALS, Wakeup
 from railbus.embedded.run_files import BusFile, RunPaths, UpLock
@@ -79,7 +79,6 @@ class Supervisor:
         self._on_event = on_event
         self._wakeup = Wakeup()
         self._lock: UpLock | None = None
-        self._keys: dict[str, UserKey] = {}
         self._server: NatsServer | None = None
         self._server_backoff = Backoff()
         self._store_watch = StoreWatch(ServerFiles(self.paths.nats))
@@ -97,7 +96,7 @@ class Supervisor:
     @property
     def user_key_file(self) -> Path:
         """The human's credentials."""
-        return self._keys[HUMAN].seed_path
+        return self.paths.keys / f"{HUMAN}.nk"
 
     @property
     def health_urls(self) -> dict[str, str]:
@@ -193,12 +192,11 @@ class Supervisor:
     # --- starting ----------------------------------------------------------------------------------------------------
 
     def _start_server(self) -> None:
-        self._keys = ensure_keys(self.paths.keys, USERS)
-        granted = policy(self._options.subject_prefix)
-        where = ServerFiles(self.paths.nats)
+        where, place = ServerFiles(self.paths.nats), Place.of_root(self.paths.root)
 
         def configuration(port: int) -> bytes:
-            return render(where, port=port, name="railbus", keys=self._keys, policy=granted)
+            keys, granted = ensure_members(place, self._options.subject_prefix)  # as they are at this start
+            return render(where, port=port, name="railbus", keys=keys, policy=granted)
 
         binary = find_server()
         self._server = NatsServer(binary, where=where, render=configuration, port=self._options.nats_port)

@@ -352,6 +352,7 @@ class Bus:
             self._num_refused += 1
             if self._num_refused >= MAX_REFUSALS:
                 self._client.give_up()
+                self._closed.set()
         logger.warning("bus error", extra={"problem": self.problem})
 
     async def _disconnected(self) -> None:

@@ -58,7 +58,8 @@ async def follow(
     """Events on a subject, for ever, in the order of the stream; goes on after a restart of the server, without gaps.
 
     All that the stream still has behind the sequence `after`, or only what is new.
-    Raises BusUnavailable, NoResponder or RequestTimeout if the stream cannot be read within the first 15 s.
+    Raises BusUnavailable, NoResponder or RequestTimeout if the stream cannot be read within the first 15 s, and
+    NotAuthorized once the key is of no use any more.
     """
     sequence = after if since == "all" else await bus.last_sequence(bus.subjects.events_stream)
     give_up_s: float | None = clock.boottime_s() + _FIRST_S
@@ -101,6 +102,7 @@ async def _news(bus: Bus, subject: str) -> AsyncIterator[asyncio.Event]:
     async def hear(_: Msg) -> None:
         news.set()
 
+    bus.need_connection(subject)
     with bus_errors(subject):
         subscription = await bus.client.subscribe(subject, cb=hear)
     forget = bus.on_connection(lambda _: news.set())

@@ -59,6 +59,8 @@ class LargeReads(TcpTransport):
 
     async def connect(self, uri: ParseResult, buffer_size: int, connect_timeout: int) -> None:
         self._is_ending = False
+        if self._io_writer is not None:
+            self._io_writer.close()  # of an attempt that was refused; nats-py leaves it open
         await super().connect(uri, max(buffer_size, READ_BYTES), connect_timeout)
 
     async def read(self, buffer_size: int) -> bytes:

@@ -1,0 +1,142 @@
+"""`railbus keys`: who may join the bus."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, ParamSpec, TypeVar
+
+import click
+
+from railbus.cli.groups import DefaultGroup
+from railbus.cli.session import json_option, root_option, session
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from railbus.embedded.members import Place
+    from railbus.embedded.permissions import Role
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_BY_HAND: Final = "docker compose kill -s HUP nats && sleep 1 && docker compose kill -s HUP nats"
+
+
+def _deployment_option(command: Callable[P, R]) -> Callable[P, R]:
+    return click.option(
+        "--deployment",
+        "-d",
+        type=click.Path(path_type=Path, file_okay=False, exists=True),
+        metavar="DIR",
+        help="A folder of `railbus init`; without it, the keys of `railbus up` on the root.",
+    )(command)
+
+
+@click.group(cls=DefaultGroup)
+def keys() -> None:
+    """List, add, revoke and replace keys of the bus. A server of `railbus up` knows at once.
+
+    \b
+      railbus keys add ann                       her key is a file: give it to her, over a safe way
+      railbus keys add ben --public UABC...      he made it himself, and keeps the secret
+      railbus keys add wall --read-only          for a screen that only shows
+      railbus keys revoke ann                    cut at once
+    """
+
+
+@keys.command("list")
+@_deployment_option
+@json_option
+@root_option
+def list_keys(*, deployment: Path | None, as_json: bool) -> None:
+    """List who has a key, and what for."""
+    from railbus.cli.render import Column, print_json, show, to_console
+    from railbus.embedded.members import all_members
+
+    members = all_members(_place(deployment))
+    if as_json:
+        print_json([asdict(one) for one in members])
+        return
+    columns = (Column("NAME", "id"), Column("ROLE"), Column("SECRET"), Column("PUBLIC KEY", "id"))
+    rows = [[one.name, one.role, "here" if one.has_seed else "theirs", one.public] for one in members]
+    show(columns, rows, console=to_console())
+
+
+@keys.command()
+@click.argument("name")
+@click.option("--read-only", is_flag=True, help="Looks at jobs, devices, data and events, and changes nothing.")
+@click.option(
+    "--role", type=click.Choice(["user", "read-only", "submit-only"]), help="What for; `user` does all that people do."
+)
+@click.option("--public", metavar="KEY", help="Public key (`U…`) of someone who keeps the secret.")
+@_deployment_option
+@json_option
+@root_option
+def add(
+    *, name: str, read_only: bool, role: Role | None, public: str | None, deployment: Path | None, as_json: bool
+) -> None:
+    """Give a person a key of their own."""
+    from railbus.embedded.members import add as add_member
+
+    if read_only and role not in {None, "read-only"}:
+        raise click.UsageError(f"--read-only and --role {role} are not the same")
+    place = _place(deployment)
+    member = add_member(place, name, "read-only" if read_only else role or "user", public=public)
+    what = f"{name} has the key {place.seed(name)}" if member.has_seed else f"{name} may join with the key they have"
+    _tell(place, asdict(member), what, is_embedded=deployment is None, as_json=as_json)
+
+
+@keys.command()
+@click.argument("name")
+@_deployment_option
+@json_option
+@root_option
+def revoke(*, name: str, deployment: Path | None, as_json: bool) -> None:
+    """End a person's key, and cut whoever uses it."""
+    from railbus.embedded.members import revoke as revoke_member
+
+    place = _place(deployment)
+    was_there = revoke_member(place, name)
+    what = f"the key of {name} is of no use any more" if was_there else f"{name} has no key"
+    _tell(place, {"name": name, "revoked": was_there}, what, is_embedded=deployment is None, as_json=as_json)
+
+
+@keys.command()
+@click.argument("name")
+@_deployment_option
+@json_option
+@root_option
+def rotate(*, name: str, deployment: Path | None, as_json: bool) -> None:
+    """Replace the key of a person or a service; whoever holds the old one is cut."""
+    from railbus.embedded.members import rotate as rotate_member
+
+    place = _place(deployment)
+    member = rotate_member(place, name)
+    what = f"{name} has another key: {place.seed(name)}"
+    _tell(place, asdict(member), what, is_embedded=deployment is None, as_json=as_json)
+
+
+def _place(deployment: Path | None) -> Place:
+    from railbus.embedded.members import Place
+
+    return Place.of_root(session().layout.root) if deployment is None else Place.of_deployment(deployment)
+
+
+def _tell(place: Place, found: dict[str, object], what: str, *, is_embedded: bool, as_json: bool) -> None:
+    """Have the server know, and say what was done and what is left to do."""
+    from railbus.cli.render import print_json
+    from railbus.embedded.reloading import reload_embedded, write_accounts
+    from railbus.embedded.server_config import ServerFiles
+    from railbus_shared.settings import CommonSettings, load
+
+    write_accounts(place, load(CommonSettings).subject_prefix)
+    is_known = is_embedded and reload_embedded(ServerFiles(place.config.parent))
+    if as_json:
+        print_json({**found, "reloaded": is_known})
+        return
+    click.echo(what)
+    if not is_embedded:
+        click.echo(f"tell NATS: {_BY_HAND}", err=True)
+    elif not is_known:
+        click.echo("NATS does not run on this root; the next `railbus up` knows", err=True)

@@ -1,0 +1,182 @@
+"""Who has a key: every service and `user` always, and those who were added, with a role each, in `people.json`.
+
+Of a person the public key is what counts; the seed may be given away and removed. A change writes the new seed first,
+then `people.json`, and what the server reads last, each file whole; so whatever is killed in between, the same command
+again completes it, and no key that is not listed is ever let in.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, get_args
+
+from railbus.embedded.credentials import UserKey, checked_public_key, ensure_keys, replace_key
+from railbus.embedded.permissions import HUMAN, SERVICE_USERS, USERS, Policy, Role, policy
+from railbus_shared import files
+from railbus_shared.errors import ConfigError, Conflict, InvalidName, NotFound, shorten
+from railbus_shared.layout import Layout
+from railbus_shared.names import checked_id
+from railbus_shared.subjects import DEFAULT_PREFIX
+
+_ROLES: Final[tuple[Role, ...]] = get_args(Role)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where keys, the list of people and the server's configuration lie."""
+
+    keys: Path
+    people: Path
+    config: Path
+
+    @classmethod
+    def of_deployment(cls, folder: Path) -> Place:
+        return cls(folder / "keys", folder / "people.json", folder / "nats.conf")
+
+    @classmethod
+    def of_root(cls, root: Path) -> Place:
+        """Of `railbus up`."""
+        state = Layout(root).state
+        return cls(state / "keys", state / "people.json", state / "nats" / "nats.conf")
+
+    def seed(self, name: str) -> Path:
+        return self.keys / f"{name}.nk"
+
+
+@dataclass(frozen=True)
+class Member:
+    """One who may join the bus."""
+
+    name: str
+    role: str
+    """Of a person; `service` for those."""
+    public: str
+    has_seed: bool
+    """Whether the secret lies here as well."""
+
+
+@dataclass(frozen=True)
+class _Listed:
+    role: Role
+    public: str
+
+
+def ensure_members(place: Place, prefix: str = DEFAULT_PREFIX) -> tuple[dict[str, UserKey], Policy]:
+    """Keys of all, made where a service or `user` has none, and what they may do; raises ConfigError."""
+    listed = _read(place)
+    keys = ensure_keys(place.keys, USERS)
+    keys |= {name: UserKey(name, place.seed(name), one.public) for name, one in listed.items()}
+    return keys, policy(prefix, {HUMAN: "user", **{name: one.role for name, one in listed.items()}})
+
+
+def all_members(place: Place) -> list[Member]:
+    """Services first; raises NotFound where no keys have been made yet, ConfigError."""
+    _need_keys(place)
+    keys, granted = ensure_members(place)
+    listed = _read(place)
+    roles = {**dict.fromkeys(granted.services, "service"), **dict.fromkeys(granted.people, "user")}
+    roles |= {name: one.role for name, one in listed.items()}
+    return [Member(name, role, keys[name].public, place.seed(name).exists()) for name, role in roles.items()]
+
+
+def add(place: Place, name: str, role: Role, *, public: str | None = None) -> Member:
+    """Give a person a key, or let in one whose public key they have told; the same again changes nothing.
+
+    Raises Conflict for a name that has another key or role, InvalidName, NotFound, ConfigError.
+    """
+    checked_id(name, kind="user")
+    with _changing(place) as listed:
+        if name in USERS:
+            raise Conflict(f"{name!r} is a name of railbus's own", hint="take another one")
+        seed = place.seed(name)
+        if public is None:
+            known = listed[name].public if name in listed and not seed.exists() else ""
+            public = known or ensure_keys(place.keys, [name])[name].public
+        wanted = _Listed(role, checked_public_key(public))
+        if listed.get(name, wanted) != wanted:
+            raise Conflict(
+                f"{name!r} has a key already, as {listed[name].role}",
+                hint=f"`railbus keys revoke {name}` ends that one",
+            )
+        _write(place, {**listed, name: wanted})
+    return Member(name, role, public, seed.exists())
+
+
+def revoke(place: Place, name: str) -> bool:
+    """End a person's key, and remove its seed if it is here; False if there was none.
+
+    Raises Conflict for one that cannot be without a key.
+    """
+    with _changing(place) as listed:
+        if name in USERS:
+            raise Conflict(
+                f"{name!r} cannot be without a key", hint=f"`railbus keys rotate {name}` gives it another one"
+            )
+        _write(place, {other: one for other, one in listed.items() if other != name})
+        place.seed(checked_id(name, kind="user")).unlink(missing_ok=True)
+    return name in listed
+
+
+def rotate(place: Place, name: str) -> Member:
+    """Put another key in the place of one, whose holders are refused from then on; raises NotFound."""
+    with _changing(place) as listed:
+        if name not in USERS and name not in listed:
+            raise NotFound(f"nobody is called {name!r}", hint="`railbus keys list` shows who there is")
+        key = replace_key(place.keys, name)
+        if name in listed:
+            _write(place, {**listed, name: _Listed(listed[name].role, key.public)})
+    role = listed[name].role if name in listed else "user" if name == HUMAN else "service"
+    return Member(name, role, key.public, has_seed=True)
+
+
+@contextlib.contextmanager
+def _changing(place: Place) -> Iterator[dict[str, _Listed]]:
+    """One change at a time, of what is listed now."""
+    _need_keys(place)
+    fd = os.open(place.keys, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield _read(place)
+    finally:
+        os.close(fd)
+
+
+def _need_keys(place: Place) -> None:
+    if not place.keys.is_dir():
+        raise NotFound(
+            f"there are no keys in {str(place.keys)!r}",
+            hint="`railbus up` makes those of a root, `railbus init` those of a deployment",
+        )
+
+
+def _read(place: Place) -> dict[str, _Listed]:
+    try:
+        found = json.loads(place.people.read_bytes())
+        listed = {checked_id(name, kind="user"): _listed(one) for name, one in found.items()}
+    except FileNotFoundError:
+        return {}
+    except (ValueError, KeyError, TypeError, AttributeError, InvalidName) as exc:
+        raise ConfigError(f"{str(place.people)!r} is damaged: {exc!r}", hint="mend it, or restore a copy") from exc
+    if wrong := set(listed) & set(SERVICE_USERS):
+        raise ConfigError(f"{str(place.people)!r} names services: {sorted(wrong)}", hint="remove them there")
+    return listed
+
+
+def _listed(one: dict[str, object]) -> _Listed:
+    role, public = one["role"], str(one["public"])
+    for known in _ROLES:
+        if role == known:
+            return _Listed(known, checked_public_key(public))
+    raise ValueError(f"{shorten(role)} is no role")
+
+
+def _write(place: Place, listed: dict[str, _Listed]) -> None:
+    content = files.to_json({name: {"role": one.role, "public": one.public} for name, one in sorted(listed.items())})
+    if not place.people.exists() or place.people.read_bytes() != content:
+        files.write_whole(place.people, content, mode=0o600)

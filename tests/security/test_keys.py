@@ -1,0 +1,217 @@
+"""Keys on a running server: added, revoked and replaced by the command, and what their holders notice."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import nkeys
+import pytest
+
+from commands import environment, railbus_here
+from railbus.client import Client
+from railbus.deployment import deploy
+from railbus.embedded.members import Place, ensure_members
+from railbus.embedded.nats_server import NatsServer, find_server
+from railbus.embedded.run_files import RunPaths
+from railbus.embedded.server_config import ServerFiles, render
+from railbus_shared.bus import topology
+from railbus_shared.bus.connection import Bus
+from railbus_shared.errors import NotAuthorized
+from railbus_shared.settings import CommonSettings
+from until import PATIENCE_S, until
+
+
+class Root:
+    """A root whose NATS runs, as `railbus up` runs it."""
+
+    def __init__(self, folder: Path, server: NatsServer) -> None:
+        self.folder, self.server = folder, server
+        self.place = Place.of_root(folder)
+
+    def keys(self, *words: str) -> str:
+        done = railbus_here("--root", str(self.folder), "keys", *words, cwd=self.folder)
+        assert done.status == 0, done.err
+        return done.out
+
+    def settings(self, name: str) -> CommonSettings:
+        return CommonSettings(root=self.folder, nats_url=self.server.url, nats_key_file=self.place.seed(name))
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Iterator[Root]:
+    paths = RunPaths(tmp_path / "learning")
+    paths.make()
+    place, where = Place.of_root(paths.root), ServerFiles(paths.nats)
+
+    def content(port: int) -> bytes:
+        keys, granted = ensure_members(place)
+        return render(where, port=port, name="test", keys=keys, policy=granted)
+
+    server = NatsServer(find_server(), where=where, render=content, port=0)
+    server.start()
+    yield Root(paths.root, server)
+    server.stop()
+
+
+async def test_a_key_that_is_added_is_let_in_at_once_and_nobody_else_notices(root: Root) -> None:
+    async with (
+        Bus.open(root.settings("device_manager"), name="device_manager", service=True) as manager,
+        Bus.open(root.settings("user"), name="user") as user,
+    ):
+        await topology.ensure(manager, root.folder / "store.json")
+        for name in ("ann", "ben"):
+            root.keys("add", name)
+            async with Bus.open(root.settings(name), name=name) as bus:
+                await bus.check_jetstream()
+                reply = await bus.client.request("railbus.jobs.submit", b"{}", timeout=PATIENCE_S)
+                assert json.loads(reply.data)["stream"] == "RAILBUS_JOBS"
+        root.keys("revoke", "ben")
+        await user.client.request("railbus.jobs.submit", b"{}", timeout=PATIENCE_S)
+        assert await manager.last_sequence("RAILBUS_JOBS") == 3  # each was stored once, whatever was reloaded
+        assert (manager.generation, user.generation) == (0, 0)
+
+
+async def test_a_revoked_key_is_cut_and_its_clients_end_with_the_reason(root: Root) -> None:
+    root.keys("add", "ann")
+    async with Bus.open(root.settings("runner"), name="runner", service=True) as runner:
+        await topology.ensure(runner, root.folder / "store.json")
+    async with Client.connect(root.settings("ann")) as client:
+        asking = asyncio.ensure_future(anext(client.follow_all()))
+        watching = asyncio.ensure_future(client.bus.run())
+        await until(lambda: len(client.bus.client._subs) > 1)  # it listens to events
+        assert root.keys("revoke", "ann") == "the key of ann is of no use any more\n"
+        for task in (watching, asking):
+            with pytest.raises(NotAuthorized, match="knows this key no more"):
+                async with asyncio.timeout(PATIENCE_S):
+                    await task
+        with pytest.raises(NotAuthorized):
+            await client.devices()
+    assert not root.place.seed("ann").exists()
+    assert "ann" not in root.keys("list")
+
+
+def test_a_command_that_follows_exits_when_its_key_is_revoked(root: Root) -> None:
+    async def make() -> None:
+        async with Bus.open(root.settings("runner"), name="runner", service=True) as runner:
+            await topology.ensure(runner, root.folder / "store.json")
+
+    asyncio.run(make())
+    root.keys("add", "ann", "--read-only")
+    seed = root.place.seed("ann").read_text().strip()
+    env = environment({"RAILBUS_NATS_URL": root.server.url, "RAILBUS_NATS_KEY_FILE": str(root.place.seed("ann"))})
+    words = [sys.executable, "-m", "railbus.cli.main", "events", "--follow"]
+    with subprocess.Popen(words, cwd=root.folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        try:
+            asyncio.run(until(lambda: _num_connected(root) > 0))
+            root.keys("revoke", "ann")
+            out, err = process.communicate(timeout=PATIENCE_S)
+        finally:
+            process.kill()
+    assert process.returncode == 4, err
+    assert b"error[NOT_AUTHORIZED]" in err
+    assert seed.encode() not in out + err + Path(ServerFiles(root.place.config.parent).log).read_bytes()
+
+
+def _num_connected(root: Root) -> int:
+    """Established connections to the server, as the kernel lists them."""
+    here = f":{root.server.port:04X} 0"
+    return sum(here in line and " 01 " in line for line in Path("/proc/net/tcp").read_text().splitlines())
+
+
+async def test_a_key_that_was_replaced_is_refused_and_the_new_one_is_not(root: Root) -> None:
+    before = root.settings("user").nats_key_file
+    assert before is not None
+    old = root.folder / "old.nk"
+    old.write_bytes(before.read_bytes())
+    old.chmod(0o600)
+    for name in ("user", "runner"):
+        root.keys("rotate", name)
+        async with Bus.open(root.settings(name), name=name, service=name != "user") as bus:
+            await bus.check_jetstream()
+    with pytest.raises(NotAuthorized):
+        async with Bus.open(root.settings("user").model_copy(update={"nats_key_file": old}), name="old"):
+            pass
+
+
+async def test_who_made_a_key_keeps_the_secret(root: Root, tmp_path: Path) -> None:
+    seed = nkeys.encode_seed(bytes(range(32)), nkeys.PREFIX_BYTE_USER)
+    public = nkeys.from_seed(bytearray(seed)).public_key.decode()
+    root.keys("add", "ben", "--public", public)
+    mine = tmp_path / "mine.nk"
+    mine.write_bytes(seed)
+    mine.chmod(0o600)
+    async with Bus.open(root.settings("user").model_copy(update={"nats_key_file": mine}), name="ben") as bus:
+        await bus.check_jetstream()
+    assert not root.place.seed("ben").exists()
+    assert [one["has_seed"] for one in json.loads(root.keys("list", "--json")) if one["name"] == "ben"] == [False]
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (("add", "runner"), "CONFLICT"), (("add", "../ann"), "INVALID_NAME"), (("revoke", "user"), "CONFLICT"),
+        (("rotate", "nobody"), "NOT_FOUND"), (("add", "ann", "--public", "UABC"), "CONFIG_ERROR"),
+        (("add", "ann", "--public", "SU" + "A" * 56), "CONFIG_ERROR"), (("add", "zoe", "--read-only"), "CONFLICT"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_done_is_said_and_changes_nothing(tmp_path: Path, words: tuple[str, ...], code: str) -> None:
+    deploy(tmp_path)
+    done = railbus_here("keys", "add", "zoe", "-d", str(tmp_path), cwd=tmp_path)
+    assert done.status == 0, done.err
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    done = railbus_here("keys", *words, "-d", str(tmp_path), cwd=tmp_path)
+    assert (done.status != 0, f"error[{code}]" in done.err) == (True, True), done.err
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_a_deployment_keeps_its_keys_and_what_was_revoked_stays_so(tmp_path: Path) -> None:
+    folder = tmp_path / "deploy"
+    assert railbus_here("init", str(folder), "--tls", "--host", "nats.example.com", cwd=tmp_path).status == 0
+    added = railbus_here("keys", "add", "ann", "-d", str(folder), cwd=tmp_path)
+    assert (added.status, "docker compose" in added.err) == (0, True)
+    public = json.loads((folder / "people.json").read_bytes())["ann"]["public"]
+    assert public in (folder / "nats.conf").read_text()
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert not deploy(folder)
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    secrets = [path for path in folder.rglob("*") if path.suffix in {".nk", ".key"}]
+    assert len(secrets) == 8
+    assert {stat.S_IMODE(path.stat().st_mode) for path in (*secrets, folder / "people.json")} == {0o600}
+    railbus_here("keys", "revoke", "ann", "-d", str(folder), cwd=tmp_path)
+    deploy(folder)
+    assert public not in (folder / "nats.conf").read_text()
+    assert not (folder / "keys" / "ann.nk").exists()
+
+
+def test_a_change_that_was_cut_short_is_completed_by_the_same_command(tmp_path: Path) -> None:
+    """As a kill leaves it: the seed is there, or the list as well, and the server's configuration is the old one."""
+    deploy(tmp_path)
+    config = (tmp_path / "nats.conf").read_bytes()
+    railbus_here("keys", "add", "ann", "-d", str(tmp_path), cwd=tmp_path)
+    whole = (tmp_path / "nats.conf").read_bytes()
+    (tmp_path / "nats.conf").write_bytes(config)
+    railbus_here("keys", "add", "ann", "-d", str(tmp_path), cwd=tmp_path)
+    assert (tmp_path / "nats.conf").read_bytes() == whole
+    (tmp_path / "nats.conf").write_bytes(config)
+    (tmp_path / "people.json").unlink()
+    railbus_here("keys", "add", "ann", "-d", str(tmp_path), cwd=tmp_path)
+    assert (tmp_path / "nats.conf").read_bytes() == whole
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[]", '{"ann": {}}', '{"ann": {"role": "god", "public": "U"}}', '{"../x": {}}']
+)
+def test_a_damaged_list_is_refused_and_lets_nobody_in(tmp_path: Path, content: str) -> None:
+    deploy(tmp_path)
+    config = (tmp_path / "nats.conf").read_bytes()
+    (tmp_path / "people.json").write_text(content)
+    done = railbus_here("keys", "add", "ben", "-d", str(tmp_path), cwd=tmp_path)
+    assert (done.status, "people.json" in done.err) == (2, True), done.err
+    assert railbus_here("init", str(tmp_path), cwd=tmp_path).status == 2
+    assert (tmp_path / "nats.conf").read_bytes() == config
