@@ -25,8 +25,8 @@ SOURCES = sorted([*REPO.glob("shared/*/**/*.py"), *REPO.glob("services/*/*/**/*.
 CATALOGUE = REPO / "shared/railbus_shared/catalogue.py"
 AREAS = "|".join(sorted({told.area for told in EVENTS}))
 EVENT = re.compile(rf"(?:{AREAS})\.[a-z_]+")
-FILES = {"bus.json", "train.py"}
-"""What looks like a type and is a file."""
+NAMES = {"bus.json", "train.py", "service.name", "service.namespace", "host.name"}
+"""What looks like a type and is a file, or a word of OpenTelemetry."""
 HOSTS = {"host": f"runner.{HOST}", "area": f"data.{HOST}", "own": f"devices.{HOST}"}
 """Arguments that are made of the host's name, as the services call them."""
 
@@ -55,7 +55,7 @@ def calls(path: Path, *names: str) -> Iterator[ast.Call]:
 
 def told_by_the_sources() -> set[str]:
     """Every type of event that a source names, whole or as the end of one."""
-    found = {text for path in SOURCES if path != CATALOGUE for text in texts(path) if EVENT.fullmatch(text)} - FILES
+    found = {text for path in SOURCES if path != CATALOGUE for text in texts(path) if EVENT.fullmatch(text)} - NAMES
     for path in SOURCES:
         if path.parent.name == "checkpointing":
             ends = [call.args[0] for call in calls(path, "tell", "_tell") if call.args]

@@ -31,7 +31,8 @@ ENDS: Final = frozenset({"job.succeeded", "job.failed", "job.cancelled"})
 _OVER: Final = ENDS | {"job.requeued"}
 _HARMLESS: Final = frozenset({"ok", "preempted", "cancelled"})
 _MAX_EVENTS: Final = 128
-_AREAS: Final = frozenset({"job", "attempt", "checkpoint", "dataset", "app", "events"})
+AREAS: Final = ("job.", "attempt.", "checkpoint.", "dataset.", "app.", "events.")
+"""Beginnings of the types of events that spans are made of."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ class Span:
 
 def is_wanted(kind: str) -> bool:
     """Whether an event of this type is needed for spans."""
-    return kind.partition(".")[0] in _AREAS and kind not in BATCHED_TYPES
+    return kind.startswith(AREAS) and kind not in BATCHED_TYPES
 
 
 def spans_of(events: Iterable[Event]) -> list[Span]:

@@ -26,6 +26,7 @@ def export() -> None:
     \b
       railbus export tensorboard @last
       railbus export tensorboard -f j-77732b-1       as it trains
+      railbus export trace @last                     what took how long
     """
 
 
@@ -51,6 +52,63 @@ def tensorboard(*, job: str, follow: bool, to: Path, as_json: bool) -> int:
         return run(_follow(job, to, as_json=as_json))
     run(_export(job, to, as_json=as_json))
     return exit_codes.OK
+
+
+@export.command()
+@click.argument("job")
+@click.option("--format", "form", type=click.Choice(["perfetto", "otlp"]), default="perfetto", show_default=True,
+              help="For ui.perfetto.dev and chrome://tracing, or a line of OTLP JSON.")  # fmt: skip
+@click.option("--to", type=click.Path(path_type=Path, dir_okay=False, allow_dash=True), metavar="FILE",
+              help="By default JOB.trace.json; `-` is stdout.")  # fmt: skip
+@root_option
+def trace(*, job: str, form: str, to: Path | None) -> None:
+    """Write what took how long in a job, from its submission to its end, over an earlier file.
+
+    It is made of the job's events, so that no collector need run; one that does gets the same spans by itself, where
+    RAILBUS_TELEMETRY_OTLP_ENDPOINT is set. Of a job that goes on, what has not ended yet ends with the last event.
+
+    \b
+      railbus export trace @last
+      railbus export trace @last --format otlp --to - |
+        curl -sd @- -H 'content-type: application/json' http://127.0.0.1:4318/v1/traces
+    """
+    run(_export_trace(job, form, to))
+
+
+async def _export_trace(wanted: str, form: str, to: Path | None) -> None:
+    import orjson
+
+    from railbus.interchange import chrome_trace
+    from railbus_shared.errors import NotFound
+    from railbus_shared.files import write_whole
+    from railbus_shared.otlp import traces
+    from railbus_shared.spans import spans_of
+
+    job = await job_id(wanted)
+    spans = spans_of(await _facts(job))
+    if not spans:
+        raise NotFound(f"of job {job!r} nothing is written down", hint="give another --root, or start telemetry")
+    data = orjson.dumps(traces(spans) if form == "otlp" else chrome_trace(spans)) + b"\n"
+    path = to or Path(f"{job}.trace.json")
+    if str(path) == "-":
+        click.echo(data.decode(), nl=False)
+        return
+    write_whole(path.absolute(), data)
+    click.echo(path)
+    click.echo(f"{len(spans)} spans of trace {spans[0].context.trace_id}", err=True)
+
+
+async def _facts(job: str) -> list[dict[str, object]]:
+    """Events that spans are made of: of the files, or from telemetry, which gives the newest thousand."""
+    from railbus_shared.contracts.logs import QueryEvents
+    from railbus_shared.log_reader import read_events
+    from railbus_shared.spans import AREAS, is_wanted
+
+    layout = session().layout
+    if layout.logs.is_dir():
+        return [one for one in read_events(layout, job=job, types=AREAS) if is_wanted(str(one["type"]))]
+    async with connected() as client:
+        return list((await client.events(QueryEvents(job=job, types=AREAS, limit=1000))).events)
 
 
 async def _export(wanted: str, to: Path, *, as_json: bool) -> None:

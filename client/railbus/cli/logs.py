@@ -89,19 +89,34 @@ def logs(
 @click.option("--since", metavar="WHEN", help=_SINCE)
 @click.option("--until", metavar="WHEN", help=_UNTIL)
 @click.option("--type", "types", multiple=True, metavar="TYPE", help="Only types that begin so; may be repeated.")
+@click.option("--format", "form", type=click.Choice(["railbus", "cloudevents", "otlp"]), default="railbus",
+              help="As CloudEvents 1.0, or as log records of OpenTelemetry.")  # fmt: skip
 @json_option
 @root_option
-def events(*, follow: bool, since: str | None, until: str | None, types: tuple[str, ...], as_json: bool) -> None:
+def events(
+    *, follow: bool, since: str | None, until: str | None, types: tuple[str, ...], form: str, as_json: bool
+) -> None:
     """Every event as it is, one a line: all from the log files, or with -f those from now on.
 
     On a terminal each is cut to its width; with --json, and wherever else it is written to, it is JSON.
     """
     wanted = _wanted(types, since=since, until=until, pattern=None, follow=follow)
-    write = print_event if as_json or not sys.stdout.isatty() else EventLines(to_console()).write
+    is_json = as_json or form != "railbus" or not sys.stdout.isatty()
+    write = _printer(form) if is_json else EventLines(to_console()).write
     if follow and not since:
         run(_follow_all(wanted, None, write))
     else:
         _tell_all(wanted, newest=None, write=write, follow=follow)
+
+
+def _printer(form: str) -> Callable[[Mapping[str, object]], None]:
+    from railbus.interchange import cloud_event
+    from railbus_shared import otlp
+
+    if form == "railbus":
+        return print_event
+    said = cloud_event if form == "cloudevents" else lambda event: otlp.logs([event])
+    return lambda event: print_event(said(event))
 
 
 @click.command()

@@ -30,6 +30,7 @@ from railbus_telemetry.lines import Line, portions
 from railbus_telemetry.removing import Rules
 from railbus_telemetry.series import LogSeries
 from railbus_telemetry.settings import Settings
+from railbus_telemetry.traces import TraceExporter
 from railbus_telemetry.upkeep import Upkeep
 
 logger = logging.getLogger(__name__)
@@ -63,6 +64,13 @@ class TelemetryService:
         metrics = context.metrics
         self._lines = metrics.counter("log_lines_written", "Events appended to the log files.")
         self._doubles = metrics.counter("log_lines_skipped", "Events that were on disk already.")
+        self._traces = TraceExporter(
+            settings.otlp_endpoint,
+            headers={name: value.get_secret_value() for name, value in settings.otlp_headers.items()},
+            metrics=metrics,
+            incarnation=context.bus.incarnation,
+            layout=self._layout,
+        )
         self._append_seconds = metrics.histogram("log_append_seconds", "Time to append and flush a batch.")
         rules = Rules(settings.keep_days, settings.keep_bytes)
         self._upkeep = Upkeep(self._layout, rules, tell=context.telemetry.event, metrics=metrics)
@@ -83,8 +91,12 @@ class TelemetryService:
             gc.freeze()
             gc.set_threshold(_COLLECT_AFTER, 20, 20)
             async with asyncio.TaskGroup() as tasks:
-                rotating = tasks.create_task(self._rotate())
-                upkeep = tasks.create_task(self._upkeep.run(series, self._lock))
+                beside = [
+                    tasks.create_task(self._rotate()),
+                    tasks.create_task(self._upkeep.run(series, self._lock)),
+                ]
+                if self._settings.otlp_endpoint:
+                    beside.append(tasks.create_task(self._traces.run()))
                 await consume_batches(
                     self._context.bus,
                     event_consumer(self._context.bus.subjects),
@@ -95,7 +107,7 @@ class TelemetryService:
                     gap_s=_GAP_S,
                     hurry=self._hurry,
                 )
-                await end(rotating, upkeep)
+                await end(*beside)
             with self._closing_told():
                 await self._close()
             await self._upkeep.finish()
@@ -112,6 +124,8 @@ class TelemetryService:
         for lines in portions(messages, incarnation=incarnation, telemetry=producer, limit_bytes=_LINES_BYTES):
             if not await self._written(lines):
                 return False
+        if self._settings.otlp_endpoint:
+            self._traces.heed(deliveries)
         return True
 
     async def _written(self, lines: list[Line]) -> bool:

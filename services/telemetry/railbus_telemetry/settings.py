@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, SecretStr
 from pydantic_settings import SettingsConfigDict
 
 from railbus_shared.settings import HttpSettings
@@ -27,3 +27,8 @@ class Settings(HttpSettings):
     written to. No limit if it is not set."""
     batch: int = Field(default=256, ge=1, le=4096)
     """Messages taken from the stream at once; each write and flush to disk serves so many."""
+    otlp_endpoint: str = Field(default="", pattern=r"^(https?://.*)?$")
+    """An OpenTelemetry collector (OTLP over HTTP, for instance `http://127.0.0.1:4318`) that gets the trace of each job
+    when it has ended; none if empty."""
+    otlp_headers: dict[str, SecretStr] = Field(default_factory=dict)
+    """Headers for it, such as an authorization, as a JSON map."""

@@ -1,0 +1,177 @@
+"""Sends the trace of each job that has ended to an OpenTelemetry collector (`RAILBUS_TELEMETRY_OTLP_ENDPOINT`).
+
+It reads along what the log has taken already, and holds nothing up: it keeps the facts of jobs that are under way,
+within a bound, and makes spans of them when the job has ended. Of a job that began before this process did, it reads
+the facts in the log. Traces wait in a queue for the collector; one that is full, or a collector that refuses, costs
+traces, which are counted, and which `railbus export trace` can still make of the log.
+Source: https://opentelemetry.io/docs/specs/otlp/#otlphttp.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping
+from http import HTTPStatus
+from typing import Final
+
+import aiohttp
+import orjson
+
+from railbus_shared import clock
+from railbus_shared.bus.consume import Delivery
+from railbus_shared.bus.follow import events_in
+from railbus_shared.layout import Layout
+from railbus_shared.log_reader import read_events
+from railbus_shared.metrics import Metrics
+from railbus_shared.otlp import traces
+from railbus_shared.spans import AREAS, ENDS, Span, is_wanted, spans_of
+
+logger = logging.getLogger(__name__)
+
+_PATH: Final = "/v1/traces"
+_EARLIER_NS: Final = 7 * 86_400 * clock.NS_PER_S
+_MAX_HELD_BYTES: Final = 32 << 20  # of messages of jobs under way
+_MAX_WAITING: Final = 1000
+_TOGETHER: Final = 50
+_LINGER_S: Final = 1.0  # after a job's end, for what others have to tell of it
+_TIMEOUT: Final = aiohttp.ClientTimeout(total=10)
+_TRIES: Final = 5
+_FIRST_WAIT_S: Final = 0.5
+_AGAIN: Final = frozenset(
+    {
+        HTTPStatus.TOO_MANY_REQUESTS,
+        HTTPStatus.BAD_GATEWAY,
+        HTTPStatus.SERVICE_UNAVAILABLE,
+        HTTPStatus.GATEWAY_TIMEOUT,
+    }
+)
+"""What the protocol says may be sent again."""
+
+Event = Mapping[str, object]
+
+
+class JobsUnderWay:
+    """Facts of jobs that have not ended, the oldest given up where they are too many."""
+
+    def __init__(self, *, max_bytes: int = _MAX_HELD_BYTES) -> None:
+        self._max_bytes = max_bytes
+        self._held: OrderedDict[str, list[tuple[int, Event]]] = OrderedDict()
+        self._ended: OrderedDict[str, list[Event]] = OrderedDict()
+        self._size = 0
+        self.given_up = 0
+
+    def heed(self, event: Event, *, size: int) -> list[Event] | None:
+        """Keep an event; all of its job if the job has ended with it, and what is told of it afterwards joins them."""
+        job, kind = event.get("job"), str(event.get("type"))
+        if not isinstance(job, str) or not is_wanted(kind) or kind == "job.rejected":
+            return None
+        if job in self._ended:
+            self._ended[job].append(event)
+            return None
+        self._held.setdefault(job, []).append((size, event))
+        self._size += size
+        if event["type"] in ENDS:
+            self._ended[job] = [one for _, one in self._taken(job)]
+            if len(self._ended) > _MAX_WAITING:
+                self._ended.popitem(last=False)
+            return self._ended[job]
+        while self._size > self._max_bytes:
+            self._taken(next(iter(self._held)))
+            self.given_up += 1
+        return None
+
+    def _taken(self, job: str) -> list[tuple[int, Event]]:
+        held = self._held.pop(job)
+        self._size -= sum(size for size, _ in held)
+        return held
+
+
+class TraceExporter:
+    """One collector, and what waits for it."""
+
+    def __init__(
+        self, endpoint: str, *, headers: Mapping[str, str], metrics: Metrics, incarnation: str, layout: Layout
+    ) -> None:
+        self._url = endpoint.rstrip("/") + ("" if endpoint.rstrip("/").endswith(_PATH) else _PATH)
+        self._headers = {"content-type": "application/json", **headers}
+        self._incarnation = incarnation
+        self._layout = layout
+        self._jobs = JobsUnderWay()
+        self._waiting: asyncio.Queue[list[Event]] = asyncio.Queue(_MAX_WAITING)
+        self._sent = metrics.counter("traces_exported", "Traces of jobs that the collector has taken.")
+        self._lost = metrics.counter("traces_dropped", "Traces of jobs that no collector got, by reason.", "reason")
+
+    def heed(self, deliveries: Iterable[Delivery]) -> None:
+        """Read along; never waits and never fails for what a message says."""
+        for delivery in deliveries:
+            area, _, what = delivery.subject.partition(".evt.")[2].partition(".")
+            if not is_wanted(f"{area}.{what.rpartition('.')[2]}"):
+                continue
+            for event in events_in(delivery.data):
+                told = {**event, "incarnation": self._incarnation}
+                self._take(self._jobs.heed(told, size=len(delivery.data)))
+
+    async def run(self) -> None:
+        """Send until cancelled."""
+        async with aiohttp.ClientSession(timeout=_TIMEOUT) as session:
+            while True:
+                jobs = [await self._waiting.get()]
+                await asyncio.sleep(_LINGER_S)
+                while len(jobs) < _TOGETHER and not self._waiting.empty():
+                    jobs.append(self._waiting.get_nowait())
+                spans = [span for events in jobs for span in await self._spans_of(events)]
+                if spans:
+                    await self._send(session, orjson.dumps(traces(spans)), count=len(jobs))
+
+    async def _spans_of(self, events: list[Event]) -> list[Span]:
+        try:
+            if not any(event["type"] == "job.queued" for event in events):
+                events = [*events, *await asyncio.to_thread(self._earlier, events[0])]
+            return spans_of(events)
+        except (KeyError, TypeError, ValueError):  # an event that is none, which the log has refused
+            logger.warning("a trace cannot be made", exc_info=True)
+            self._lost.labels("malformed").inc()
+            return []
+
+    def _earlier(self, event: Event) -> list[Event]:
+        since_ns = clock.parse_rfc3339(str(event["time"])) - _EARLIER_NS
+        found = read_events(self._layout, job=str(event["job"]), types=AREAS, since_ns=since_ns)
+        return [one for one in found if is_wanted(str(one["type"]))]
+
+    def _take(self, events: list[Event] | None) -> None:
+        if self._jobs.given_up:
+            self._lost.labels("held").inc(self._jobs.given_up)
+            self._jobs.given_up = 0
+        if events is None:
+            return
+        try:
+            self._waiting.put_nowait(events)
+        except asyncio.QueueFull:
+            self._lost.labels("queue_full").inc()
+
+    async def _send(self, session: aiohttp.ClientSession, body: bytes, *, count: int) -> None:
+        wait_s = _FIRST_WAIT_S
+        for turn in range(_TRIES):
+            problem = await self._refusal(session, body)
+            if problem == "":
+                self._sent.inc(count)
+                return
+            if problem is None or turn == _TRIES - 1:
+                break
+            logger.info("collector does not take traces now", extra={"url": self._url, "problem": problem})
+            await asyncio.sleep(wait_s)
+            wait_s *= 2
+        self._lost.labels("refused" if problem is None else "unreachable").inc(count)
+        logger.warning("traces lost", extra={"url": self._url, "traces": count})
+
+    async def _refusal(self, session: aiohttp.ClientSession, body: bytes) -> str | None:
+        """Why the collector has not taken it, if it may be asked again; None if it never will; empty if it has."""
+        try:
+            async with session.post(self._url, data=body, headers=self._headers) as response:
+                if response.ok:
+                    return ""
+                return f"HTTP {response.status}" if response.status in _AGAIN else None
+        except (aiohttp.ClientError, TimeoutError, OSError) as exc:
+            return str(exc) or type(exc).__name__
