@@ -58,7 +58,6 @@ class Upkeep:
 
     async def run(self, series: LogSeries, lock: asyncio.Lock) -> None:
         """Until cancelled; `lock` is held by whoever uses the series."""
-        await asyncio.to_thread(removing.sweep, self._layout)
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._index())
@@ -103,13 +102,20 @@ class Upkeep:
 
     async def _remove(self, series: LogSeries, lock: asyncio.Lock) -> None:
         while True:
-            for one in await self._outdated(series):
-                async with lock:
-                    aside = await asyncio.to_thread(series.set_aside, one.day.day)
-                if aside is not None:
-                    self._report(one)
-                    await asyncio.to_thread(shutil.rmtree, aside)
+            try:
+                await asyncio.to_thread(removing.sweep, self._layout)
+                for one in await self._outdated(series):
+                    await self._remove_day(one, series, lock)
+            except OSError as exc:  # the disk fails; what is left over is swept at the next look
+                logger.error("a log cannot be removed", extra={"problem": str(exc)})  # noqa: TRY400 - no bug
             await asyncio.sleep(self._look_s)
+
+    async def _remove_day(self, one: Outdated, series: LogSeries, lock: asyncio.Lock) -> None:
+        async with lock:
+            aside = await asyncio.to_thread(series.set_aside, one.day.day)
+        if aside is not None:
+            self._report(one)
+            await asyncio.to_thread(shutil.rmtree, aside)
 
     async def _outdated(self, series: LogSeries) -> list[Outdated]:
         days = await asyncio.to_thread(removing.measured, self._layout)
