@@ -6,7 +6,9 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PEERS := .venv-peers
 
-.PHONY: demo test soak check bench bench-peers bench-ray bench-loggers docs schemas clean
+LOCKER := .venv-lock
+
+.PHONY: demo test compose-test lock soak check bench bench-peers bench-ray bench-loggers docs schemas clean
 
 demo: $(READY)
 	$(BIN)/railbus demo
@@ -14,9 +16,18 @@ demo: $(READY)
 # A test may take 20 s where one is run by hand; beside another one, with coverage on, it is given longer.
 test: $(READY)
 	$(BIN)/python -m coverage erase
-	$(BIN)/python -m coverage run -m pytest -n 2 --dist worksteal --timeout 60
+	$(BIN)/python -m coverage run -m pytest -n 2 --dist worksteal --timeout 60 -m 'not docker'
 	$(BIN)/python -m coverage combine --quiet
 	$(BIN)/python -m coverage report --skip-covered --skip-empty | tail -n 40
+
+# The stack of compose.yaml for real. Makes a Docker engine where there is none, for which it must be root.
+compose-test: $(READY)
+	PYTHON=$(BIN)/python ci/docker/run
+
+# What the images install, by hash; uv resolves it, in an environment of its own.
+lock:
+	test -x $(LOCKER)/bin/uv || ($(PYTHON) -m venv $(LOCKER) && $(LOCKER)/bin/python -m pip install --quiet uv==0.13.9)
+	$(PYTHON) ci/lock $(LOCKER)/bin/uv
 
 # What takes minutes and 45 GB of disk: 20 GB of data through a cache of 2 GB, 10,000 histories of a simulated cluster.
 soak: $(READY)
