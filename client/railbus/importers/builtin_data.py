@@ -1,7 +1,7 @@
 """Real data that ships with us and with Python, so that examples work offline.
 
-`digits.csv.gz` is the test part of "Optical Recognition of Handwritten Digits" by E. Alpaydin and C. Kaynak (UCI Machine
-Learning Repository, CC BY 4.0): a line for each image, 64 brightnesses from 0 to 16 row by row, then the digit.
+`digits.csv.gz` is the test part of "Optical Recognition of Handwritten Digits" by E. Alpaydin and C. Kaynak (UCI
+Machine Learning Repository, CC BY 4.0): a line for each image, 64 brightnesses from 0 to 16 row by row, then the digit.
 """
 
 from __future__ import annotations
