@@ -91,9 +91,11 @@ def test_nats_has_no_power_and_no_key(stack: Stack) -> None:
         ["CapBnd:", "0" * 16],
         ["NoNewPrivs:", "1"],
     ]
-    config = stack.compose("exec", "-T", "nats", "cat", "/etc/nats/railbus.conf")
+    assert stack.compose("exec", "-T", "nats", "sh", "-c", "ls /deploy/keys 2>&1 || true").endswith("Permission denied")
+    config = stack.compose("exec", "-T", "nats", "cat", "/deploy/nats.conf")
     assert not any(stack.seed(path.stem) in config for path in (stack.deploy / "keys").glob("*.nk"))
-    assert {mount["Destination"] for mount in stack.inspect("nats")["Mounts"]} == {"/data", "/etc/nats/railbus.conf"}
+    mounts = {mount["Destination"]: mount["RW"] for mount in stack.inspect("nats")["Mounts"]}
+    assert mounts == {"/data": True, "/deploy": False}
 
 
 def test_the_keys_lie_beside_the_checkout_and_each_belongs_to_who_uses_it(stack: Stack) -> None:
@@ -124,6 +126,21 @@ def test_strangers_are_refused(stack: Stack) -> None:
     password = {"user": "railbus", "pass": "railbus"}
     for credentials in ({}, {"seed": stranger}, password):
         assert _connected(stack, **credentials) == "-ERR 'Authorization Violation'"
+
+
+async def test_a_person_is_let_in_and_shut_out_while_it_runs(stack: Stack) -> None:
+    def keys(*words: str) -> None:
+        stack.compose("run", "--rm", "-T", "--no-deps", "init", "railbus", "keys", *words, "--deployment", "/deploy")
+        for _ in range(2):  # the first reload brings an account without what it imports
+            stack.compose("kill", "-s", "HUP", "nats")
+
+    keys("add", "ann")
+    assert (stack.deploy / "keys" / "ann.nk").stat().st_uid == stack.deploy.stat().st_uid
+    seed = stack.seed("ann")
+    await until(lambda: _connected(stack, seed=seed) == "PONG")
+    keys("revoke", "ann")
+    await until(lambda: _connected(stack, seed=seed) == "-ERR 'Authorization Violation'")
+    assert _connected(stack, seed=stack.seed()) == "PONG"
 
 
 # --- what it does ----------------------------------------------------------------------------------------------------
