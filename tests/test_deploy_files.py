@@ -1,4 +1,4 @@
-"""The files for Compose, systemd and Kubernetes are well-formed and name settings, ports, images and keys that exist."""
+"""Files for Compose, systemd and Kubernetes are well-formed and name settings, ports, images and keys that exist."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def _settings(service: str) -> type[BaseSettings]:
 
 
 def _variables() -> set[str]:
-    classes = (CommonSettings, *map(_settings, SERVICE_USERS))
+    classes: tuple[type[BaseSettings], ...] = (CommonSettings, *map(_settings, SERVICE_USERS))
     return {f"{of.model_config.get('env_prefix')}{name}".upper() for of in classes for name in of.model_fields}
 
 
