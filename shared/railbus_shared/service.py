@@ -27,6 +27,7 @@ from railbus_shared.bus.sink import BusSink
 from railbus_shared.errors import ConfigError, NotFound, RailbusError, TransientError, shorten
 from railbus_shared.metrics import Metrics, version
 from railbus_shared.settings import CommonSettings, HttpSettings, without_password
+from railbus_shared.store_marker import marker_path
 from railbus_shared.telemetry import LearningTelemetry
 from railbus_shared.waiting import end, is_set_within
 
@@ -182,7 +183,7 @@ class _Life:
 
     @property
     def _marker(self) -> Path:
-        return self._common.layout.state / "store.json"
+        return marker_path(self._common.layout)
 
     async def _work(self, service: Service, url: str) -> None:
         """Answer and run until the service has drained; what it still holds when its grace is over is abandoned."""

@@ -35,6 +35,7 @@ from railbus_shared.errors import (
     TransientError,
 )
 from railbus_shared.settings import CommonSettings
+from railbus_shared.store_marker import read_marker, write_marker
 from railbus_shared.topology import event_consumer
 from rawnats import RawClient
 from servers import Server
@@ -435,3 +436,34 @@ async def test_a_queue_that_is_full_refuses_what_comes_with_a_code_and_takes_it_
     assert sum(isinstance(one, QueueFull) for one in told) == 5
     await jetstream.purge_stream(name)
     await bus.publish(Outgoing(bus.subjects.submit, b"{}", "job-7"))
+
+
+async def test_a_store_that_was_restored_is_accepted_whole_and_renewed_once(bus: Bus, tmp_path: Path) -> None:
+    first_host, second_host = tmp_path / "first.json", tmp_path / "second.json"
+    for marker in (first_host, second_host):
+        await topology.ensure(bus, marker)
+    old = bus.incarnation
+    write_marker(first_host, read_marker(first_host).restored(joins=False))
+    unread = first_host.read_bytes()
+    await topology.ensure(bus, first_host)
+    renewed = bus.incarnation
+    assert renewed != old
+    first_host.write_bytes(unread)  # as another service of this root has read it, which starts at the same time
+    await topology.ensure(bus, first_host)
+    assert bus.incarnation == renewed
+    await topology.check(bus, first_host)
+    with pytest.raises(IncarnationMismatch, match="railbus restore"):
+        await topology.ensure(bus, second_host)
+    write_marker(second_host, read_marker(second_host).restored(joins=True))
+    await topology.ensure(bus, second_host)
+    assert bus.incarnation == renewed == read_marker(second_host).incarnation
+
+
+async def test_a_store_that_was_restored_without_a_stream_is_refused(bus: Bus, tmp_path: Path) -> None:
+    marker = tmp_path / "store.json"
+    await topology.ensure(bus, marker)
+    for stream in (bus.subjects.events_stream, bus.subjects.jobs_stream):
+        write_marker(marker, read_marker(marker).restored(joins=False))
+        await bus.client.jetstream().delete_stream(stream)
+        with pytest.raises(StoreMissing, match=stream):
+            await topology.ensure(bus, marker)

@@ -58,6 +58,7 @@ COMMANDS: Final[Mapping[str, Mapping[str, Entry]]] = {
     "Deployments": {
         "init": Entry("init:init", "Make keys, certificates and the configuration of NATS for a deployment."),
         "keys": Entry("keys:keys", "List, add, revoke and replace keys of the bus."),
+        "restore": Entry("restore:restore", "Accept a store of NATS that was put back from a backup."),
     },
     "More": {
         "events": Entry("logs:events", "Every event as it is, from the log files or live."),

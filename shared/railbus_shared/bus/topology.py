@@ -2,7 +2,7 @@
 
 The store's incarnation is a random id in the metadata of the stream of jobs. A root keeps it in a marker file, with the
 names of the streams that existed: another incarnation, or a stream that is gone, means that the store was wiped or
-restored, and is refused until a person says so (`railbus up --new-store`).
+restored, and is refused until a person says so (`railbus up --new-store`, `railbus restore`).
 
 In a cluster every stream has as many copies as `RAILBUS_REPLICAS` says. One that has fewer is given more, and never
 fewer than it has: services that were told differently would else undo each other's work.
@@ -11,7 +11,6 @@ fewer than it has: services that were told differently would else undo each othe
 from __future__ import annotations
 
 import logging
-import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -20,12 +19,11 @@ from typing import Final
 
 import nats.js.api as js
 import nats.js.errors
-import orjson
 
-from railbus_shared import files
 from railbus_shared.bus.client import bus_errors
 from railbus_shared.bus.connection import Bus
 from railbus_shared.errors import BadSetting, IncarnationMismatch, StoreMissing
+from railbus_shared.store_marker import StoreMarker, new_incarnation, read_marker, write_marker
 from railbus_shared.topology import Consumer, Stream, Topology, topology
 
 logger = logging.getLogger(__name__)
@@ -40,13 +38,15 @@ async def ensure(bus: Bus, marker: Path) -> None:
     Raises StoreMissing, IncarnationMismatch, BusUnavailable.
     """
     wanted = topology(bus.subjects, replicas=bus.replicas)
-    known = _read_marker(marker)
+    known = read_marker(marker)
     bus.incarnation = await _incarnation(bus, wanted, known)
     for stream in wanted.streams:
-        await _ensure_stream(bus, stream, expected=stream.name in known.get("streams", []))
+        await _ensure_stream(bus, stream, known)
     for consumer in wanted.consumers:
         await _ensure_consumer(bus, consumer)
-    _write_marker(marker, bus.incarnation, wanted)
+    if known.streams and not known.incarnation:
+        logger.warning("store accepted", extra={"incarnation": bus.incarnation, "renewed": bool(known.renewed)})
+    write_marker(marker, StoreMarker(bus.incarnation, tuple(stream.name for stream in wanted.streams)))
 
 
 async def check(bus: Bus, marker: Path) -> None:
@@ -54,10 +54,10 @@ async def check(bus: Bus, marker: Path) -> None:
 
     Raises StoreMissing, IncarnationMismatch, BusUnavailable, RequestTimeout.
     """
-    wanted, known = topology(bus.subjects), _read_marker(marker)
-    await _incarnation(bus, wanted, {"incarnation": [bus.incarnation]})
+    wanted, known = topology(bus.subjects), read_marker(marker)
+    await _incarnation(bus, wanted, replace(known, incarnation=bus.incarnation, renewed=""))
     for stream in wanted.streams:
-        if stream.name in known.get("streams", []) and await _config_of(bus, stream.name) is None:
+        if stream.name in known.streams and await _config_of(bus, stream.name) is None:
             raise _missing(stream.name)
 
 
@@ -67,35 +67,33 @@ async def incarnation_of_store(bus: Bus) -> str:
     return ((found.metadata if found else None) or {}).get(_INCARNATION, "")
 
 
-async def _incarnation(bus: Bus, wanted: Topology, known: dict[str, list[str]]) -> str:
+async def _incarnation(bus: Bus, wanted: Topology, known: StoreMarker) -> str:
     """The store's incarnation, made with the first stream if the store is new; compared with the marker's."""
-    first = wanted.streams[0]
-    expected = (known.get("incarnation") or [""])[0]
+    first, expected = wanted.streams[0], known.incarnation
     found = await _config_of(bus, first.name)
     if found is None:
-        if expected:
+        if expected or first.name in known.streams:
             raise _missing(first.name)
-        await _create(bus, first, secrets.token_hex(8))
-    incarnation = await incarnation_of_store(bus)
+        await _create(bus, first, new_incarnation())
+    incarnation = known.renewed or await incarnation_of_store(bus)
     if expected and incarnation != expected:
         raise IncarnationMismatch(
             f"this NATS store is {incarnation!r}, but the root belongs to store {expected!r}",
-            hint="connect to the right server, restore its store, or start a new one with `railbus up --new-store`",
+            hint="connect to the right server; `railbus restore` after a restore, `railbus up --new-store` for a new store",
         )
     return incarnation
 
 
-async def _ensure_stream(bus: Bus, stream: Stream, *, expected: bool) -> None:
+async def _ensure_stream(bus: Bus, stream: Stream, known: StoreMarker) -> None:
     found = await _config_of(bus, stream.name)
     if found is None:
-        if expected:
+        if stream.name in known.streams:
             raise _missing(stream.name)
         await _create(bus, stream, bus.incarnation)
         return
     has = found.num_replicas or 1
-    config = _config(
-        replace(stream, replicas=max(has, stream.replicas)), (found.metadata or {}).get(_INCARNATION, bus.incarnation)
-    )
+    incarnation = known.renewed or (found.metadata or {}).get(_INCARNATION, bus.incarnation)
+    config = _config(replace(stream, replicas=max(has, stream.replicas)), incarnation)
     with _replication_errors(bus, stream):
         await bus.client.jetstream().update_stream(config)
     if has < stream.replicas:
@@ -177,21 +175,3 @@ def _missing(name: str) -> StoreMissing:
         f"stream {name!r} existed and is gone from the NATS store",
         hint="restore the store, or start a new one with `railbus up --new-store`",
     )
-
-
-def _read_marker(marker: Path) -> dict[str, list[str]]:
-    try:
-        found = orjson.loads(marker.read_bytes())
-        return {"incarnation": [str(found["incarnation"])], "streams": [str(name) for name in found["streams"]]}
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, KeyError, TypeError) as exc:
-        raise IncarnationMismatch(f"marker {str(marker)!r} is damaged: {exc}", hint="remove it") from exc
-
-
-def _write_marker(marker: Path, incarnation: str, wanted: Topology) -> None:
-    marker.parent.mkdir(parents=True, exist_ok=True)
-    names = [stream.name for stream in wanted.streams]
-    content = files.to_json({"incarnation": incarnation, "streams": names})
-    if not marker.exists() or marker.read_bytes() != content:
-        files.write_whole(marker, content)
