@@ -11,7 +11,7 @@ import collections
 import contextlib
 import random
 import subprocess
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -238,15 +238,18 @@ class Cluster:
         assert not found, f"{when}, seed {self.seed}: {found}\n{self.telemetry.output()[-4000:]}"
 
 
-async def die_at(found: Cluster, instant: str) -> None:
-    """Telemetry runs until it comes to the instant; periods are closed meanwhile, if that is where it is to die."""
+async def die_at(found: Cluster, instant: str, *, close: Callable[[], Awaitable[None]] | None = None) -> None:
+    """Telemetry runs until it comes to the instant; periods are closed meanwhile, if that is where it is to die.
+
+    `close` has one closed; by default a flush is asked for.
+    """
     found.telemetry.kill()
     found.telemetry.start(**{dying_telemetry.DIES_AT: instant})
     closes = instant.partition(":")[0] in dying_telemetry.CLOSING
 
     async def has_died() -> bool:
         if closes and found.telemetry.is_alive:
-            await found.flush()
+            await (close or found.flush)()
         return not found.telemetry.is_alive
 
     try:

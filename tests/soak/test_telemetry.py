@@ -38,16 +38,21 @@ async def test_thirty_kills_and_all_else_at_once_lose_and_double_nothing(tmp_pat
         async with cluster(tmp_path, server, producers=3, ack_wait_s=None, env=wall.env, seed=SEED) as found:
             for kill in range(KILLS):
                 await some_fault(found, chance, wall, ballast)
-                await some_kill(found, chance)
+                await some_kill(found, chance, wall)
                 print(f"kill {kill + 1}: {len(found.acknowledged())} events acknowledged")
             await until(found.telemetry.is_ready)
             await found.settled(seconds=COME_AGAIN_S)
 
 
-async def some_kill(found: Cluster, chance: random.Random) -> None:
+async def some_kill(found: Cluster, chance: random.Random, wall: Clock) -> None:
+    async def jump() -> None:
+        """Ends a period; a flush would wait for what comes again only after 30 s."""
+        wall.set(3600 * chance.randint(-9, 9))
+        await asyncio.sleep(1.5)
+
     match chance.choice(["instant", "instant", "any time", "nats", "producer"]):
         case "instant":
-            await die_at(found, some_instant(chance))
+            await die_at(found, some_instant(chance), close=jump)
             found.harm_sidecar(chance)
             found.telemetry.start()
         case "any time":
