@@ -247,6 +247,29 @@ def _flip(path: Path) -> None:
     path.write_bytes(data)
 
 
+def test_an_older_sidecar_is_not_believed_about_what_was_closed_since(layout: Layout, now: Clock) -> None:
+    writer = series(layout, now)
+    writer.append(lines(1))
+    writer.close_all()
+    old = (layout.logs / ".seen.json").read_bytes()
+    writer.append([*lines(2), *lines(3, at_ns=NOON_NS - 5 * DAY_NS)])
+    writer.close_all()
+    (layout.logs / ".seen.json").write_bytes(old)
+    assert series(layout, now).append([*lines(1, 2), *lines(3, at_ns=NOON_NS - 5 * DAY_NS)]) == 0
+
+
+def test_without_its_sidecar_a_writer_knows_late_events_and_reads_no_old_days(layout: Layout, now: Clock) -> None:
+    writer = series(layout, now)
+    writer.append([line for day in range(6) for line in lines(day + 1, at_ns=NOON_NS - day * DAY_NS)])
+    writer.close_all()
+    old = layout.logs / "2026/11/18" / "trainer.log.jsonl.gz"
+    os.utime(old, (NOON_NS // 10**9, old.stat().st_mtime - 5 * 86_400))
+    (layout.logs / ".seen.json").unlink()
+    fresh = series(layout, now)
+    assert fresh.append(lines(5, at_ns=NOON_NS - 4 * DAY_NS)) == 0
+    assert fresh.append(lines(6, at_ns=NOON_NS - 5 * DAY_NS)) == 1
+
+
 @pytest.mark.parametrize("harm", ["missing", "empty", "torn", "flipped", "foreign"])
 def test_without_its_sidecar_a_writer_reads_the_newest_two_days(layout: Layout, now: Clock, harm: str) -> None:
     writer = series(layout, now)

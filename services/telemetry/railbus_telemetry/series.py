@@ -11,7 +11,9 @@ are called by one thread at a time, in the one process that holds the lock of th
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
@@ -40,6 +42,7 @@ _AHEAD_DAYS: Final = 1
 _BEHIND_DAYS: Final = 30
 _SEEN_DAYS: Final = 8  # the stream holds a message for seven
 _REBUILD_DAYS: Final = 2
+_DAY_S: Final = DAY_NS // clock.NS_PER_S
 
 
 @dataclass
@@ -189,16 +192,33 @@ class LogSeries:
         loaded = Sidecar.load(sidecar)
         self._memory = loaded or Sidecar()
         days = list(self._layout.log_days())
+        unknown = self._unknown(days)
         for day in days:
             day_ns = _day_ns(day)
             if day in days[-_REBUILD_DAYS:] or (self._folder(day_ns) / LOG_NAME).exists():
                 self._mend(day_ns)
             else:
                 closing.remove_litter(self._folder(day_ns))
-        if loaded is None and days:
-            logger.warning("what was seen is read anew from the newest logs", extra={"sidecar": str(sidecar)})
-            for day in days[-_REBUILD_DAYS:]:
-                self._note_day(self._layout.day(day))
+        if unknown:
+            told = {"sidecar": str(sidecar), "days": [day.isoformat() for day in unknown]}
+            logger.warning("what was seen is read anew from the newest logs", extra=told)
+        for day in unknown:
+            self._note_day(self._layout.day(day))
+
+    def _unknown(self, days: Sequence[date]) -> list[date]:
+        """Days whose closed file is not as the sidecar says, of those written last: what is older cannot come again."""
+        found: dict[date, os.stat_result] = {}
+        for day in days:
+            with contextlib.suppress(FileNotFoundError):
+                found[day] = (self._layout.day(day) / CLOSED_LOG_NAME).stat()
+        newest_s = max((closed.st_mtime for closed in found.values()), default=0.0)
+        known = self._memory.closed_bytes
+        unknown = [
+            day
+            for day, closed in found.items()
+            if closed.st_size != known.get(day.isoformat()) and newest_s - closed.st_mtime < _REBUILD_DAYS * _DAY_S
+        ]
+        return unknown[-_SEEN_DAYS:]
 
     def _mend_suspects(self) -> None:
         for path in list(self._plain.suspects):
