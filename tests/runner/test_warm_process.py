@@ -153,6 +153,9 @@ async def test_a_trainer_begins_as_a_fresh_process_would(warm: WarmProcess, tmp_
         "log_handlers": 0,
         "umask": 0o022,
         "warm_imports": True,
+        "no_new_privs": 1,
+        "core_bytes": [0, 0],
+        "bounded_files": True,
     }
 
 

@@ -6,6 +6,7 @@ import contextlib
 import json
 import logging
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -46,6 +47,9 @@ def describe() -> dict[str, object]:
 
     return {
         "env": dict(os.environ),
+        "no_new_privs": int(Path("/proc/self/status").read_text().partition("NoNewPrivs:")[2].split()[0]),
+        "core_bytes": list(resource.getrlimit(resource.RLIMIT_CORE)),
+        "bounded_files": resource.getrlimit(resource.RLIMIT_NOFILE)[1] <= 1 << 16,
         "fds": sorted(path.name for path in Path("/proc/self/fd").iterdir() if is_open(path)),
         "affinity": sorted(os.sched_getaffinity(0)),
         "threads": len(list(Path("/proc/self/task").iterdir())),

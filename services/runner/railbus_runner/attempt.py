@@ -191,6 +191,7 @@ class Attempt:
                 cores=tuple(core for device in devices for core in device.cores),
                 env=spec.env,
                 workdir=str(place.workdir),
+                may_gain_privileges=tools.may_gain_privileges,
             )
             try:
                 pid = await self._fork(fork, outputs)

@@ -105,6 +105,7 @@ def _become(order: ForkOrder, *, parent: int) -> socket.socket:
     os.environ.clear()
     os.environ.update(trainer_env(order.base_env, order.fork.env, attempt=order.fork.attempt))
     os.umask(0o022)
+    processes.confine(may_gain_privileges=order.fork.may_gain_privileges)
     del sys.argv[1:]
     _forget_logging()
     _reset_signals()

@@ -52,6 +52,8 @@ class Fork(Contract):
     env: dict[str, str] = Field(default_factory=dict)
     workdir: str = ""
     """Where the child is to work; where its parent does if empty."""
+    may_gain_privileges: bool = False
+    """Whether programs that it starts may have more rights than it has, as `sudo` gives them."""
 
     @property
     def process(self) -> str:

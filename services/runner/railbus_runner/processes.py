@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import resource
 import signal
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 _PR_SET_PDEATHSIG: Final = 1
+_PR_SET_NO_NEW_PRIVS: Final = 38
+_MAX_DESCRIPTORS: Final = 1 << 16
 _PR_SET_CHILD_SUBREAPER: Final = 36
 _PROC: Final = Path("/proc")
 _LIBC: Final = ctypes.CDLL(None, use_errno=True)  # at import, so that nothing is loaded between a fork and a prctl
@@ -171,6 +174,19 @@ def die_with_parent(expected_parent: int) -> None:
 def adopt_orphans() -> None:
     """Make this process the parent of descendants whose own parent dies."""
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+def confine(*, may_gain_privileges: bool) -> None:
+    """Leave this process and all that it starts fewer rights: no dump of its memory in a file, a bound on descriptors.
+
+    Unless it `may_gain_privileges`, no program gives it more than it has now, `sudo` among them.
+    """
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    limit = _MAX_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _MAX_DESCRIPTORS)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, limit), limit))
+    if not may_gain_privileges:
+        _prctl(_PR_SET_NO_NEW_PRIVS, 1)
 
 
 def _prctl(option: int, value: int) -> None:

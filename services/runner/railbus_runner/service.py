@@ -83,6 +83,7 @@ class RunnerService:
             entrypoint_dirs=tuple(path.resolve() for path in settings.entrypoint_dirs),
             log_rules=settings.log_rules,
             reap_s=settings.reap_s,
+            may_gain_privileges=settings.may_gain_privileges,
         )
         self._attempts: dict[AttemptRef, Attempt] = {}
         self._starting: set[AttemptRef] = set()

@@ -24,6 +24,8 @@ class Settings(HttpSettings):
     """Folders whose `package.module:function` jobs may name, as a JSON list; none by default."""
     workdirs: tuple[Path, ...] = ()
     """Folders in which a job's `workdir` may lie, as a JSON list; none by default: trainers work in fresh ones."""
+    may_gain_privileges: bool = False
+    """Lets what trainers start gain rights (`sudo`, a set-uid `nvidia-modprobe`), which `no_new_privs` forbids them."""
     log_rules: tuple[LogRule, ...] = ()
     """What lines of a failed attempt's output tell, before the runner's own rules: a JSON list of `LogRule`."""
     reap_s: float = Field(default=10.0, gt=0)

@@ -33,3 +33,4 @@ class Tools:
     entrypoint_dirs: tuple[Path, ...]
     log_rules: tuple[LogRule, ...]
     reap_s: float
+    may_gain_privileges: bool = False
