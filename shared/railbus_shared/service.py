@@ -135,6 +135,7 @@ class _Life:
                     name=self._description.name,
                     host=self._http.http_host,
                     port=self._http.http_port,
+                    names=self._http.http_names,
                     checks=self._checks,
                     metrics=self._metrics,
                 )

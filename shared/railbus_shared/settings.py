@@ -80,6 +80,9 @@ class HttpSettings(BaseSettings):
 
     http_host: str = "127.0.0.1"
     """Where health and metrics are served; loopback unless told otherwise."""
+    http_names: tuple[str, ...] = ()
+    """Names with a dot under which health and metrics may be asked for, as a JSON list, where they are served beyond
+    loopback. Addresses and other names always may; a page in a browser must not come by a name of its own."""
     http_port: int = Field(default=0, ge=0, le=65_535)
     """0 takes any free port."""
     grace_s: float = Field(default=10.0, ge=0, le=3600)

@@ -11,9 +11,11 @@ from collections.abc import AsyncIterator, Mapping
 import aiohttp
 import pytest
 
+from railbus_shared import http
 from railbus_shared.errors import BadSetting, PortInUse
 from railbus_shared.http import health_server
 from railbus_shared.metrics import Metrics
+from until import PATIENCE_S
 
 GOOD = {"nats": "", "disk": ""}
 BAD = {"nats": "", "disk": "no space left"}
@@ -21,7 +23,11 @@ BAD = {"nats": "", "disk": "no space left"}
 
 @contextlib.asynccontextmanager
 async def _served(
-    found: Mapping[str, str] | Exception | None = None, *, host: str = "127.0.0.1", port: int = 0
+    found: Mapping[str, str] | Exception | None = None,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 0,
+    names: tuple[str, ...] = (),
 ) -> AsyncIterator[tuple[str, aiohttp.ClientSession]]:
     async def checks() -> Mapping[str, str]:
         if isinstance(found, Exception):
@@ -32,7 +38,7 @@ async def _served(
         return found
 
     async with (
-        health_server(name="thing", host=host, port=port, checks=checks, metrics=Metrics("thing")) as url,
+        health_server(name="thing", host=host, port=port, checks=checks, metrics=Metrics("thing"), names=names) as url,
         aiohttp.ClientSession() as session,
     ):
         yield url, session
@@ -102,6 +108,45 @@ async def test_on_loopback_other_host_names_are_refused(host: str) -> None:
 async def test_on_loopback_its_own_names_are_served(host: str) -> None:
     async with _served(GOOD) as (url, session):
         assert (await _get(session, f"{url}/livez", Host=host))[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("evil.example", 403), ("10.0.0.1.evil.example", 403), ("", 403), ("monitor.example", 200),
+        ("10.0.0.1:80", 200), ("[fe80::1]", 200), ("telemetry:8704", 200), ("localhost", 200),
+    ],
+)  # fmt: skip
+async def test_elsewhere_names_that_somebody_could_register_are_refused(host: str, status: int) -> None:
+    async with _served(GOOD, host="0.0.0.0", names=("monitor.example",)) as (url, session):  # noqa: S104 - the case
+        assert (await _get(session, f"{url}/livez", Host=host))[0] == status
+
+
+async def test_whoever_sends_slowly_or_opens_many_connections_holds_up_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http, "_CONNECTION_S", 0.5)
+    monkeypatch.setattr(http, "_MAX_CONNECTIONS", 8)
+    async with _served(GOOD) as (url, session):
+        port = int(url.rsplit(":", 1)[1])
+        opened = [await asyncio.open_connection("127.0.0.1", port) for _ in range(20)]
+        for _, writer in opened:
+            writer.write(b"GET /livez HTTP/1.1\r\nHost: localhost\r\nX-Slow: ")
+        async with asyncio.timeout(PATIENCE_S):
+            for reader, _ in opened:
+                with contextlib.suppress(ConnectionResetError):
+                    assert await reader.read() == b""
+        for _, writer in opened:
+            writer.close()
+        assert await _get(session, f"{url}/livez") == (200, "ok\n")
+
+
+@pytest.mark.parametrize("request_", [b"/" + b"a" * 5000, b"/livez HTTP/1.1\r\nHost: localhost\r\nX: " + b"a" * 5000])
+async def test_a_long_line_is_refused(request_: bytes) -> None:
+    async with _served(GOOD) as (url, _):
+        reader, writer = await asyncio.open_connection("127.0.0.1", int(url.rsplit(":", 1)[1]))
+        writer.write(b"GET " + request_ + b"\r\n\r\n")
+        assert int((await reader.readline()).split()[1]) == 400
+        writer.close()
+        await writer.wait_closed()
 
 
 @pytest.mark.parametrize("line", [b"GET /livez HTTP/1.1\r\nHost: [evil\r\n\r\n", b"\xff\xfe\r\n\r\n", b"GET\r\n\r\n"])
