@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -184,6 +185,26 @@ def test_a_damaged_checkpoint_is_not_loaded(loading: Loading) -> None:
     here = Net()
     with pytest.raises(CheckpointCorrupt, match="sha256"):
         loading.from_checkpoint("checkpoint-000001", here)
+
+
+class Bomb:
+    """Does something when it is unpickled."""
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.system, ("touch exploded",)
+
+
+def test_a_foreign_pickle_that_would_do_something_does_nothing(
+    loading: Loading, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save({"w": Bomb()}, loading.root / "mine.pt")
+    model = Net()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(Exception, match="system"):
+        loading.from_file(loading.root / "mine.pt", model)
+    assert not (tmp_path / "exploded").exists()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
 def test_a_file_that_cannot_be_read_is_named_with_a_remedy(loading: Loading) -> None:

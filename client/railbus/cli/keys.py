@@ -38,10 +38,10 @@ def keys() -> None:
     """List, add, revoke and replace keys of the bus. A server of `railbus up` knows at once.
 
     \b
-      railbus keys add ann                       her key is a file: give it to her, over a safe way
-      railbus keys add ben --public UABC...      he made it himself, and keeps the secret
-      railbus keys add wall --read-only          for a screen that only shows
-      railbus keys revoke ann                    cut at once
+      railbus keys add ann                   her key is a file: give it to her
+      railbus keys add ben --public UABC...  he made it, and keeps the secret
+      railbus keys add wall --read-only      for a screen that only shows
+      railbus keys revoke ann                cut at once
     """
 
 
