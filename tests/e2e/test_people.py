@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
 
@@ -253,6 +256,49 @@ def test_waiting_for_a_job_exits_with_its_code(up: RunningUp) -> None:
     spec.write_text("model: people\ndataset: nowhere\nentrypoint: paced:leave\n")
     assert command("submit", str(spec), "--wait", cwd=up.root, env=_env(up)).status == 125
     assert command("submit", str(spec), cwd=up.root, env=_env(up)).status == 3
+
+
+async def test_events_are_piped_on_and_read_from_the_bus_each_at_least_once_over_kills(
+    up: RunningUp, tmp_path: Path
+) -> None:
+    with _shipping(up, tmp_path, "first") as first:
+        async with up.client() as client:
+            job = (await client.submit({**PACED, "params": {"epochs": 2, "pause_s": 0.02}})).id
+            await until_event(client, job, "checkpoint.written")
+            await until((tmp_path / "place").exists)
+            first.kill()
+            await finished(client, job)
+            await client.flush()
+    read = [sys.executable, "-m", "railbus.cli.main", "logs", "-f", job, "--json"]
+    piped = subprocess.run(
+        ["/bin/sh", "-c", f"{' '.join(read)} | cat"], env=environment(_env(up)), capture_output=True, check=True
+    )
+    lines = up.log_lines()
+    assert _keys(piped.stdout) == {(line["producer"], line["number"]) for line in lines if line.get("job") == job}
+    with _shipping(up, tmp_path, "second"):
+        wanted = {(line["producer"], line["number"]) for line in lines}
+        await until(lambda: wanted <= set().union(*(_keys(file.read_bytes()) for file in tmp_path.glob("*.jsonl"))))
+    assert not _keys((tmp_path / "second.jsonl").read_bytes()) >= wanted, "it went on where the first was"
+
+
+@contextlib.contextmanager
+def _shipping(up: RunningUp, folder: Path, name: str) -> Iterator[subprocess.Popen[bytes]]:
+    """The example that reads every event from the bus, into a file of its own."""
+    program = Path(__file__).parents[2] / "examples/ship_events.py"
+    where = up.settings.nats_url, str(up.settings.nats_key_file)
+    with (folder / f"{name}.jsonl").open("wb") as out:
+        process = subprocess.Popen([sys.executable, program, folder / "place", *where], stdout=out)
+        try:
+            yield process
+        finally:
+            process.kill()
+            process.wait(10)
+
+
+def _keys(lines: bytes) -> set[tuple[str, int]]:
+    """Of whole lines; one that was cut by a kill is told again."""
+    whole = lines[: lines.rfind(b"\n") + 1].splitlines()
+    return {(event["producer"], event["number"]) for event in map(json.loads, whole)}
 
 
 async def test_a_sweep_ends_with_every_job_succeeded_though_its_runner_is_killed_twice(up: RunningUp) -> None:

@@ -21,7 +21,7 @@ from railbus_shared import wire
 from railbus_shared.bus.bucket import Bucket
 from railbus_shared.bus.client import RailbusClient
 from railbus_shared.bus.connection import Bus
-from railbus_shared.contracts.requests import QueryEvents
+from railbus_shared.contracts.logs import QueryEvents
 from running_up import RunningUp, start_up
 from until import PATIENCE_S, until
 
