@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import re
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 from prometheus_client import Metric, generate_latest
 from prometheus_client.parser import text_string_to_metric_families as parse
 
+from cluster_for_tests import active, job
 from railbus.metrics_page import OF_EVERY_PROCESS, Declared, declared
 from railbus_dataloader.measures import Measures as DataMeasures
+from railbus_device_manager.known import KnownJobs
+from railbus_device_manager.manager import ClusterFacts
 from railbus_device_manager.measures import Measures as ManagerMeasures
 from railbus_device_manager.measures import Shown
 from railbus_runner.measures import Measures as RunnerMeasures
 from railbus_shared import clock
+from railbus_shared.bus.connection import Bus, Outgoing
 from railbus_shared.contracts.devices import AttemptRef
 from railbus_shared.metrics import Metrics
-from until import PATIENCE_S
+from railbus_shared.records import HeldRecord
+from until import PATIENCE_S, until
 
 _NAME = re.compile(r"railbus(_[a-z0-9]+)+\Z")
 _SHORT = re.compile(r"_(ms|us|ns|sec|secs|minutes|hours|kb|mb|mib|gb|percent|pct|frac|num|count|sum|bucket)\b")
@@ -168,3 +174,43 @@ async def test_a_process_sees_how_late_its_loop_is_and_how_much_room_its_disk_ha
     watching.cancel()
     await asyncio.gather(watching, return_exceptions=True)
     assert 0 < (get("railbus_disk_free_bytes") or 0) <= (get("railbus_disk_size_bytes") or 0)
+
+
+def test_the_placer_alone_shows_the_queue_and_its_oldest_job_that_could_start() -> None:
+    metrics, facts, known = Metrics("device_manager"), ClusterFacts(), KnownJobs()
+    measures, now = ManagerMeasures.of(metrics), clock.boottime_s()
+    placer = SimpleNamespace(is_placer=True, known=known)
+    Shown(*cast("Any", (None, facts, placer, _Idle()))).join(metrics)
+    queued = [job("j-1", after=("j-0",)), job("j-2").changed(held_by="ada"), job("j-3"), job("j-4")]
+    for age, record in enumerate(queued):
+        known.accept(HeldRecord(record, age + 1))
+        facts.apply_record(record.id, record, now=now - 100 + age)
+    known.accept(HeldRecord(active("j-4", "alpha-gpu0"), 9))
+    assert values(metrics, "railbus_jobs")[("queued",)] == 3
+    assert values(metrics, "railbus_jobs")[("running",)] == 1
+    assert 98 <= values(metrics, "railbus_queue_oldest_seconds")[()] < 99
+    measures.placed(job("j-3", priority=5), now - 50)
+    measures.placed(active("j-4", "alpha-gpu0"), clock.boottime_s() - 50)  # its second wait
+    get = metrics.registry.get_sample_value
+    assert (get("railbus_job_queue_wait_seconds_sum", {"priority": "high"}) or 0) > 1000, "from its submission on"
+    assert 50 <= (get("railbus_job_queue_wait_seconds_sum", {"priority": "normal"}) or 0) < 60
+    placer.is_placer = False
+    for name in ("railbus_jobs", "railbus_queue_oldest_seconds", "railbus_stream_bytes"):
+        assert values(metrics, name) == {}, name
+    assert values(metrics, "railbus_placer") == {(): 0}
+
+
+async def test_what_waits_in_the_streams_is_known_to_the_placer(bus: Bus) -> None:
+    metrics, placer = Metrics("device_manager"), SimpleNamespace(is_placer=True, known=KnownJobs())
+    shown = Shown(*cast("Any", (bus, ClusterFacts(), placer, _Idle())))
+    shown.join(metrics)
+    for number in range(3):
+        await bus.publish(Outgoing(bus.subjects.event("job", "j-1", "started"), b"{}", msg_id=str(number)))
+    looking = asyncio.create_task(shown.run())
+    await until(lambda: bool(values(metrics, "railbus_stream_pending_messages")))
+    looking.cancel()
+    await asyncio.gather(looking, return_exceptions=True)
+    waiting = values(metrics, "railbus_stream_pending_messages")
+    assert waiting == {("telemetry-writer", "RAILBUS_EVENTS"): 3, ("device-manager", "RAILBUS_JOBS"): 0}
+    assert values(metrics, "railbus_stream_bytes")[("RAILBUS_EVENTS",)] > 0
+    assert values(metrics, "railbus_stream_limit_bytes")[("RAILBUS_EVENTS",)] == 1 << 30

@@ -167,8 +167,8 @@ class Shown:
     def _oldest(self) -> Numbers:
         if self.placer.is_placer:
             ledger, now_s = self.facts.ledger, clock.boottime_s()
-            free = [since for job, since in ledger.queued_since.items() if not ledger.waiting[job].record.spec.after]
-            yield (), now_s - min(free, default=now_s)
+            free = (since for job, since in ledger.queued_since.items() if not ledger.waiting[job].record.spec.after)
+            yield (), now_s - next(free, now_s)  # they stand in the order in which they were queued
 
     def _known_fills(self) -> tuple[Fill, ...]:
         is_known = self.placer.is_placer and clock.boottime_s() - self._filled_s < _OLD_S
