@@ -79,7 +79,7 @@ async def _incarnation(bus: Bus, wanted: Topology, known: StoreMarker) -> str:
     if expected and incarnation != expected:
         raise IncarnationMismatch(
             f"this NATS store is {incarnation!r}, but the root belongs to store {expected!r}",
-            hint="connect to the right server; `railbus restore` after a restore, `railbus up --new-store` to begin anew",
+            hint="connect to the right one; `railbus restore` after a restore, `railbus up --new-store` to begin anew",
         )
     return incarnation
 
