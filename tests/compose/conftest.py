@@ -57,12 +57,19 @@ def stack(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReque
         stack.compose("build", timeout_s=1800)
         begun = time.monotonic()
         stack.up()
-        print(f"up to healthy: {time.monotonic() - begun:.1f} s")
+        _tell(request, f"up to healthy: {time.monotonic() - begun:.1f} s")
         yield stack
     finally:
         if request.session.testsfailed:
-            print(stack.story())
+            _tell(request, stack.story())
         stack.compose("down", "--volumes", "--timeout", "5")
+
+
+def _tell(request: pytest.FixtureRequest, text: str) -> None:
+    """To whoever watches, which what a fixture prints is not."""
+    reporter = request.config.pluginmanager.get_plugin("terminalreporter")
+    if reporter is not None:
+        reporter.write_line(f"\n{text}")
 
 
 def _override(folder: Path) -> Path:
