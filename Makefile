@@ -29,7 +29,8 @@ lock:
 	test -x $(LOCKER)/bin/uv || ($(PYTHON) -m venv $(LOCKER) && $(LOCKER)/bin/python -m pip install --quiet uv==0.13.9)
 	$(PYTHON) ci/lock $(LOCKER)/bin/uv
 
-# What takes minutes and 45 GB of disk: 20 GB of data through a cache of 2 GB, 10,000 histories of a simulated cluster.
+# What takes minutes and 45 GB of disk: 20 GB of data through a cache of 2 GB, 10,000 histories of a simulated cluster,
+# thirty kills of telemetry with all else that can happen to it.
 soak: $(READY)
 	$(BIN)/python -m pytest -s tests/soak
 

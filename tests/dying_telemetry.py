@@ -8,6 +8,7 @@ what is not acknowledged comes again.
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import random
 import runpy
@@ -99,6 +100,7 @@ def _wait_shorter(seconds: float) -> None:
 
 if __name__ == "__main__":
     sys.path.pop(0)  # the folder of the tests is no part of what runs
+    faulthandler.register(signal.SIGUSR1)
     if ACK_WAIT_S in os.environ:
         _wait_shorter(float(os.environ[ACK_WAIT_S]))
     if DIES_AT in os.environ:

@@ -10,6 +10,7 @@ import asyncio
 import collections
 import contextlib
 import random
+import signal
 import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
@@ -220,6 +221,16 @@ class Cluster:
         """Have the period closed; whoever dies of it gives no answer."""
         with contextlib.suppress(nats.errors.Error, TimeoutError):
             await self.watch.client.request("railbus.req.telemetry.flush", b"{}", timeout=1)
+
+    async def ready(self, *, seconds: float = PATIENCE_S) -> None:
+        """Telemetry does its work; if it does not, says what it says of itself, and what its threads do."""
+        try:
+            await until(self.telemetry.is_ready, seconds=seconds)
+        except TimeoutError:
+            said = self.telemetry.get("/readyz?verbose")
+            self.telemetry.signal(signal.SIGUSR1)
+            await asyncio.sleep(1)
+            pytest.fail(f"seed {self.seed}: not ready but {said!r}:\n{self.telemetry.output()[-6000:]}")
 
     async def settled(self, *, seconds: float = PATIENCE_S) -> None:
         """Producers have sent what they hold, telemetry has written it: then all must be as it should."""

@@ -26,7 +26,7 @@ from rawnats import RawClient
 from servers import Server
 from until import until
 
-SEED = int(os.environ.get("RAILBUS_FAULT_SEED") or secrets.randbelow(2**32))
+SEED = int(os.environ.get("FAULT_SEED") or secrets.randbelow(2**32))
 """Told where a test fails; given back by the variable, the same is chosen again."""
 
 
