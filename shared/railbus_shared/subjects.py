@@ -59,8 +59,13 @@ class Subjects:
         return f"{self.prefix}.jobs.submit"
 
     @property
+    def event_root(self) -> str:
+        """How the subject of every event begins."""
+        return f"{self.prefix}.evt."
+
+    @property
     def all_events(self) -> str:
-        return f"{self.prefix}.evt.>"
+        return f"{self.event_root}>"
 
     def event(self, area: str, subject_id: str, what: str) -> str:
         return f"{self.prefix}.evt.{area}.{subject_id}.{what}"

@@ -14,6 +14,7 @@ from nats.aio.msg import Msg
 from railbus.embedded.permissions import HUMAN, Role
 from railbus_shared.bus import topology
 from railbus_shared.bus.bucket import Bucket
+from railbus_shared.bus.connection import Outgoing
 from railbus_shared.bus.follow import follow
 from until import PATIENCE_S
 from users_for_tests import Cluster, running_cluster
@@ -178,6 +179,18 @@ async def test_a_role_is_answered_what_it_may_ask_and_nothing_else(
         with pytest.raises((nats.errors.NoRespondersError, nats.errors.TimeoutError)):
             await client.request(subject, b'{"seq": 1}', timeout=SOON_S)
         assert "permissions violation" in errors[0]
+
+
+async def test_a_fact_whose_id_somebody_used_before_is_stored_all_the_same(cluster: Cluster, person: Client) -> None:
+    fact = Outgoing("railbus.evt.job.j3.succeeded", b"{}", "job-end/j3")
+    await person.request("railbus.evt.app.mine.made", b"{}", headers={"Nats-Msg-Id": fact.msg_id}, timeout=PATIENCE_S)
+    async with cluster.bus("runner") as runner:
+        first = await runner.publish(fact)
+        assert await runner.last_sequence("RAILBUS_EVENTS") == first
+        found = await runner.api("DIRECT.GET.RAILBUS_EVENTS.railbus.evt.job.j3.succeeded")
+        assert found == {}
+        other = Outgoing("railbus.evt.job.j4.succeeded", b"{}", "job-end/j4")
+        assert await runner.publish(other) == await runner.publish(other) == first + 1
 
 
 async def test_a_person_who_may_only_submit_hears_no_events(cluster: Cluster, person: Client) -> None:

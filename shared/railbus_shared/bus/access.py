@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import ssl
 from pathlib import Path
 from typing import Final
@@ -9,6 +10,9 @@ from typing import Final
 import nkeys
 
 from railbus_shared.errors import BadSetting, NotAuthorized
+from railbus_shared.settings import is_open, without_password
+
+logger = logging.getLogger(__name__)
 
 MAX_REFUSALS: Final = 3
 """In a row, while reconnecting; a key that the server does not know any more is not asked about for ever."""
@@ -17,6 +21,15 @@ MAX_REFUSALS: Final = 3
 def is_refusal(problem: str) -> bool:
     """Whether an error of the connection says that the credentials are wrong."""
     return "authorization" in problem.lower() or "authentication" in problem.lower()
+
+
+def warn_of_open(url: str) -> None:
+    """Say in the log that a connection leaves this host without TLS, if it does."""
+    if is_open(url):
+        logger.warning(
+            "the connection to NATS is not encrypted, and all that goes over it can be read and changed on its way",
+            extra={"url": without_password(url), "setting": "RAILBUS_INSECURE"},
+        )
 
 
 def tls_context(ca_file: Path | None) -> ssl.SSLContext:

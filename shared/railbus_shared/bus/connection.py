@@ -20,8 +20,9 @@ import nats.errors
 from nats.aio.msg import Msg
 
 from railbus_shared import tracing, wire
-from railbus_shared.bus.access import MAX_REFUSALS, is_refusal, read_seed, tls_context
+from railbus_shared.bus.access import MAX_REFUSALS, is_refusal, read_seed, tls_context, warn_of_open
 from railbus_shared.bus.client import RailbusClient, bus_errors
+from railbus_shared.bus.duplicates import stored_at
 from railbus_shared.errors import (
     BusUnavailable,
     MessageTooLarge,
@@ -31,7 +32,7 @@ from railbus_shared.errors import (
     TransientError,
     error_from_wire,
 )
-from railbus_shared.settings import CommonSettings, check_urls, is_open, urls_in, uses_tls, without_password
+from railbus_shared.settings import CommonSettings, check_urls, urls_in, uses_tls, without_password
 from railbus_shared.subjects import SERVICE_INBOX, USER_INBOX, Subjects
 from railbus_shared.topology import Consumer
 from railbus_shared.waiting import end, is_set_within
@@ -132,7 +133,7 @@ class Bus:
         """One attempt, bounded by `connect_timeout_s`; raises BusUnavailable or NotAuthorized."""
         settings = self._settings
         check_urls(settings.nats_url, insecure=settings.insecure)
-        _warn_of_open(settings.nats_url)
+        warn_of_open(settings.nats_url)
         seed = read_seed(settings.nats_key_file) if settings.nats_key_file is not None else None
         connecting = self._client.connect(
             urls_in(settings.nats_url),
@@ -281,11 +282,12 @@ class Bus:
         try:
             with bus_errors(subject):
                 ack = await self._client.jetstream().publish(subject, data, timeout=_PUBLISH_TIMEOUT_S, headers=headers)
+                seq = await stored_at(self._client, ack, subject, data, headers, events=self.subjects.event_root)
         except (RequestTimeout, StorageFull) as exc:
             self.storage_problem = f"the last write failed: {exc.message}"
             raise
         self.storage_problem = ""
-        return int(ack.seq)
+        return seq
 
     async def api(self, verb: str, body: Mapping[str, object] | None = None) -> dict[str, object]:
         """A raw request to the JetStream API, for what nats-py has no method for."""
@@ -389,11 +391,3 @@ class Bus:
                 transport.close()  # type: ignore[no-untyped-call]
                 async with asyncio.timeout(1):
                     await transport.wait_closed()  # type: ignore[no-untyped-call]
-
-
-def _warn_of_open(url: str) -> None:
-    if is_open(url):
-        logger.warning(
-            "the connection to NATS is not encrypted, and all that goes over it can be read and changed on its way",
-            extra={"url": without_password(url), "setting": "RAILBUS_INSECURE"},
-        )
