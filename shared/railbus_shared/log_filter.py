@@ -13,7 +13,7 @@ from typing import Final
 import orjson
 
 from railbus_shared import clock
-from railbus_shared.log_index import Stretch, hash_of
+from railbus_shared.log_index import MAX_TYPE_LENGTH, Stretch, hash_of
 
 _TIME: Final = b'"time":"'
 _SECONDS: Final = len("2026-11-23T21:45:35")
@@ -51,7 +51,7 @@ class Filter:
         job = None if self.job is None or not _is_plain(self.job) else hash_of(self.job.encode())
         return stretch.may_hold(
             job=job,
-            types=self.types if all(map(_is_plain, self.types)) else (),
+            types=self.types if all(_is_plain(kind) and len(kind) <= MAX_TYPE_LENGTH for kind in self.types) else (),
             since_s=None if self.since_ns is None else self.since_ns // clock.NS_PER_S,
             until_s=None if self.until_ns is None else (self.until_ns - 1) // clock.NS_PER_S,
         )

@@ -6,7 +6,7 @@ is written whole, by telemetry, and can always be made anew.
 
 The file: the CRC-32 of all that follows as eight hex digits, a space, one line of JSON, and the jobs of each stretch.
 Those are sorted hashes of 32 bits, or a Bloom filter of 16 KiB where a stretch has more jobs than would fit there. With
-at most 48 stretches a day an index has less than 1 MiB, however many jobs a day has.
+at most 48 stretches a day an index has less than 2 MiB, however many jobs a day has.
 """
 
 from __future__ import annotations
@@ -34,6 +34,8 @@ logger = logging.getLogger(__name__)
 MAX_STRETCHES: Final = 48
 MAX_TYPES: Final = 256
 """Of one stretch; one with more says nothing about types."""
+MAX_TYPE_LENGTH: Final = 64
+"""What is longer, in some event's data, stands as its beginning."""
 _JOBS_BYTES: Final = 16 * 1024
 _MAX_HASHES: Final = _JOBS_BYTES // 4
 _BLOOM_BITS: Final = _JOBS_BYTES * 8

@@ -215,6 +215,15 @@ def test_a_day_of_very_many_jobs_has_a_small_index_that_misses_none(folder: Path
     assert held / len(absent) / len(index.stretches) < 0.001
 
 
+def test_a_long_word_in_data_is_found_and_makes_no_long_index(layout: Layout, folder: Path) -> None:
+    closed = folder / CLOSED_LOG_NAME
+    closed.write_bytes(gzip.compress(line(1, kind="a." + "b" * 60, type="x" * 10**6)))
+    indexing.update(folder)
+    assert (folder / LOG_INDEX_NAME).stat().st_size < 1000
+    for prefix in ("a.", "a." + "b" * 60, "a." + "b" * 61):
+        assert len(list(read_events(layout, types=[prefix]))) == (len(prefix) <= 62)
+
+
 def test_a_set_of_too_many_jobs_becomes_a_filter_that_misses_none() -> None:
     hashes = [hash_of(b"j-%d" % n) for n in range(20_000)]
     many, few = Jobs(hashes[:15_000]), Jobs(hashes[15_000:16_000])

@@ -34,9 +34,11 @@ async def find_job(client: Client, wanted: str) -> JobRecord:
 
 
 async def job_id(wanted: str) -> str:
-    """The id of the job that is meant; where no bus runs, of those that the log files know."""
-    from railbus_shared.log_reader import read_events
+    """The id of the job that is meant: itself if the log files know it, else by the bus, else by the files."""
+    from railbus_shared.log_reader import read_events, tail_events
 
+    if wanted != LAST and tail_events(session().layout, limit=1, job=wanted):
+        return wanted
     try:
         async with connected() as client:
             return (await find_job(client, wanted)).id
@@ -44,9 +46,10 @@ async def job_id(wanted: str) -> str:
         layout = session().layout
         if not layout.logs.is_dir():
             raise
+        if wanted == LAST and (newest := tail_events(layout, limit=1, types=["job.queued"])):
+            return str(newest[-1].get("job"))
         ids = dict.fromkeys(str(event.get("job")) for event in read_events(layout, types=["job.queued"]))
-        known = list(ids)
-        return known[-1] if wanted == LAST and known else choose(wanted, known)
+        return choose(wanted, list(ids))
 
 
 async def find_jobs(client: Client, wanted: Sequence[str]) -> list[JobRecord]:

@@ -16,10 +16,10 @@ from typing import BinaryIO, Final
 from railbus_shared import clock, inflate
 from railbus_shared.inflate import Piece
 from railbus_shared.layout import CLOSED_LOG_NAME
-from railbus_shared.log_index import MAX_TYPES, DayIndex, Jobs, Stretch, hash_of
+from railbus_shared.log_index import MAX_TYPE_LENGTH, MAX_TYPES, DayIndex, Jobs, Stretch, hash_of
 
 _JOB: Final = re.compile(rb'"job":"([^"\\]*)"')
-_TYPE: Final = re.compile(rb'"type":"([^"]*)"')
+_TYPE: Final = re.compile(rb'"type":"([^"]{0,%d})' % MAX_TYPE_LENGTH)
 _ANY_TIME: Final = b'"time":"'
 _TIME: Final = re.compile(
     rb'"time":"([0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2})(?:\.[0-9]{1,9})?(?:Z|\+00:00)"'
