@@ -67,6 +67,9 @@ def write_dataset(
     writer.write_dataset(Layout(root), schema, [columns], shard_bytes=size // 2 + 1)
 
 
+TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
+
 def plan(
     root: Path,
     entrypoint: str,
@@ -106,6 +109,7 @@ def plan(
         entrypoint_dirs=(str(code),) if code is not None else (),
         checkpoint=recorded,
         deadline_boottime_s=clock.boottime_s() + deadline_s,
+        trace=TRACE,
     )
 
 

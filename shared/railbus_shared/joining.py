@@ -10,11 +10,13 @@ import asyncio
 import atexit
 import contextlib
 import logging
+import os
 import sys
 import threading
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Final, Self
 
+from railbus_shared import tracing
 from railbus_shared.errors import RailbusError
 
 if TYPE_CHECKING:
@@ -40,7 +42,10 @@ class Script:
         self._beginning = threading.Lock()
 
     def start(self) -> None:
-        """Join; raises BusUnavailable or NotAuthorized if there is no bus to join."""
+        """Join the bus, and the trace that the environment names; raises BusUnavailable or NotAuthorized."""
+        context = tracing.parsed(os.environ.get(tracing.VARIABLE))
+        if context is not None and tracing.current.get() is None:
+            tracing.current.set(str(context))
         self._thread.start()
         self._joined.result()
         atexit.register(self.stop)

@@ -24,7 +24,7 @@ from railbus_shared.contracts.events import Event
 from railbus_shared.contracts.jobs import ErrorBody
 from railbus_shared.contracts.model import JsonMap
 from railbus_shared.layout import Layout
-from trainers import Array, RunnerEnd, WarmHost, final_bits, metas, plan, usual, write_dataset
+from trainers import TRACE, Array, RunnerEnd, WarmHost, final_bits, metas, plan, usual, write_dataset
 
 pytestmark = pytest.mark.timeout(120)  # each trainer imports torch, which takes seconds on a busy machine
 
@@ -143,6 +143,7 @@ def talks(ctx):
         os._exit(0)
     os.wait()
     ctx.event("threads_counted", torch=torch.get_num_threads(), env=os.environ["OMP_NUM_THREADS"],
+              trace=os.environ["TRACEPARENT"],
               cuda=os.environ["CUDA_VISIBLE_DEVICES"], device=str(ctx.device), seed=torch.initial_seed(),
               rank=ctx.rank, world=ctx.world_size, job=ctx.job, params=dict(ctx.params),
               splits=list(ctx.dataset.schema.splits))
@@ -230,6 +231,7 @@ def test_the_context_says_what_the_plan_says_and_a_forked_child_says_nothing(roo
     assert isinstance(data, dict)
     count = len(os.sched_getaffinity(0))
     assert (data["torch"], data["env"], data["cuda"], data["device"]) == (count, str(count), "", "cpu")
+    assert {data["trace"]} == {event["trace"] for event in end.events} == {TRACE}
     assert (data["seed"], data["rank"], data["world"], data["job"]) == (7, 0, 1, "j-1")
     assert (data["params"], data["splits"]) == ({"a": [1, {"b": None}]}, ["train", "test"])
     assert [event["data"] for event in end.of_type("train.text")] == [{"name": "sample", "text": "to be"}]

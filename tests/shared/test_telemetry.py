@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import pytest
 
-from railbus_shared import logs, wire
+from railbus_shared import logs, tracing, wire
 from railbus_shared.buffering import Bounds
 from railbus_shared.bus.bucket import nonce
 from railbus_shared.bus.connection import Bus, Outgoing
@@ -377,9 +377,12 @@ with LearningTelemetry("preprocess").with_logging() as telemetry:
 """
 
 
+TRACE = tracing.of_job("j-1", incarnation="abc")
+
+
 async def _run_script(script: str, common: CommonSettings) -> bytes:
     """Run it to its end, and give what it printed to stderr."""
-    environment = {**os.environ, "RAILBUS_NATS_URL": common.nats_url, "RAILBUS_HOST": "h"}
+    environment = {**os.environ, "RAILBUS_NATS_URL": common.nats_url, "RAILBUS_HOST": "h", tracing.VARIABLE: TRACE}
     running = await asyncio.create_subprocess_exec(
         sys.executable, "-c", script, env=environment, stderr=subprocess.PIPE
     )
@@ -430,6 +433,7 @@ async def test_a_script_of_ten_lines_joins_the_bus(bus: Bus, common: CommonSetti
                 break
     first, second, third = (Event.parse(event) for event in sorted(found, key=lambda event: int(str(event["number"]))))
     assert (first.type, first.data) == ("app.rows_written", {"rows": 1000})
+    assert {event.trace for event in (first, second, third)} == {TRACE}
     assert (second.type, second.severity, second.job) == ("log.line", "warning", "j-9")
     assert second.data == {"logger": "rows", "message": "three rows were empty", "fields": {"rows": 3}}
     assert (third.severity, third.data["message"]) == ("info", "fine")
