@@ -15,6 +15,7 @@ import click
 from railbus.cli.session import connected, run, session
 
 if TYPE_CHECKING:
+    from railbus.client import Client
     from railbus_shared.bus.follow import Seam
     from railbus_shared.contracts.logs import QueryEvents
 
@@ -85,16 +86,20 @@ def _from_files(wanted: Wanted, newest: int | None) -> Iterable[dict[str, object
 
 
 async def _asked(wanted: Wanted, newest: int | None) -> Iterable[dict[str, object]]:
-    """Asked for page by page, the newest first; what the pattern leaves out is asked for as well."""
+    async with connected() as client:
+        return await asked(client, wanted, newest=newest)
+
+
+async def asked(client: Client, wanted: Wanted, *, newest: int | None = None) -> Iterable[dict[str, object]]:
+    """Asked of telemetry page by page, the newest first; what the pattern leaves out is asked for as well."""
     limit = _MOST_ASKED if newest is None else newest
     found: deque[dict[str, object]] = deque()
-    async with connected() as client:
-        answer = await client.events(_query(wanted, limit))
-        while True:
-            found.extendleft(event for event in reversed(answer.events) if _has_pattern(event, wanted.pattern))
-            if answer.older is None or len(found) >= limit:
-                break
-            answer = await client.events(_query(wanted, limit - len(found), before=answer.older))
+    answer = await client.events(_query(wanted, limit))
+    while True:
+        found.extendleft(event for event in reversed(answer.events) if _has_pattern(event, wanted.pattern))
+        if answer.older is None or len(found) >= limit:
+            break
+        answer = await client.events(_query(wanted, limit - len(found), before=answer.older))
     if newest is None and answer.truncated:
         click.echo(f"only the newest {len(found):,} events: the log files are not on this host", err=True)
     while len(found) > limit:

@@ -1,6 +1,6 @@
 """What happened to one job, short enough to be read however long it ran: every fact, a share of what comes in batches.
 
-From the log files of the root where they lie on this host, else from telemetry, which gives only the newest.
+From the log files of the root where they lie on this host, else from telemetry, which is asked for the newest 100,000.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
 import click
 
+from railbus.cli.history import Wanted, asked
 from railbus.cli.session import session
 from railbus_shared.contracts.events import BATCHED_TYPES
 
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 Event = dict[str, object]
 T = TypeVar("T")
 
-_ASKED: Final = 1000
 _METRICS: Final = 500
 _LINES: Final = 20
 """The newest of what the job printed and logged."""
@@ -80,7 +80,6 @@ def thinned(events: Iterable[Event]) -> Timeline:
 
 async def timeline_of(client: Client, job: str) -> Timeline:
     """A job's timeline; an empty one while telemetry is away and no file is here, which is said."""
-    from railbus_shared.contracts.logs import QueryEvents
     from railbus_shared.errors import TransientError
     from railbus_shared.log_reader import read_events
 
@@ -88,10 +87,7 @@ async def timeline_of(client: Client, job: str) -> Timeline:
     if layout.logs.is_dir():
         return thinned(read_events(layout, job=job))
     try:
-        answer = await client.events(QueryEvents(job=job, limit=_ASKED))
+        return thinned(await asked(client, Wanted(job=job)))
     except TransientError as exc:
         click.echo(f"no timeline: {exc.message}", err=True)
         return Timeline(())
-    if answer.truncated:
-        click.echo(f"only the newest {len(answer.events):,} events: the log files are not on this host", err=True)
-    return thinned(answer.events)
