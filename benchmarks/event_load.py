@@ -1,8 +1,8 @@
 """Processes that make events and receive them, for the benchmark `telemetry`.
 
     python -m benchmarks.event_load bare-receive URL SIZE MESSAGES
-    python -m benchmarks.event_load bare-publish URL SIZE MESSAGES
-    python -m benchmarks.event_load publish ROOT SIZE MESSAGES PRODUCER
+    python -m benchmarks.event_load bare-publish URL SIZE MESSAGES FORM
+    python -m benchmarks.event_load publish ROOT SIZE MESSAGES PRODUCER FORM
     python -m benchmarks.event_load record ROOT EVENTS PRODUCER
     python -m benchmarks.event_load paced ROOT RATE SECONDS PRODUCER
 
@@ -29,6 +29,7 @@ from pydantic import JsonValue
 
 from benchmarks.peers.loggers import metrics
 from railbus_shared import clock, wire
+from railbus_shared.batches import batch_of
 from railbus_shared.bus.connection import Bus, Outgoing
 from railbus_shared.bus.sink import BusSink
 from railbus_shared.contracts.model import JsonMap
@@ -40,7 +41,9 @@ from railbus_shared.telemetry import About, LearningTelemetry
 SUBJECT: Final = "railbus.evt.train.j-4f09ac-17.metrics"
 _TOGETHER_BYTES: Final = 4 << 20
 _IN_FLIGHT: Final = 2
-_PATIENCE_S: Final = 600.0
+_BEGAN: Final[list[float]] = []
+"""The CPU time that all preparations took."""
+_PATIENCE_S: Final = 120.0
 
 
 def common(producer: str) -> JsonMap:
@@ -55,24 +58,34 @@ def event(producer: str, number: int) -> JsonMap:
             "data": dict[str, JsonValue](metrics(number))}  # fmt: skip
 
 
-def encoded(producer: str, *, size: int, messages: int) -> list[bytes]:
-    """Batches of `size` events, numbered from 1 on."""
-    return [
-        wire.encode(
-            {
-                "v": 1,
-                "common": common(producer),
-                "events": [event(producer, number) for number in range(first, first + size)],
-            }
-        )
-        for first in range(1, size * messages + 1, size)
-    ]
+def encoded(producer: str, *, size: int, messages: int, form: str = "ours") -> list[bytes]:
+    """Batches of `size` events, numbered from 1 on; `form` is one of FORMS."""
+    return [FORMS[form](producer, range(first, first + size)) for first in range(1, size * messages + 1, size)]
+
+
+def _whole(producer: str, numbers: range) -> bytes:
+    shared = common(producer)
+    return wire.encode({"v": 1, "common": {}, "events": [{**shared, **event(producer, number)} for number in numbers]})
+
+
+def _shared(producer: str, numbers: range) -> bytes:
+    return wire.encode({"v": 1, "common": common(producer), "events": [event(producer, number) for number in numbers]})
+
+
+def _ours(producer: str, numbers: range) -> bytes:
+    shared = common(producer)
+    return wire.encode(batch_of([{**shared, **event(producer, number)} for number in numbers]))
+
+
+FORMS: Final[dict[str, Callable[[str, range], bytes]]] = {"whole": _whole, "shared": _shared, "ours": _ours}
+"""Each event whole; a map for each event, and what all share once (version 1); as BusSink sends them."""
 
 
 async def go() -> None:
     """Say that all is prepared, and wait for the word."""
     print("ready", flush=True)
     await asyncio.to_thread(sys.stdin.readline)
+    _BEGAN.append(time.process_time())
 
 
 async def bare_receive(url: str, size: str, messages: str) -> dict[str, float]:
@@ -90,8 +103,8 @@ async def bare_receive(url: str, size: str, messages: str) -> dict[str, float]:
     return {"seconds": seconds, "events": (int(messages) - 1) * int(size)}
 
 
-async def bare_publish(url: str, size: str, messages: str) -> dict[str, float]:
-    payloads = encoded("bare", size=int(size), messages=int(messages))
+async def bare_publish(url: str, size: str, messages: str, form: str) -> dict[str, float]:
+    payloads = encoded("bare", size=int(size), messages=int(messages), form=form)
     client = await nats.connect(url)
     await go()
     for payload in payloads:
@@ -101,9 +114,9 @@ async def bare_publish(url: str, size: str, messages: str) -> dict[str, float]:
     return {}
 
 
-async def publish(root: str, size: str, messages: str, producer: str) -> dict[str, float]:
+async def publish(root: str, size: str, messages: str, producer: str, form: str) -> dict[str, float]:
     """Each is stored by the stream, and synced, when this returns; in atomic batches, as `BusSink` does it."""
-    payloads = encoded(producer, size=int(size), messages=int(messages))
+    payloads = encoded(producer, size=int(size), messages=int(messages), form=form)
     outgoing = [Outgoing(SUBJECT, data, f"{producer}-{place}") for place, data in enumerate(payloads)]
     together = max(1, min(256, _TOGETHER_BYTES // len(payloads[-1])))
     portions = iter([outgoing[at : at + together] for at in range(0, len(outgoing), together)])
@@ -140,8 +153,8 @@ async def record(root: str, events: str, producer: str) -> dict[str, float]:
         sending = tasks.create_task(telemetry.with_sink(BusSink(bus)).run())
         await go()
         began_ns = time.time_ns()
-        for at in range(0, len(made), 8192):
-            telemetry.forward(made[at : at + 8192])
+        for at in range(0, len(made), 8000):
+            telemetry.forward(made[at : at + 8000])
             assert await telemetry.flush(timeout_s=_PATIENCE_S)
         stored_ns = time.time_ns()
         sending.cancel()
@@ -194,7 +207,8 @@ def main() -> None:
     async def run() -> dict[str, float]:
         return await KINDS[kind](*arguments)
 
-    print(json.dumps(uvloop.run(run())), flush=True)
+    found = uvloop.run(run())
+    print(json.dumps({**found, "cpu_s": time.process_time() - _BEGAN[0]}), flush=True)
 
 
 if __name__ == "__main__":

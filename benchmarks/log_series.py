@@ -19,7 +19,8 @@ from pathlib import Path
 from benchmarks.results import Cell, command, show, tell
 from railbus_shared import clock, wire
 from railbus_shared.layout import Layout
-from railbus_telemetry.lines import Line, batch
+from railbus_telemetry.lines import batch
+from railbus_telemetry.runs import Run
 from railbus_telemetry.series import LogSeries
 
 EVENTS = 100
@@ -42,7 +43,7 @@ def message(sequence: int) -> Message:
     return sequence, "railbus.evt.train.j-4f09ac-17.metrics", wire.encode({"v": 1, "common": common, "events": events})
 
 
-def transcoded(messages: list[Message]) -> list[Line]:
+def transcoded(messages: list[Message]) -> list[Run]:
     return batch(messages, incarnation="4f09ac", telemetry="bench")
 
 
@@ -72,7 +73,7 @@ def started(root: Path) -> LogSeries:
 def one_round(root: Path, groups: list[list[Message]]) -> tuple[float, float, float]:
     """Seconds to transcode all, to append all, and to write the same bytes raw."""
     series = started(root)
-    portions: list[list[Line]] = []
+    portions: list[list[Run]] = []
     transcode_s = seconds(lambda: portions.extend(transcoded(group) for group in groups))
     chunks = [b"".join(line.data for line in portion) for portion in portions]
     raw_s = seconds(lambda: raw(root / "raw", chunks))

@@ -29,7 +29,7 @@ import zlib
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import orjson
 
@@ -50,7 +50,16 @@ from railbus_telemetry import closing
 PARTS: Final = ("throughput", "loggers", "lag", "backlog", "compression", "call")
 _ROUNDS: Final = 3
 _EVENTS: Final = 300_000
-_SIZES: Final = (100, 1000)
+_BARE_EVENTS: Final = 150_000  # whole ones take 43 MB; a server as it comes cuts off who is 64 MiB behind
+_BARE: Final = ((100, "whole"), (100, "shared"), (100, "ours"), (1000, "whole"), (1000, "ours"))
+"""Events a message, and in which form."""
+_WAYS: Final[tuple[tuple[Any, ...], ...]] = (
+    ("100", "publish", 100, _EVENTS // 100, "ours"),
+    ("1000", "publish", 1000, _EVENTS // 1000, "ours"),
+    ("1000-shared", "publish", 1000, _EVENTS // 1000, "shared"),
+    ("telemetry", "record", _EVENTS),
+)
+"""Name, kind of load, and what it is told beside root and producer."""
 _LOGGED: Final = 100_000
 _BACKLOG: Final = 500_000
 _RATE: Final = 1000
@@ -64,6 +73,8 @@ class Load:
 
     def __init__(self, kind: str, *arguments: object) -> None:
         words = [sys.executable, "-m", "benchmarks.event_load", kind, *map(str, arguments)]
+        self.cpu_s = 0.0
+        """From the word on, once it has ended."""
         self._process = subprocess.Popen(words, cwd=REPO, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         assert self._process.stdout is not None
         assert self._process.stdout.readline() == "ready\n", f"{kind} did not start"
@@ -77,6 +88,7 @@ class Load:
         told, _ = self._process.communicate(timeout=_PATIENCE_S)
         assert self._process.returncode == 0, f"{self._process.args} ended with {self._process.returncode}"
         found: dict[str, float] = json.loads(told)
+        self.cpu_s = found.pop("cpu_s")
         return found
 
 
@@ -95,10 +107,10 @@ def bare_server() -> Iterator[str]:
         process.wait(20)
 
 
-def bare(url: str, *, size: int) -> float:
+def bare(url: str, *, size: int, form: str) -> float:
     """Events a second that reach a bare subscriber."""
-    receiving = Load("bare-receive", url, size, _EVENTS // size)
-    sending = Load("bare-publish", url, size, _EVENTS // size)
+    receiving = Load("bare-receive", url, size, _BARE_EVENTS // size)
+    sending = Load("bare-publish", url, size, _BARE_EVENTS // size, form)
     receiving.start()
     sending.start()
     found = receiving.result()
@@ -123,20 +135,23 @@ async def caught_up(bus: Bus) -> None:
             await asyncio.sleep(0.005)
 
 
-async def throughput(up: Running, bus: Bus) -> dict[str, list[float]]:
-    """Events a second by each way, once a round."""
+async def throughput(up: Running, bus: Bus) -> tuple[dict[str, list[float]], dict[str, dict[str, float]]]:
+    """Events a second by each way, once a round; and the CPU time of an event in each process on the way to disk."""
     found: dict[str, list[float]] = {}
+    spent: dict[str, dict[str, float]] = {}
     with bare_server() as url:
         for turn in range(_ROUNDS):
-            for size in _SIZES:
-                found.setdefault(f"bare subscriber, {size}", []).append(bare(url, size=size))
-                load = Load("publish", up.root, size, _EVENTS // size, f"bench-{size}-{turn}")
-                found.setdefault(f"to disk, {size}", []).append(_EVENTS / await to_disk(bus, load))
-            load = Load("record", up.root, _EVENTS, f"bench-record-{turn}")
-            found.setdefault("to disk, LearningTelemetry", []).append(_EVENTS / await to_disk(bus, load))
-    producers = [f"bench-{kind}-{turn}" for kind in (*_SIZES, "record") for turn in range(_ROUNDS)]
-    check_numbers(up, dict.fromkeys(producers, _EVENTS))
-    return found
+            for size, form in _BARE:
+                found.setdefault(f"bare subscriber, {size} {form}", []).append(bare(url, size=size, form=form))
+            for name, kind, *arguments in _WAYS:
+                load = Load(kind, up.root, *arguments[:2], f"bench-{name}-{turn}", *arguments[2:])
+                before = up.cpu_by_service()
+                found.setdefault(f"to disk, {name}", []).append(_EVENTS / await to_disk(bus, load))
+                after = up.cpu_by_service()
+                used = {who: 1e6 * (after[who] - before[who]) / _EVENTS for who in ("nats-server", "telemetry")}
+                spent[f"to disk, {name}"] = {"producer": 1e6 * load.cpu_s / _EVENTS, **used}
+    check_numbers(up, {f"bench-{way[0]}-{turn}": _EVENTS for way in _WAYS for turn in range(_ROUNDS)})
+    return found, spent
 
 
 def check_numbers(up: Running, expected: dict[str, int]) -> None:
@@ -152,17 +167,20 @@ def check_numbers(up: Running, expected: dict[str, int]) -> None:
         assert counts == b"\x01" * len(counts), f"{producer}: {counts.count(0)} missing of {len(counts)}, or doubles"
 
 
-def report_throughput(found: dict[str, list[float]]) -> None:
+def report_throughput(found: dict[str, list[float]], spent: dict[str, dict[str, float]]) -> None:
     medians = {name: statistics.median(rates) for name, rates in found.items()}
-    limit = medians["bare subscriber, 100"]
+    whole, shared = (medians[f"bare subscriber, 100 {form}"] for form in ("whole", "shared"))
     rows: list[list[Cell]] = [
-        [name, round(rate), round(min(found[name])), round(max(found[name])), rate / limit]
+        [name, round(rate), round(min(found[name])), round(max(found[name])), rate / whole, rate / shared]
         for name, rate in medians.items()
     ]
     title = f"$ {command('telemetry')}   {_EVENTS} events, events/s, {_ROUNDS} rounds"
-    show(title, header=["", "median", "min", "max", "of bare, 100"], rows=rows)
-    ratios = {name: round(rate / limit, 3) for name, rate in medians.items()}
-    tell("telemetry", part="throughput", events_per_s={k: round(v) for k, v in medians.items()}, of_bare=ratios)
+    show(title, header=["", "median", "min", "max", "of 100 whole", "of 100 shared"], rows=rows)
+    used: list[list[Cell]] = [[name, *times.values()] for name, times in spent.items()]
+    show("CPU us an event, last round", header=["", *next(iter(spent.values()))], rows=used)
+    numbers = {"events_per_s": {k: round(v) for k, v in medians.items()}, "cpu_us": spent}
+    ratios = {name: [round(rate / whole, 3), round(rate / shared, 3)] for name, rate in medians.items()}
+    tell("telemetry", part="throughput", of_bare_whole_and_shared=ratios, **numbers)
 
 
 def loggers(ours: float | None) -> None:
@@ -223,7 +241,7 @@ async def backlog(up: Running, bus: Bus, count: int) -> None:
     pid = up.pid_of("telemetry")
     os.kill(pid, signal.SIGSTOP)
     try:
-        load = Load("publish", up.root, 1000, count // 1000, "bench-backlog")
+        load = Load("publish", up.root, 1000, count // 1000, "bench-backlog", "ours")
         load.start()
         await asyncio.to_thread(load.result)
     finally:
@@ -295,8 +313,8 @@ async def measured(up: Running, parts: list[str], count: int) -> None:
     async with as_runner(up.settings) as bus:
         await caught_up(bus)
         if "throughput" in parts:
-            found = await throughput(up, bus)
-            report_throughput(found)
+            found, spent = await throughput(up, bus)
+            report_throughput(found, spent)
             ours = statistics.median(found["to disk, 1000"])
         if "loggers" in parts:
             loggers(ours)

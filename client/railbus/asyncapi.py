@@ -14,7 +14,7 @@ from pydantic.json_schema import models_json_schema
 
 from railbus_shared import contracts
 from railbus_shared.catalogue import BUCKETS, EVENTS, HOST, ID, REQUESTS, Asked, Told
-from railbus_shared.contracts.events import BATCHED_TYPES, Event, EventBatch
+from railbus_shared.contracts.events import BATCHED_TYPES, Event, EventBatch, EventColumns
 from railbus_shared.contracts.jobs import ErrorBody, JobSpec
 from railbus_shared.contracts.model import Contract
 from railbus_shared.field_docs import field_docs
@@ -69,7 +69,7 @@ def _channels() -> Iterator[tuple[str, Json]]:
         yield _name(asked), _channel(f"{_SUBJECTS.prefix}.req.{asked.tokens}", asked.request.__name__)
         yield f"{_name(asked)}.answer", _channel(None, asked.answer.__name__, ErrorBody.__name__)
     for told in (*EVENTS, _OWN):
-        batch = [EventBatch.__name__] if told.type in BATCHED_TYPES else []
+        batch = [EventBatch.__name__, EventColumns.__name__] if told.type in BATCHED_TYPES else []
         what = "{what}" if told is _OWN else told.what
         yield f"event.{told.type}", _channel(_SUBJECTS.event(told.area, ID, what), told.type, *batch)
     for kept in BUCKETS:
@@ -144,8 +144,8 @@ def _payload(told: Told) -> Json:
 def _used() -> list[type[Contract]]:
     """Every contract that is a whole message or value, each once."""
     asked = (one for request in REQUESTS for one in (request.request, request.answer))
-    found: list[type[Contract]] = [JobSpec, *asked, ErrorBody, Event, EventBatch, *(kept.value for kept in BUCKETS)]
-    return list(dict.fromkeys(found))
+    told = (Event, EventBatch, EventColumns)
+    return list(dict.fromkeys([JobSpec, *asked, ErrorBody, *told, *(kept.value for kept in BUCKETS)]))
 
 
 def _schemas() -> Json:

@@ -47,9 +47,9 @@ _TYPE: Final = re.compile(r"[a-z][a-z0-9_]*(?:\.[a-z][a-z0-9_]*)+\Z")
 _MAX_TYPE: Final = 64
 _MAX_NESTING: Final = 16
 _FLUSH_S: Final = 0.2
-_FULL: Final = 256
+_FULL: Final = 100  # then they go at once: at 1000 events a second after a tenth of one
 _RETRY_S: Final = 0.5
-_MAX_SENT: Final = 2048
+_MAX_SENT: Final = 8000
 _MAX_SENT_BYTES: Final = 8 << 20
 
 

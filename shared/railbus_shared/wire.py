@@ -22,6 +22,7 @@ MAX_BYTES: Final = 512 * 1024
 MAX_DEPTH: Final = 32
 MAX_NODES: Final = 100_000  # maps and arrays in one message; a batch of 1000 events has some 3000
 _MAX_ITEMS: Final = 65_536
+_FEW: Final = 64
 _INT_DIGITS: Final = 20  # of 2**64 - 1; orjson turns larger numbers into inexact floats
 _BRANCHES: Final = frozenset({dict, list, tuple})
 _PASSING: Final = frozenset({str, int, bool, type(None)}) | _BRANCHES
@@ -30,6 +31,8 @@ _STR: Final = frozenset({str})
 _NUMBERS: Final = frozenset({float, bool})
 _CONTAINERS: Final = bytes([*range(0x80, 0xA0), 0xDC, 0xDD, 0xDE, 0xDF])
 """What begins a map or an array in msgpack; in the midst of a number or text it begins none."""
+_COLUMNS: Final = msgpack.packb({"v": 2})[1:]
+"""How batches of events begin that hold few maps and arrays, so that a call for each costs less than encoding again."""
 _LIMITS: Final[dict[str, Any]] = {
     "raw": False,
     "strict_map_key": True,
@@ -163,7 +166,7 @@ def _as_encoded(data: bytes) -> object:
 
 
 def _decode_msgpack(data: bytes) -> dict[str, object]:
-    value = _as_encoded(data)
+    value = None if data[1:4] == _COLUMNS else _as_encoded(data)
     if value is None:
         value = _unpacked(data)
     if not isinstance(value, dict):
@@ -192,18 +195,20 @@ def _unpacked(data: bytes) -> object:
 def _check_shape(root: Mapping[str, object]) -> None:
     """Refuse what is too deep, too many, or cannot be said in both encodings; iterative, so depth costs no stack.
 
-    All values of one depth are looked at together, which costs half of looking at each.
+    Of many containers all values of one depth are looked at together, which costs half of looking at each.
     """
     nodes = 0
     level: list[object] = [root]
     for _ in range(MAX_DEPTH):
-        values = list(chain.from_iterable(map(_values, level)))
-        kinds = set(map(type, values))
-        if not (kinds <= _COMMON and (float not in kinds or _are_finite(values, kinds))):
-            for value in values:
-                if type(value) not in _PASSING:
-                    _check_scalar(value)
-        level = [value for value in values if type(value) in _BRANCHES] if kinds & _BRANCHES else []
+        each = map(_values, level)
+        inner: list[object] = []
+        for values in each if len(level) <= _FEW else (list(chain.from_iterable(each)),):
+            kinds = set(map(type, values))
+            if not (kinds <= _COMMON and (float not in kinds or _are_finite(values, kinds))):
+                _check_scalars(values)
+            if kinds & _BRANCHES:
+                inner += [value for value in values if type(value) in _BRANCHES]
+        level = inner
         nodes += len(level)
         if nodes > MAX_NODES:
             raise BadMessage(f"the payload has more than {MAX_NODES} maps and arrays")
@@ -213,9 +218,10 @@ def _check_shape(root: Mapping[str, object]) -> None:
 
 
 def _are_finite(values: Iterable[object], kinds: set[type]) -> bool:
-    """Whether all floats among values of common types are finite."""
-    numbers = values if kinds <= _NUMBERS else [value for value in values if type(value) is float]
-    return all(map(math.isfinite, cast("Iterable[float]", numbers)))
+    """Whether all floats among values of common types are finite; nearly always their sum says so."""
+    found = values if kinds <= _NUMBERS else [value for value in values if type(value) is float]
+    numbers = cast("Iterable[float]", found)
+    return math.isfinite(sum(numbers)) or all(map(math.isfinite, numbers))
 
 
 def _values(container: object) -> Iterable[object]:
@@ -224,6 +230,13 @@ def _values(container: object) -> Iterable[object]:
     if not (_STR.issuperset(map(type, container)) or all(isinstance(key, str) for key in container)):
         raise BadMessage("a map in the payload has a key that is not a string", hint="use string keys")
     return cast("Mapping[str, object]", container).values()
+
+
+def _check_scalars(values: Iterable[object]) -> None:
+    """Values of which some are of a type that is not common, or not finite."""
+    for value in values:
+        if type(value) not in _PASSING:
+            _check_scalar(value)
 
 
 def _check_scalar(value: object) -> None:

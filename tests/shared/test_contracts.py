@@ -107,7 +107,12 @@ EXAMPLES: dict[str, dict[str, Any]] = {
         "job": "j-1", "data": {"a": [1, {"b": None}]},
     },
     "EventBatch": {"common": {"a": 1}, "events": [{"n": 1}, {"n": 2}]},
+    "EventColumns": {
+        "common": {"producer": "p"}, "time": {"first": TIME, "gaps_ns": [5]}, "number": 7, "step": [1, 2],
+        "data": {"loss": [0.5, None]},
+    },
     "EventLines": {"events": [{"a": 1}], "truncated": True, "older": "2026-11-23/40960/1234"},
+    "EventTimes": {"first": TIME, "gaps_ns": [1, -1]},
     "Extent": {"offset": 8, "bytes": 16},
     "Flushed": {"files": ["logs/x"]},
     "HeldLease": _HELD,

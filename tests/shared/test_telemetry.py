@@ -200,8 +200,9 @@ SUBJECTS = Subjects()
 
 def _event(number: int, kind: str = "train.metrics", **fields: object) -> JsonMap:
     event: JsonMap = {
-        "v": 1, "id": f"p-{number}", "type": kind, "time": "2026-01-01T00:00:00Z", "producer": "p", "number": number,
-        "severity": "info", "source": "trainer", "host": "h", "job": "j-1", "data": {"loss": 1 / number},
+        "v": 1, "id": f"p-{number}", "type": kind, "time": "2026-01-01T00:00:00.000000007Z", "producer": "p",
+        "number": number, "severity": "info", "source": "trainer", "host": "h", "job": "j-1",
+        "data": {"loss": 1 / number},
     }  # fmt: skip
     return {**event, **fields}  # type: ignore[dict-item]
 
@@ -217,8 +218,7 @@ def test_a_batch_says_what_is_common_once_and_decodes_to_the_same_events() -> No
     batch = wire.decode(message.data)
     assert isinstance(batch["common"], dict)
     assert set(batch["common"]) == {"v", "type", "producer", "severity", "source", "host", "job"}
-    assert isinstance(batch["events"], list)
-    assert set(batch["events"][0]) == {"id", "time", "number", "step", "data"}
+    assert (batch["v"], batch["number"], len(message.data) < 1900) == (2, 1, True)
     assert (message.subject, message.msg_id) == ("railbus.evt.train.j-1.metrics", "p-1+99")
     assert _decoded(events) == events
 

@@ -11,9 +11,12 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from railbus_shared import clock, wire
+from railbus_shared.batches import batch_of
 from railbus_shared.contracts.events import Event
+from railbus_shared.contracts.model import JsonMap
 from railbus_shared.errors import WireError
-from railbus_telemetry.lines import DAY_NS, Line, batch, portions, transcode
+from railbus_telemetry.lines import DAY_NS, batch, portions, transcode
+from railbus_telemetry.runs import Run
 
 NOW_NS = 1_795_471_535 * clock.NS_PER_S
 EVENT: dict[str, object] = {
@@ -32,12 +35,14 @@ EVENT: dict[str, object] = {
 }
 
 
-def lines_of(*payloads: bytes, first: int = 41) -> list[Line]:
+def lines_of(*payloads: bytes, first: int = 41) -> list[Run]:
     messages = [(first + at, "railbus.evt.train.j.metrics", payload) for at, payload in enumerate(payloads)]
-    return batch(messages, incarnation="4f09ac", telemetry="telemetry-h-9", now_ns=NOW_NS)
+    runs = batch(messages, incarnation="4f09ac", telemetry="telemetry-h-9", now_ns=NOW_NS)
+    assert all(run.data.count(b"\n") == run.num_lines for run in runs)
+    return [line for run in runs for line in run.singles()]
 
 
-def parsed(line: Line) -> dict[str, object]:
+def parsed(line: Run) -> dict[str, object]:
     return cast("dict[str, object]", orjson.loads(line.data))
 
 
@@ -116,6 +121,52 @@ def test_events_that_look_like_the_seam_between_two_are_written_as_they_are(
     ]
 
 
+ODD = ["a", 'b,"c', "\\", '},{"', "\n", "\u2028"]
+
+
+@pytest.mark.parametrize("gap_ns", [7, 400_000_000, DAY_NS // 3, -400_000_000, -DAY_NS // 3])
+@pytest.mark.parametrize("numbers", [(1, 2, 3, 4, 5, 6), (1, 3, 4, 2, 9, 9)])
+@pytest.mark.parametrize(
+    "data",
+    [
+        [{"loss": n / 3, "lr": n, "ok": n > 2, "none": None} for n in range(6)],
+        [{"a,b": text, "list": [text, {"x": 1}]} for text in ODD],
+        [{"mixed": value} for value in (1, 2.5, "x", None, [1, 2], -0.0)],
+        [{}] * 6,
+    ],
+)
+def test_a_batch_of_columns_gives_the_lines_of_its_events(
+    data: list[dict[str, object]], numbers: tuple[int, ...], gap_ns: int
+) -> None:
+    start_ns = clock.parse_rfc3339(cast("str", EVENT["time"]))
+    events = [
+        {**EVENT, "id": f"runner-h-1-{n}", "number": n, "time": clock.rfc3339(start_ns + at * gap_ns), "data": data[at]}
+        for at, n in enumerate(numbers)
+    ]
+    message = batch_of(cast("list[JsonMap]", events))
+    assert message["v"] == 2
+    found = lines_of(wire.encode(message))
+    assert [parsed(line) for line in found] == [{**event, "seq": 41, "incarnation": "4f09ac"} for event in events]
+    alone = [lines_of(wire.encode(event))[0] for event in events]
+    assert [line[:3] for line in found] == [line[:3] for line in alone]
+
+
+@pytest.mark.parametrize("fault", [{"type": "Bad"}, {"host": "../x"}, {"colour": 1}, {"producer": "A b"}, {"v": 2}])
+def test_a_fault_in_what_columns_share_is_found(fault: dict[str, object]) -> None:
+    message = batch_of(cast("list[JsonMap]", [{**EVENT, "id": f"runner-h-1-{n}", "number": n} for n in (1, 2)]))
+    message["common"] = {**cast("JsonMap", message["common"]), **fault}
+    [line] = lines_of(wire.encode(message))
+    assert line.code.startswith("INVALID_")
+
+
+def test_what_columns_share_beside_their_own_is_overridden() -> None:
+    message = batch_of(cast("list[JsonMap]", [{**EVENT, "id": f"runner-h-1-{n}", "number": n} for n in (1, 2)]))
+    message["common"] = {**cast("JsonMap", message["common"]), "number": 9, "id": "x", "trace": "t"}
+    found = lines_of(wire.encode(message))
+    assert [parsed(line)["id"] for line in found] == ["runner-h-1-1", "runner-h-1-2"]
+    assert [line.data.count(b'"number"') for line in found] == [1, 1]
+
+
 def test_an_event_overrides_what_its_batch_shares() -> None:
     batched = {"v": 1, "common": EVENT, "events": [{"number": 8, "step": 4}, {}]}
     found = lines_of(wire.encode(batched))
@@ -140,8 +191,8 @@ def test_a_batch_that_would_fill_the_disk_with_what_it_says_once_is_refused() ->
 def test_many_lines_are_made_a_portion_at_a_time() -> None:
     messages = ((41 + at, "railbus.evt.train.j.metrics", repeating(8000, 10, first=1 + 10 * at)) for at in range(20))
     found = list(portions(messages, incarnation="4f09ac", telemetry="t", limit_bytes=200_000))
-    assert [line.number for some in found for line in some] == list(range(1, 201))
-    assert [len(some) for some in found] == [30, 30, 30, 30, 30, 30, 20]
+    assert [line.number for some in found for run in some for line in run.singles()] == list(range(1, 201))
+    assert [sum(run.num_lines for run in some) for some in found] == [30, 30, 30, 30, 30, 30, 20]
 
 
 BAD_MESSAGES = {
@@ -162,6 +213,27 @@ BAD_MESSAGES = {
     "a batch without events": (wire.encode({"v": 1, "common": {}, "events": []}), "INVALID_FIELD"),
     "a batch of numbers": (wire.encode({"v": 1, "common": {}, "events": [1]}), "INVALID_FIELD"),
     "a batch of another version": (wire.encode({"v": 2, "common": {}, "events": [EVENT]}), "INVALID_FIELD"),
+    "a batch that fills the memory": (
+        wire.encode({"v": 1, "common": {**EVENT, "data": {"x": "y" * 50_000}}, "events": [{"number": 1}] * 200}),
+        "INVALID_FIELD",
+    ),
+    "columns that fill the memory": (
+        wire.encode(
+            {
+                "v": 2,
+                "common": {"producer": "p", "trace": "y" * 50_000},
+                "time": {"first": EVENT["time"], "gaps_ns": [1] * 99},
+                "number": 1,
+                "data": {},
+            }
+        ),
+        "INVALID_FIELD",
+    ),
+    "columns without common": (wire.encode({"v": 2, "time": {"first": "2026-11-23T21:45:35Z"}}), "INVALID_FIELD"),
+    "columns without a producer": (
+        wire.encode({"v": 2, "common": {}, "time": {"first": "2026-11-23T21:45:35Z"}, "number": 1}),
+        "INVALID_FIELD",
+    ),
     "a batch without common": (wire.encode({"v": 1, "events": [EVENT]}), "INVALID_FIELD"),
 }
 
@@ -259,7 +331,7 @@ def test_exactly_what_the_contract_accepts_becomes_a_line(changes: dict[str, obj
         with pytest.raises(type(exc)):
             transcode(event, sequence=1, incarnation="4f")
         return
-    [line] = transcode(event, sequence=1, incarnation="4f").lines
+    [line] = transcode(event, sequence=1, incarnation="4f").runs
     assert parsed(line) == {**event, "seq": 1, "incarnation": "4f"}
 
 

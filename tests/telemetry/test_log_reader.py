@@ -14,7 +14,8 @@ from railbus_shared import clock, inflate, wire
 from railbus_shared.contracts.logs import QueryEvents
 from railbus_shared.layout import Layout
 from railbus_shared.log_reader import query, read_events, tail_events
-from railbus_telemetry.lines import DAY_NS, Line, batch
+from railbus_telemetry.lines import DAY_NS, batch
+from railbus_telemetry.runs import Run
 from railbus_telemetry.series import LogSeries
 
 NOON = "2026-11-23T12:00:00Z"
@@ -23,7 +24,7 @@ NOON_NS = clock.parse_rfc3339(NOON)
 
 def lines(
     *numbers: int, at_ns: int = NOON_NS, kind: str = "train.metrics", job: str = "j-1", pad: int = 0
-) -> list[Line]:
+) -> list[Run]:
     events = [
         {"id": f"p-{n}", "type": kind, "time": clock.rfc3339(at_ns), "producer": "p", "number": n, "job": job,
          "source": "test", "host": "h", "data": {"pad": "x" * pad, "job": "j-9"}}

@@ -17,8 +17,9 @@ from railbus_shared.layout import Layout
 from railbus_shared.log_reader import read_events, tail_events
 from railbus_shared.metrics import Metrics
 from railbus_telemetry import removing
-from railbus_telemetry.lines import DAY_NS, Line, batch
+from railbus_telemetry.lines import DAY_NS, batch
 from railbus_telemetry.removing import Day, Rules
+from railbus_telemetry.runs import Run
 from railbus_telemetry.series import LogSeries
 from railbus_telemetry.upkeep import SteadyClock, Upkeep
 from until import until
@@ -27,7 +28,7 @@ TODAY = date(2026, 11, 23)
 NOON_NS = clock.parse_rfc3339("2026-11-23T12:00:00Z")
 
 
-def lines(number: int, *, at_ns: int) -> list[Line]:
+def lines(number: int, *, at_ns: int) -> list[Run]:
     event = {"id": f"p-{number}", "type": "a.b", "time": clock.rfc3339(at_ns), "producer": "p", "number": number,
              "source": "test", "host": "h", "data": {}}  # fmt: skip
     return batch([(1, "s", wire.encode(event))], incarnation="4f", telemetry="t")

@@ -21,7 +21,8 @@ from railbus_shared import clock, wire
 from railbus_shared.errors import StorageFull
 from railbus_shared.layout import Layout
 from railbus_telemetry import appending, closing
-from railbus_telemetry.lines import DAY_NS, Line, batch
+from railbus_telemetry.lines import DAY_NS, batch
+from railbus_telemetry.runs import Run
 from railbus_telemetry.series import LogSeries, Rotation
 
 HOUR_NS = 3600 * clock.NS_PER_S
@@ -53,13 +54,18 @@ def series(layout: Layout, now: Clock, rotation: Rotation = "hourly") -> LogSeri
     return LogSeries(layout, rotation=rotation, incarnation="4f09ac", now_ns=now)
 
 
-def lines(*numbers: int, at_ns: int = NOON_NS, producer: str = "p-1", pad: int = 0) -> list[Line]:
+def lines(*numbers: int, at_ns: int = NOON_NS, producer: str = "p-1", pad: int = 0) -> list[Run]:
     events = [
         {"id": f"{producer}-{n}", "type": "train.metrics", "time": clock.rfc3339(at_ns), "producer": producer,
          "number": n, "source": "test", "host": "h", "data": {"pad": "x" * pad}}
         for n in numbers
     ]  # fmt: skip
     return batch(((1, "s", wire.encode(event)) for event in events), incarnation="4f09ac", telemetry="t")
+
+
+def new(runs: list[Run]) -> int:
+    """How many lines were new."""
+    return sum(run.num_lines for run in runs)
 
 
 def numbers_in(path: Path) -> list[int]:
@@ -84,16 +90,16 @@ CLOSED = f"{PLAIN}.gz"
 
 def test_appended_lines_stand_in_the_plain_file_of_their_day(layout: Layout, now: Clock) -> None:
     writer = series(layout, now)
-    assert writer.append(lines(1, 2)) == 2
-    assert writer.append(lines(3)) == 1
-    assert writer.append([]) == 0
+    assert new(writer.append(lines(1, 2))) == 2
+    assert new(writer.append(lines(3))) == 1
+    assert new(writer.append([])) == 0
     assert tree(layout) == {PLAIN: [1, 2, 3]}
 
 
 def test_what_comes_twice_is_written_once(layout: Layout, now: Clock) -> None:
     writer = series(layout, now)
-    assert writer.append(lines(1, 2, 1)) == 2
-    assert writer.append([*lines(2, 3), *lines(2, producer="p-2")]) == 2
+    assert new(writer.append(lines(1, 2, 1))) == 2
+    assert new(writer.append([*lines(2, 3), *lines(2, producer="p-2")])) == 2
     assert tree(layout) == {PLAIN: [1, 2, 3, 2]}
 
 
@@ -228,7 +234,7 @@ def test_a_new_writer_knows_what_stands_in_plain_and_in_closed_files(layout: Lay
     writer.append(lines(1, 2))
     writer.close_all()
     writer.append(lines(3))
-    assert series(layout, now).append(lines(1, 2, 3, 4)) == 1
+    assert new(series(layout, now).append(lines(1, 2, 3, 4))) == 1
     assert tree(layout) == {CLOSED: [1, 2], PLAIN: [3, 4]}
 
 
@@ -237,7 +243,7 @@ def test_the_sidecar_alone_knows_what_older_days_hold(layout: Layout, now: Clock
     for day in (5, 4, 3, 0):
         writer.append(lines(10 - day, at_ns=NOON_NS - day * DAY_NS))
     writer.close_all()
-    assert series(layout, now).append(lines(5, at_ns=NOON_NS - 5 * DAY_NS)) == 0
+    assert new(series(layout, now).append(lines(5, at_ns=NOON_NS - 5 * DAY_NS))) == 0
 
 
 def _flip(path: Path) -> None:
@@ -255,7 +261,7 @@ def test_an_older_sidecar_is_not_believed_about_what_was_closed_since(layout: La
     writer.append([*lines(2), *lines(3, at_ns=NOON_NS - 5 * DAY_NS)])
     writer.close_all()
     (layout.logs / ".seen.json").write_bytes(old)
-    assert series(layout, now).append([*lines(1, 2), *lines(3, at_ns=NOON_NS - 5 * DAY_NS)]) == 0
+    assert new(series(layout, now).append([*lines(1, 2), *lines(3, at_ns=NOON_NS - 5 * DAY_NS)])) == 0
 
 
 def test_without_its_sidecar_a_writer_knows_late_events_and_reads_no_old_days(layout: Layout, now: Clock) -> None:
@@ -266,8 +272,8 @@ def test_without_its_sidecar_a_writer_knows_late_events_and_reads_no_old_days(la
     os.utime(old, (NOON_NS // 10**9, old.stat().st_mtime - 5 * 86_400))
     (layout.logs / ".seen.json").unlink()
     fresh = series(layout, now)
-    assert fresh.append(lines(5, at_ns=NOON_NS - 4 * DAY_NS)) == 0
-    assert fresh.append(lines(6, at_ns=NOON_NS - 5 * DAY_NS)) == 1
+    assert new(fresh.append(lines(5, at_ns=NOON_NS - 4 * DAY_NS))) == 0
+    assert new(fresh.append(lines(6, at_ns=NOON_NS - 5 * DAY_NS))) == 1
 
 
 @pytest.mark.parametrize("harm", ["missing", "empty", "torn", "flipped", "foreign"])
@@ -287,7 +293,7 @@ def test_without_its_sidecar_a_writer_reads_the_newest_two_days(layout: Layout, 
             _flip(sidecar)
         case _:
             sidecar.write_bytes(b'{"v":1,"content":{}}')
-    assert series(layout, now).append([*lines(1), *lines(2, at_ns=NOON_NS - DAY_NS), *lines(3)]) == 1
+    assert new(series(layout, now).append([*lines(1), *lines(2, at_ns=NOON_NS - DAY_NS), *lines(3)])) == 1
 
 
 @pytest.mark.parametrize("tail", [b'{"v":1,"producer":"p-1","num', b"\0" * 40, b"\0" * 40 + b"\n", b"noise\n", b"{}\n"])
@@ -295,7 +301,7 @@ def test_a_torn_tail_is_cut_and_the_lines_before_it_stay(layout: Layout, now: Cl
     series(layout, now).append(lines(1, 2))
     with (layout.logs / PLAIN).open("ab") as file:
         file.write(tail)
-    assert series(layout, now).append(lines(2, 3)) == 1
+    assert new(series(layout, now).append(lines(2, 3))) == 1
     assert tree(layout) == {PLAIN: [1, 2, 3]}
 
 
@@ -304,7 +310,7 @@ def test_a_plain_file_without_a_complete_line_goes(layout: Layout, now: Clock) -
     (layout.logs / PLAIN).write_bytes(b'{"v":1')
     writer = series(layout, now)
     assert tree(layout) == {}
-    assert writer.append(lines(1)) == 1
+    assert new(writer.append(lines(1))) == 1
 
 
 def test_a_plain_file_that_was_closed_before_the_kill_is_dropped(layout: Layout, now: Clock) -> None:
@@ -316,7 +322,7 @@ def test_a_plain_file_that_was_closed_before_the_kill_is_dropped(layout: Layout,
     writer.close_all()
     (layout.logs / PLAIN).write_bytes(plain)
     (layout.logs / ".seen.json").unlink()
-    assert series(layout, now).append(lines(1, 2, 3)) == 0
+    assert new(series(layout, now).append(lines(1, 2, 3))) == 0
     assert tree(layout) == {CLOSED: [1, 2, 3]}
 
 
@@ -376,7 +382,7 @@ def test_a_period_that_reads_back_differently_stays_plain(
         with pytest.raises(OSError, match="reads back differently"):
             writer.close_all()
     assert tree(layout) == {PLAIN: [2], CLOSED: [1]}
-    assert writer.append(lines(1, 2, 3)) == 1
+    assert new(writer.append(lines(1, 2, 3))) == 1
     writer.close_all()
     assert tree(layout) == {CLOSED: [1, 2, 3]}
 
@@ -420,7 +426,7 @@ def test_on_a_full_disk_an_append_fails_whole_and_a_later_one_works(small_disk: 
     assert (small_disk.logs / PLAIN).stat().st_size == before
     assert tree(small_disk) == {PLAIN: [1]}
     ballast.unlink()
-    assert writer.append([*lines(2, at_ns=NOON_NS - DAY_NS), *lines(*range(3, 13), pad=60_000)]) == 11
+    assert new(writer.append([*lines(2, at_ns=NOON_NS - DAY_NS), *lines(*range(3, 13), pad=60_000)])) == 11
     assert tree(small_disk) == {"2026/11/22/trainer.log.jsonl": [2], PLAIN: [1, *range(3, 13)]}
 
 
@@ -453,7 +459,7 @@ def _append_within(layout: Layout, now: Clock, limit_bytes: int) -> int:
     try:
         writer.append(lines(*range(2, 20), pad=1000))
     except StorageFull:
-        return 0 if writer.append(lines(2)) == 1 else 1
+        return 0 if new(writer.append(lines(2))) == 1 else 1
     return 2
 
 

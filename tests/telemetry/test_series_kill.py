@@ -27,7 +27,8 @@ import pytest
 from railbus_shared import clock, wire
 from railbus_shared.layout import Layout
 from railbus_shared.log_reader import read_events
-from railbus_telemetry.lines import Line, batch
+from railbus_telemetry.lines import batch
+from railbus_telemetry.runs import Run
 from railbus_telemetry.series import LogSeries
 
 START_NS = clock.parse_rfc3339("2026-11-23T20:00:00Z")
@@ -40,7 +41,7 @@ def time_of(number: int) -> int:
     return START_NS + number * STEP_NS
 
 
-def lines(first: int, last: int) -> list[Line]:
+def lines(first: int, last: int) -> list[Run]:
     events = [
         {"id": f"p-{n}", "type": "train.metrics", "time": clock.rfc3339(time_of(n)), "producer": "p", "number": n,
          "source": "test", "host": "h", "data": {"noise": random.Random(n).randbytes(400).hex()}}

@@ -21,7 +21,8 @@ import pytest
 
 from railbus_shared import clock, wire
 from railbus_shared.layout import Layout
-from railbus_telemetry.lines import Line, batch
+from railbus_telemetry.lines import batch
+from railbus_telemetry.runs import Run
 from railbus_telemetry.series import LogSeries
 from until import until
 
@@ -118,7 +119,7 @@ class Writer:
         self.now_ns += 4 * HALF_HOUR_NS
         assert self._series.rotate(self.now_ns)
 
-    def _lines(self, count: int) -> list[Line]:
+    def _lines(self, count: int) -> list[Run]:
         events = []
         for _ in range(count):
             self.written += 1

@@ -127,14 +127,10 @@ def decode() -> None:
       nats sub --translate 'railbus decode' 'railbus.evt.>'
     """
     from railbus_shared import wire
+    from railbus_shared.batches import events_of
 
-    message = wire.decode(sys.stdin.buffer.read())
-    common, batch = message.get("common"), message.get("events")
-    if not isinstance(common, dict) or not isinstance(batch, list):
-        print_event(message)
-        return
-    for event in batch:
-        print_event({**common, **event} if isinstance(event, dict) else {**common, "event": event})
+    for event in events_of(wire.decode(sys.stdin.buffer.read())):
+        print_event(event)
 
 
 def _tell_all(wanted: Wanted, *, newest: int | None, write: Write, follow: bool) -> None:

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import os
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -16,6 +16,7 @@ from railbus_telemetry import closing
 logger = logging.getLogger(__name__)
 
 MAX_OPEN: Final = 8
+_PORTION_BYTES: Final = 1 << 18
 
 
 class PlainFiles:
@@ -30,8 +31,8 @@ class PlainFiles:
         self.suspects: set[Path] = set()
         self._fds: OrderedDict[Path, int] = OrderedDict()
 
-    def append(self, data: Mapping[Path, bytes]) -> None:
-        """Append to each file in one write and flush it; on any error cut all of them back to their former length.
+    def append(self, data: Mapping[Path, Sequence[bytes]]) -> None:
+        """Append to each file and flush it; on any error cut all of them back to their former length.
 
         Raises StorageFull where a file found no space.
         """
@@ -41,7 +42,8 @@ class PlainFiles:
                 with files.storage_errors(path):
                     fd = self._fd(path)
                     former[path] = os.fstat(fd).st_size
-                    _write(fd, some)
+                    for portion in _portions(some):
+                        _write(fd, portion)
                     os.fdatasync(fd)
         except BaseException:
             for path, size_bytes in former.items():
@@ -94,6 +96,20 @@ def _has_path(fd: int, path: Path) -> bool:
         return os.path.samestat(os.fstat(fd), path.stat())
     except FileNotFoundError:
         return False
+
+
+def _portions(pieces: Iterable[bytes]) -> Iterator[bytes]:
+    """The same bytes in fewer pieces: small ones are joined, large ones are not copied."""
+    some: list[bytes] = []
+    size = 0
+    for piece in pieces:
+        some.append(piece)
+        size += len(piece)
+        if size >= _PORTION_BYTES:
+            yield some[0] if len(some) == 1 else b"".join(some)
+            some, size = [], 0
+    if some:
+        yield b"".join(some)
 
 
 def _write(fd: int, data: bytes) -> None:

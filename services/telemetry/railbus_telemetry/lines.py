@@ -10,17 +10,19 @@ one by one: a bad one does not take the good ones with it.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
-from itertools import repeat
 from typing import Final, NamedTuple, cast
 
 import orjson
 
 from railbus_shared import clock, wire
+from railbus_shared.batches import Columns, columns_of, is_columns
 from railbus_shared.contracts.events import MAX_REPEATED_BYTES, Event, EventBatch, repeated_bytes
 from railbus_shared.errors import BadMessage, InvalidField, WireError
 from railbus_shared.names import ID_PATTERN, this_host
+from railbus_telemetry.rendering import rendered
+from railbus_telemetry.runs import Run, runs_of
 
 DAY_NS: Final = 86_400 * clock.NS_PER_S
 _SHOWN_BYTES: Final = 200
@@ -38,23 +40,10 @@ Column = tuple[object, ...]
 """One field of many events."""
 
 
-class Line(NamedTuple):
-    """One line as it will stand in a file."""
-
-    day_ns: int
-    """Beginning of the UTC day of the event's time."""
-    producer: str
-    number: int
-    data: bytes
-    """JSON with a newline at its end."""
-    code: str = ""
-    """Error code of a refused message; empty for an event."""
-
-
 class Transcoded(NamedTuple):
     """What became of one message."""
 
-    lines: list[Line]
+    runs: list[Run]
     refusal: dict[str, object] | None
     """Why the message, or the first bad event of its batch, was refused; said, not the error itself.
 
@@ -70,24 +59,24 @@ def portions(
     telemetry: str,
     limit_bytes: int,
     now_ns: int | None = None,
-) -> Iterator[list[Line]]:
+) -> Iterator[list[Run]]:
     """The lines of some messages in their order, `limit_bytes` at once and what the last message has beyond that."""
-    lines: list[Line] = []
+    runs: list[Run] = []
     size = 0
     for message in messages:
         found = batch([message], incarnation=incarnation, telemetry=telemetry, now_ns=now_ns)
-        lines += found
-        size += sum([len(line.data) for line in found])
+        runs += found
+        size += sum([len(run.data) for run in found])
         if size >= limit_bytes:
-            yield lines
-            lines, size = [], 0
-    if lines:
-        yield lines
+            yield runs
+            runs, size = [], 0
+    if runs:
+        yield runs
 
 
 def batch(
     messages: Iterable[tuple[int, str, bytes]], *, incarnation: str, telemetry: str, now_ns: int | None = None
-) -> list[Line]:
+) -> list[Run]:
     """The lines of some messages in their order; any bytes give at least one line.
 
     Args:
@@ -96,7 +85,7 @@ def batch(
         telemetry: the telemetry process that writes; stands in the lines that tell of refusals.
         now_ns: their time; the present if it is not given.
     """
-    lines: list[Line] = []
+    runs: list[Run] = []
     for sequence, subject, payload in messages:
         try:
             message = wire.decode(payload)
@@ -104,33 +93,61 @@ def batch(
             found, refusal = transcode(message, sequence=sequence, incarnation=incarnation)
         except WireError as exc:
             found, refusal = [], exc.to_wire()
-        lines += found
+        runs += found
         if refusal is not None:
             about = {"subject": subject, "error": refusal, "recorded_by": telemetry} | _shown(payload)
             time_ns = clock.now_ns() if now_ns is None else now_ns
             line = _rejected(sequence, about, incarnation=incarnation, time_ns=time_ns)
-            lines.append(line._replace(code=str(refusal["code"])))
-    return lines
+            runs.append(line._replace(code=str(refusal["code"])))
+    return runs
 
 
 def transcode(message: Mapping[str, object], *, sequence: int, incarnation: str) -> Transcoded:
     """The lines of one decoded message, an event or a batch; raises WireError where no part of it can be used."""
     tail: dict[str, object] = {"seq": sequence, "incarnation": incarnation}
+    if is_columns(message):
+        return _columns(columns_of(message), tail=tail)
     if "events" not in message:
         return Transcoded([_line(dict(message), is_sound=_is_sound(message), tail=tail)], None)
     common, events = _parts(message)
     splice = _Splice.of(common, tail=tail)
-    together = splice and splice.lines(events)
+    together = splice and splice.runs(events)
     if together:
         return Transcoded(together, None)
-    lines: list[Line] = []
+
+    def line(event: dict[str, object]) -> Run:
+        return (splice and splice.line(event)) or _line(common | event, is_sound=False, tail=tail)
+
+    return _judged(events, line)
+
+
+def _judged(events: Iterable[dict[str, object]], line: Callable[[dict[str, object]], Run]) -> Transcoded:
+    """The events of a batch one by one: a bad one does not take the good ones with it."""
+    runs: list[Run] = []
     refusal: dict[str, object] | None = None
     for event in events:
         try:
-            lines.append((splice and splice.line(event)) or _line(common | event, is_sound=False, tail=tail))
+            runs.append(line(event))
         except WireError as exc:
             refusal = refusal or exc.to_wire()
-    return Transcoded(lines, refusal)
+    return Transcoded(runs, refusal)
+
+
+def _columns(columns: Columns, *, tail: dict[str, object]) -> Transcoded:
+    """All events at once, or each by itself where only the contract can tell whether they are in order."""
+    common = columns.common
+    if not (common.keys() >= _COMMON_NEEDED and _OWN.isdisjoint(common) and _is_sound(common)):
+        return _judged(columns.events(), lambda event: _line(event, is_sound=False, tail=tail))
+    data = rendered(columns, ending=b"," + orjson.dumps(tail)[1:] + b"\n")
+    producer, times_ns, numbers = cast("str", common["producer"]), columns.times_ns, columns.numbers
+    day_ns = times_ns[0] - times_ns[0] % DAY_NS
+    if isinstance(numbers, range) and day_ns <= min(times_ns) and max(times_ns) < day_ns + DAY_NS:
+        return Transcoded([Run(day_ns, producer, numbers[0], data, "", len(numbers), times_ns[0])], None)
+    days = [at_ns - at_ns % DAY_NS for at_ns in times_ns]
+    producers = [producer] * len(days)
+    return Transcoded(
+        runs_of(data, days_ns=days, producers=producers, numbers=numbers, at_ns=times_ns.__getitem__), None
+    )
 
 
 def _check_area(message: Mapping[str, object], subject: str) -> None:
@@ -163,9 +180,9 @@ class _Splice(NamedTuple):
         ending = b"," + orjson.dumps(tail)[1:] + b"\n"
         return cls(common, orjson.dumps(common)[:-1] + b",", ending, _REQUIRED - common.keys())
 
-    def lines(self, events: list[dict[str, object]]) -> list[Line] | None:
+    def runs(self, events: list[dict[str, object]]) -> list[Run] | None:
         """All at once, column by column, as one producer makes them; None if each has to be looked at."""
-        names = tuple(events[0])
+        names, count = tuple(events[0]), len(events)
         if not (self.missing.issubset(names) and self.common.keys().isdisjoint(names)):
             return None
         if not names or any(tuple(event) != names for event in events):
@@ -173,16 +190,21 @@ class _Splice(NamedTuple):
         columns = dict(zip(names, zip(*map(dict.values, events), strict=True), strict=True))
         if not all(_are_sound(name, column) for name, column in columns.items()):
             return None
-        times, producers, numbers = (
-            columns.get(name) or repeat(self.common[name]) for name in ("time", "producer", "number")
-        )
-        days = [_midnight_ns(time[:10]) for time, _ in zip(cast("Iterable[str]", times), events, strict=False)]
         data = self._encoded(events, first=names[0])
-        if len(data) != len(events):
+        if data.count(b"\n") != count:
             return None
-        return list(map(Line, days, cast("Iterable[str]", producers), cast("Iterable[int]", numbers), data))
+        times, producers, numbers = (
+            columns.get(name) or (self.common[name],) * count for name in ("time", "producer", "number")
+        )
+        return runs_of(
+            data,
+            days_ns=[_midnight_ns(time[:10]) for time in cast("Sequence[str]", times)],
+            producers=cast("Sequence[str]", producers),
+            numbers=cast("Sequence[int]", numbers),
+            at_ns=lambda place: clock.parse_rfc3339(cast("str", times[place])),
+        )
 
-    def _encoded(self, events: list[dict[str, object]], *, first: str) -> list[bytes]:
+    def _encoded(self, events: list[dict[str, object]], *, first: str) -> bytes:
         """The lines of events whose first field is `first`; more lines than events if a list in their data looks so.
 
         Written at once and cut where an event ends and the next one begins: in a text each quote would be escaped.
@@ -190,10 +212,9 @@ class _Splice(NamedTuple):
         start = b"{" + orjson.dumps(first) + b":"
         body = orjson.dumps(events)[1 + len(start) : -2]
         head = self.head + start[1:]
-        whole = head + body.replace(b"}," + start, self.tail + head) + self.tail
-        return whole.splitlines(keepends=True)
+        return head + body.replace(b"}," + start, self.tail + head) + self.tail
 
-    def line(self, event: dict[str, object]) -> Line | None:
+    def line(self, event: dict[str, object]) -> Run | None:
         """None if only the contract can tell whether the event is in order."""
         if not (event and event.keys() >= self.missing and self.common.keys().isdisjoint(event) and _is_sound(event)):
             return None
@@ -201,7 +222,8 @@ class _Splice(NamedTuple):
         producer = event.get("producer") or self.common["producer"]
         number = event.get("number") or self.common["number"]
         data = self.head + orjson.dumps(event)[1:-1] + self.tail
-        return Line(_day_ns(cast("str", time)), cast("str", producer), cast("int", number), data)
+        at_ns = clock.parse_rfc3339(cast("str", time))
+        return Run(at_ns - at_ns % DAY_NS, cast("str", producer), cast("int", number), data, at_ns=at_ns)
 
 
 def _parts(message: Mapping[str, object]) -> tuple[dict[str, object], list[dict[str, object]]]:
@@ -220,22 +242,23 @@ def _parts(message: Mapping[str, object]) -> tuple[dict[str, object], list[dict[
     return cast("dict[str, object]", common), cast("list[dict[str, object]]", events)
 
 
-def _line(event: dict[str, object], *, is_sound: bool, tail: dict[str, object]) -> Line:
+def _line(event: dict[str, object], *, is_sound: bool, tail: dict[str, object]) -> Run:
     """`event` is the caller's to give away. Raises WireError if the contract refuses it."""
     if not (is_sound and event.keys() >= _REQUIRED):
         Event.parse(event)
     producer, number = cast("str", event["producer"]), cast("int", event["number"])
     if number > _MAX_NUMBER:
         raise BadMessage(f"field 'number' has value {number}: more than 64 bits", hint="count from 1")
-    day_ns = _day_ns(cast("str", event["time"]))
+    at_ns = clock.parse_rfc3339(cast("str", event["time"]))
     event.update(tail)
     try:
-        return Line(day_ns, producer, number, orjson.dumps(event, option=orjson.OPT_APPEND_NEWLINE))
+        data = orjson.dumps(event, option=orjson.OPT_APPEND_NEWLINE)
+        return Run(at_ns - at_ns % DAY_NS, producer, number, data, at_ns=at_ns)
     except orjson.JSONEncodeError as exc:
         raise BadMessage(f"the event cannot be written as JSON: {exc}", hint="use numbers of 64 bits") from exc
 
 
-def _rejected(sequence: int, about: dict[str, object], *, incarnation: str, time_ns: int) -> Line:
+def _rejected(sequence: int, about: dict[str, object], *, incarnation: str, time_ns: int) -> Run:
     producer = f"telemetry-rejected-{incarnation}"[:64]
     event: dict[str, object] = {
         "v": 1,
@@ -282,14 +305,6 @@ def _is_type(value: str) -> bool:
 def _midnight_ns(day: str) -> int:
     """Raises ValueError if there is no such day."""
     return clock.parse_rfc3339(f"{day}T00:00:00Z")
-
-
-def _day_ns(time: str) -> int:
-    match = _TIME.fullmatch(time)
-    if match is not None:
-        return _midnight_ns(match[1])
-    ns = clock.parse_rfc3339(time)
-    return ns - ns % DAY_NS
 
 
 def _is_time(value: object) -> bool:
@@ -356,6 +371,9 @@ _COLUMN_CHECKS: Final[dict[str, Callable[[Column], bool]]] = {
 }
 """As `_CHECKS`, for what differs from event to event."""
 _REQUIRED: Final = frozenset({"id", "type", "time", "producer", "number", "source", "host"})
+_OWN: Final = frozenset({"id", "time", "number", "step", "data"})
+"""Fields that have a column."""
+_COMMON_NEEDED: Final = _REQUIRED - _OWN
 
 
 def _is_sound(fields: Mapping[str, object]) -> bool:

@@ -55,6 +55,10 @@ class _Spans:
         if self.lasts and first == self.lasts[-1] + 1:
             self.lasts[-1] = last
             return
+        at = bisect_right(self.firsts, first) - 1
+        if at >= 0 and first == self.lasts[at] + 1 and last < self.firsts[at + 1]:
+            self.lasts[at] = last - 1  # the last number may join the next span, which `add` knows how to do
+            first = last
         for number in range(first, last + 1):
             self.add(number)
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -27,7 +27,8 @@ from railbus_shared.errors import StorageFull
 from railbus_shared.layout import CLOSED_LOG_NAME, LOG_NAME, Layout
 from railbus_telemetry import closing, removing
 from railbus_telemetry.appending import PlainFiles
-from railbus_telemetry.lines import DAY_NS, Line
+from railbus_telemetry.lines import DAY_NS
+from railbus_telemetry.runs import Run
 from railbus_telemetry.seen import Seen
 from railbus_telemetry.sidecar import SIDECAR_NAME, Sidecar
 
@@ -72,24 +73,24 @@ class LogSeries:
 
     # --- writing -----------------------------------------------------------------------------------------------------
 
-    def append(self, lines: Iterable[Line]) -> int:
+    def append(self, runs: Iterable[Run]) -> list[Run]:
         """Write the lines that are not in the files yet; when it returns they are on disk.
 
-        Returns how many were new. On an error nothing was written; raises StorageFull where there was no space.
+        Returns those that were new. On an error nothing was written; raises StorageFull where there was no space.
         """
         self._mend_suspects()
         now_ns = self._now_ns()
-        fresh = self._fresh(lines)
+        fresh = self._fresh(runs)
         by_day: dict[int, list[bytes]] = {}
-        for line in fresh:
-            by_day.setdefault(_day_of(line.day_ns, now_ns=now_ns), []).append(line.data)
+        for run in fresh:
+            by_day.setdefault(_day_of(run.day_ns, now_ns=now_ns), []).append(run.data)
         paths = {day: self._folder(day) / LOG_NAME for day in by_day}
-        self._plain.append({paths[day]: b"".join(data) for day, data in by_day.items()})
+        self._plain.append({paths[day]: data for day, data in by_day.items()})
         for day, path in paths.items():
             self._periods.setdefault(day, _Period(path, now_ns, now_ns)).last_ns = now_ns
-        for run in _runs(fresh):
-            self._memory.seen.add_all(run[0].producer, run[0].number, run[-1].number, now_ns=now_ns)
-        return len(fresh)
+        for run in fresh:
+            self._memory.seen.add_all(run.producer, run.number, run.last, now_ns=now_ns)
+        return fresh
 
     def due(self, now_ns: int) -> bool:
         """Whether a period has ended and waits to be closed."""
@@ -129,18 +130,18 @@ class LogSeries:
 
     # --- choosing ----------------------------------------------------------------------------------------------------
 
-    def _fresh(self, lines: Iterable[Line]) -> list[Line]:
-        """The lines that are in no file, each once; a run of a producer's numbers is judged as one."""
+    def _fresh(self, runs: Iterable[Run]) -> list[Run]:
+        """What is in no file, each line once; nearly always a run is new as a whole."""
         seen, taken = self._memory.seen, Seen()
-        fresh: list[Line] = []
-        for run in _runs(lines):
-            producer, first, last = run[0].producer, run[0].number, run[-1].number
-            if seen.is_free(producer, first, last) and taken.is_free(producer, first, last):
-                fresh += run
+        fresh: list[Run] = []
+        for run in runs:
+            span = run.producer, run.number, run.last
+            if seen.is_free(*span) and taken.is_free(*span):
+                fresh.append(run)
             else:
-                keys = ((line.producer, line.number) for line in run)
-                fresh += [line for line, key in zip(run, keys, strict=True) if key not in seen and key not in taken]
-            taken.add_all(producer, first, last, now_ns=0)
+                keyed = (((one.producer, one.number), one) for one in run.singles())
+                fresh += [one for key, one in keyed if key not in seen and key not in taken]
+            taken.add_all(*span, now_ns=0)
         return fresh
 
     def _ended(self, now_ns: int) -> list[int]:
@@ -249,18 +250,6 @@ class LogSeries:
             key = closing.keys_of(line)
             if key is not None:
                 self._note(*key)
-
-
-def _runs(lines: Iterable[Line]) -> Iterator[list[Line]]:
-    """The lines in their order, cut where the next one is not the producer's next number."""
-    run: list[Line] = []
-    for line in lines:
-        if run and (line.number != run[-1].number + 1 or line.producer != run[-1].producer):
-            yield run
-            run = []
-        run.append(line)
-    if run:
-        yield run
 
 
 def _day_of(day_ns: int, *, now_ns: int) -> int:

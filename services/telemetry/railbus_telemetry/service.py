@@ -26,8 +26,9 @@ from railbus_shared.log_reader import query
 from railbus_shared.service import Context, Description
 from railbus_shared.topology import event_consumer
 from railbus_shared.waiting import end, is_set_within
-from railbus_telemetry.lines import Line, portions
+from railbus_telemetry.lines import portions
 from railbus_telemetry.removing import Rules
+from railbus_telemetry.runs import Run
 from railbus_telemetry.series import LogSeries
 from railbus_telemetry.settings import Settings
 from railbus_telemetry.traces import TraceExporter
@@ -40,9 +41,11 @@ _TICK_S: Final = 1.0
 _COLLECT_AFTER: Final = (
     50_000  # objects: lines are many, refer to nothing, and are gone soon; it was a third of the time
 )
-_GAP_S: Final = 0.5  # between two batches, each of which is flushed to disk, unless somebody waits for them
-_BATCH_BYTES: Final = 4 << 20  # of messages; their lines take some five times that
-_LINES_BYTES: Final = 32 << 20  # written at once, however much messages expand
+_THIN_BYTES_PER_S: Final = 16 << 10  # a trainer that tells its metrics makes some 2 KiB/s
+_THIN_GAP_S: Final = 0.5  # between two batches, each of which is flushed to disk, unless somebody waits for them
+_GAP_S: Final = 0.05  # where more than that comes
+_BATCH_BYTES: Final = 1 << 20  # of messages; their lines take some nine times that
+_LINES_BYTES: Final = 16 << 20  # written at once, however much messages expand
 _DISK_ERRORS: Final = (StorageFull, OSError)
 _FLUSH_S: Final = 40.0  # longer than a lost delivery takes to come again
 _POLL_S: Final = 0.05
@@ -74,6 +77,7 @@ class TelemetryService:
         self._append_seconds = metrics.histogram("log_append_seconds", "Time to append and flush a batch.")
         rules = Rules(settings.keep_days, settings.keep_bytes)
         self._upkeep = Upkeep(self._layout, rules, tell=context.telemetry.event, metrics=metrics)
+        self._lag_seconds = metrics.histogram("log_lag_seconds", "From a batch's first event to its line on disk.")
 
     def endpoints(self) -> list[AnyEndpoint]:
         subjects = self._context.bus.subjects
@@ -104,7 +108,7 @@ class TelemetryService:
                     stopping=self._context.stopping,
                     batch=self._settings.batch,
                     batch_bytes=_BATCH_BYTES,
-                    gap_s=_GAP_S,
+                    gap_s=lambda rate: _GAP_S if rate > _THIN_BYTES_PER_S else _THIN_GAP_S,
                     hurry=self._hurry,
                 )
                 await end(*beside)
@@ -121,18 +125,18 @@ class TelemetryService:
         """Append a batch; while the disk is full or fails, wait and try again, and acknowledge nothing."""
         messages = ((d.sequence, d.subject, d.data) for d in deliveries)
         incarnation, producer = self._context.bus.incarnation, self._context.telemetry.producer
-        for lines in portions(messages, incarnation=incarnation, telemetry=producer, limit_bytes=_LINES_BYTES):
-            if not await self._written(lines):
+        for runs in portions(messages, incarnation=incarnation, telemetry=producer, limit_bytes=_LINES_BYTES):
+            if not await self._written(runs):
                 return False
         if self._settings.otlp_endpoint:
             self._traces.heed(deliveries)
         return True
 
-    async def _written(self, lines: list[Line]) -> bool:
+    async def _written(self, runs: list[Run]) -> bool:
         while True:
             try:
                 started = time.perf_counter()
-                appended = await self._append(lines)
+                written = await self._append(runs)
             except _DISK_ERRORS as exc:
                 self._alarm(str(exc))
                 if await is_set_within(self._context.stopping, _TICK_S):
@@ -140,16 +144,23 @@ class TelemetryService:
                 continue
             self._problem = ""
             self._append_seconds.observe(time.perf_counter() - started)
-            self._lines.inc(appended)
-            self._doubles.inc(len(lines) - appended)
+            self._count(runs, written)
             async with self._progress:
                 self._progress.notify_all()
             return True
 
-    async def _append(self, lines: list[Line]) -> int:
+    def _count(self, runs: list[Run], written: list[Run]) -> None:
+        num_written = sum(run.num_lines for run in written)
+        self._lines.inc(num_written)
+        self._doubles.inc(sum(run.num_lines for run in runs) - num_written)
+        now_ns = clock.now_ns()
+        for run in written:
+            self._lag_seconds.observe(max(0, now_ns - run.at_ns) / clock.NS_PER_S)
+
+    async def _append(self, runs: list[Run]) -> list[Run]:
         assert self._series is not None  # noqa: S101 - `run` opens it before anything is consumed
         async with self._lock:
-            return await asyncio.to_thread(self._series.append, lines)
+            return await asyncio.to_thread(self._series.append, runs)
 
     def _alarm(self, problem: str) -> None:
         if problem != self._problem:

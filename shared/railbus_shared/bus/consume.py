@@ -9,8 +9,10 @@
 from __future__ import annotations
 
 import asyncio
+import collections
 import contextlib
 import logging
+import math
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -31,6 +33,8 @@ logger = logging.getLogger(__name__)
 _RETRY_S: Final = 1.0
 _BUG_RETRY_S: Final = 10.0
 _BATCHES_HELD: Final = 4
+_AT_ONCE: Final = 2  # one is written while the next one is decoded
+_LEAST_S: Final = 0.001
 
 
 @dataclass(frozen=True)
@@ -76,31 +80,42 @@ async def consume_batches(
     stopping: asyncio.Event,
     batch: int = 256,
     batch_bytes: int | None = None,
-    gap_s: float = 0.0,
+    gap_s: Callable[[float], float] = lambda _: 0.0,
     hurry: asyncio.Event | None = None,
 ) -> None:
     """Hand messages over in batches and acknowledge each message of a batch, and no other.
 
     `handle` returns whether the batch is done with. If it is not, nothing is acknowledged, and the same messages come
     again when the consumer's `ack_wait` has passed; `handle` must therefore know what it has done already. A message
-    whose delivery was lost with a connection comes again in the same way, after younger ones. Batches that are not full
-    begin at least `gap_s` after one another, so that few messages make few batches; not while `hurry` is set. Of large
-    messages fewer are handed over at once, `batch_bytes` but at least one, and no more than four times that is held.
+    whose delivery was lost with a connection comes again in the same way, after younger ones. The next batch is handed
+    over while one is still being handled, and no more; they begin in their order. Batches that are not full begin at
+    least `gap_s` after one another, which is told how many bytes a second come, so that few messages make few batches;
+    not while `hurry` is set. Of large messages fewer are handed over at once, `batch_bytes` but at least one, and no
+    more than six times that is held.
     """
     reasons = (stopping,) if hurry is None else (stopping, hurry)
     loop = asyncio.get_running_loop()
     held_bytes = None if batch_bytes is None else _BATCHES_HELD * batch_bytes
     pulling = pulled(bus, consumer, stopping=stopping, limit=batch, limit_bytes=held_bytes)
-    async with contextlib.aclosing(pulling) as pulls:
+    handling: collections.deque[asyncio.Task[None]] = collections.deque()
+    former_s = -math.inf
+    async with contextlib.aclosing(pulling) as pulls, asyncio.TaskGroup() as tasks:
         async for messages in pulls:
             began_s, is_full = loop.time(), len(messages) >= batch
             for some in _portions(messages, batch_bytes):
                 is_full |= len(some) < len(messages)
-                if await handle([_delivery(message) for message in some]):
-                    await _ack(bus, some)
-            rest_s = began_s + gap_s - loop.time()
+                while len(handling) >= _AT_ONCE:
+                    await asyncio.wait([handling.popleft()])
+                handling.append(tasks.create_task(_done_with(bus, some, handle)))
+            rate = sum(len(message.data) for message in messages) / max(began_s - former_s, _LEAST_S)
+            former_s, rest_s = began_s, began_s + gap_s(rate) - loop.time()
             if not is_full and rest_s > 0:
                 await is_any_set_within(reasons, rest_s)
+
+
+async def _done_with(bus: Bus, messages: list[Msg], handle: Callable[[list[Delivery]], Awaitable[bool]]) -> None:
+    if await handle([_delivery(message) for message in messages]):
+        await _ack(bus, messages)
 
 
 def _portions(messages: list[Msg], limit_bytes: int | None) -> Iterator[list[Msg]]:

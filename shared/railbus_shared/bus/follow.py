@@ -16,6 +16,7 @@ import nats.errors
 from nats.aio.msg import Msg
 
 from railbus_shared import clock, wire
+from railbus_shared.batches import events_of
 from railbus_shared.bus.client import bus_errors
 from railbus_shared.bus.connection import Bus
 from railbus_shared.bus.reading import Stored, stored_after
@@ -117,13 +118,6 @@ async def _news(bus: Bus, subject: str) -> AsyncIterator[asyncio.Event]:
 def events_in(data: bytes) -> Iterator[dict[str, object]]:
     """The events of one message, each whole; nothing for bytes that are no message."""
     try:
-        message = wire.decode(data)
+        yield from events_of(wire.decode(data))
     except WireError:
         return
-    common, events = message.get("common"), message.get("events")
-    if not isinstance(common, dict) or not isinstance(events, list):
-        yield message
-        return
-    for event in events:
-        if isinstance(event, dict):
-            yield {**common, **event}

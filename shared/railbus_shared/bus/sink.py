@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from railbus_shared import wire
+from railbus_shared.batches import batch_of
 from railbus_shared.bus.client import DuplicateBatch
 from railbus_shared.bus.connection import Bus, Outgoing
 from railbus_shared.contracts.events import BATCHED_TYPES
@@ -24,8 +25,6 @@ _TOGETHER: Final = 256
 _TOGETHER_BYTES: Final = 4 << 20
 _WORTH_A_BATCH: Final = 5
 _MAX_EVENTS: Final = 1000
-_SINGLE: Final = frozenset({"id", "time", "number", "step", "data"})
-"""Fields that each event of a batch keeps; what else is equal in all of them is said once."""
 
 
 class BusSink:
@@ -111,9 +110,7 @@ def _message(events: list[JsonMap], subjects: Subjects) -> Outgoing:
     first = events[0]
     if len(events) == 1:
         return Outgoing(subject_of(first, subjects=subjects), wire.encode(first), str(first["id"]))
-    common = {k: v for k, v in first.items() if k not in _SINGLE and all(e.get(k) == v for e in events)}
-    rest = [{k: v for k, v in event.items() if k not in common} for event in events]
-    data = wire.encode({"v": 1, "common": common, "events": rest})
+    data = wire.encode(batch_of(events))
     return Outgoing(subject_of(first, subjects=subjects), data, f"{first['id']}+{len(events) - 1}")
 
 

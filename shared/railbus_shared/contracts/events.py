@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sized
-from typing import Final, Literal, NamedTuple
+from typing import Annotated, Final, Literal, NamedTuple, Self
 
 import orjson
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field, JsonValue, ValidationInfo, field_validator, model_validator
 
+from railbus_shared import clock
 from railbus_shared.contracts.model import Contract, Count, Id, Items, JsonMap, Time
 
 Severity = Literal["debug", "info", "warning", "error"]
@@ -62,12 +63,66 @@ class EventBatch(Contract):
     @field_validator("events")
     @classmethod
     def _is_no_bomb(cls, events: tuple[JsonMap, ...], info: ValidationInfo) -> tuple[JsonMap, ...]:
-        size_bytes = repeated_bytes(info.data.get("common", {}), events)
-        if size_bytes > MAX_REPEATED_BYTES:
-            raise ValueError(f"what is in common would be written {len(events)} times, which takes {size_bytes} bytes")
+        _check_repeated(info.data.get("common", {}), events)
         return events
 
 
 def repeated_bytes(common: Mapping[str, object], events: Sized) -> int:
     """What the common part of a batch takes once each event has it."""
     return len(orjson.dumps(common)) * len(events)
+
+
+def _check_repeated(common: Mapping[str, object], events: Sized) -> None:
+    size_bytes = repeated_bytes(common, events)
+    if size_bytes > MAX_REPEATED_BYTES:
+        raise ValueError(f"what is in common would be written {len(events)} times, which takes {size_bytes} bytes")
+
+
+MAX_TOGETHER: Final = 4096
+"""Events in one batch."""
+END_NS: Final = 2**63
+"""Nanoseconds since 1970 that no time in `EventColumns` reaches; in the year 2262."""
+_Number = Annotated[int, Field(ge=1, le=2**64 - 1)]
+
+
+class EventTimes(Contract):
+    """The times of several events: of the first, and how long after the one before each of the others was."""
+
+    first: Time
+    gaps_ns: Items[int] = Field(default=(), max_length=MAX_TOGETHER - 1)
+    """Nanoseconds; negative where a clock was set back."""
+
+
+class EventColumns(Contract):
+    """A batch, version 2: events of one producer with the same fields, field by field; of version 1 for all others.
+
+    The id of each event is `<producer>-<number>`. Every column has as many values as there are times.
+    """
+
+    v: Literal[2] = 2
+    common: JsonMap
+    """Fields that all events share, `producer` among them."""
+    time: EventTimes
+    number: _Number | Items[_Number]
+    """Of the first event, where the others follow without gaps; else of each."""
+    step: Items[Count] | None = None
+    data: dict[str, Items[JsonValue]] = Field(default_factory=dict)
+    """What the events' data hold, name by name."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        count = len(self.time.gaps_ns) + 1
+        _check_repeated(self.common, range(count))
+        if type(self.common.get("producer")) is not str:
+            raise ValueError("common names no producer")
+        columns = [*self.data.values(), *(column for column in (self.step, self.number) if isinstance(column, tuple))]
+        if any(len(column) != count for column in columns):
+            raise ValueError(f"a column has not as many values as there are times, {count}")
+        if isinstance(self.number, int) and self.number + count > 2**64:
+            raise ValueError("the numbers need more than 64 bits")
+        at_ns = clock.parse_rfc3339(self.time.first)
+        for gap_ns in (0, *self.time.gaps_ns):
+            at_ns += gap_ns
+            if not 0 <= at_ns < END_NS:
+                raise ValueError("a time is before 1970 or after 2261")
+        return self
