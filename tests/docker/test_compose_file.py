@@ -56,7 +56,7 @@ def test_a_service_sees_one_key_its_own(name: str) -> None:
 
 
 def test_nats_is_started_again_after_a_crash_also_once_it_was_told_to_reload() -> None:
-    """Without a stop signal in the image or here, Docker takes any signal of `docker kill` for a person's wish to stop."""
+    """Without a stop signal Docker takes any signal of `docker kill` for a person's wish to stop."""
     assert (COMPOSE["services"]["nats"]["restart"], COMPOSE["services"]["nats"]["stop_signal"]) == (
         "unless-stopped",
         "SIGTERM",
