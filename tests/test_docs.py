@@ -45,7 +45,7 @@ _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _CODE = re.compile(r"`([^`\n]+)`")
 _PLACES = ("shared", "client", "services", "docs", "examples", "tests", "benchmarks")
 _PASTED_JOB = re.compile(r"pub railbus\.jobs\.submit\s*\\?\s*'(\{.*?\})'")
-_ENVIRONMENT_OF_THE_COMMAND = {"RAILBUS_NATS_SERVER", "RAILBUS_DEBUG"}
+_ENVIRONMENT_OF_THE_COMMAND = {"RAILBUS_NATS_SERVER", "RAILBUS_NATS_NODE", "RAILBUS_DEBUG"}
 _TREE_WIDTH = 39
 _STREAMS = {"RAILBUS_JOBS", "RAILBUS_EVENTS"}
 
