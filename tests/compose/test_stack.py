@@ -132,7 +132,7 @@ async def test_a_person_is_let_in_and_shut_out_while_it_runs(stack: Stack) -> No
     def keys(*words: str) -> None:
         stack.compose("run", "--rm", "-T", "--no-deps", "init", "railbus", "keys", *words, "--deployment", "/deploy")
         for _ in range(2):  # the first reload brings an account without what it imports
-            stack.compose("kill", "-s", "HUP", "nats")
+            stack.compose("exec", "-T", "nats", "kill", "-HUP", "1")
 
     keys("add", "ann")
     assert (stack.deploy / "keys" / "ann.nk").stat().st_uid == stack.deploy.stat().st_uid

@@ -55,14 +55,6 @@ def test_a_service_sees_one_key_its_own(name: str) -> None:
     assert sources == [folder + (":/deploy:ro" if name == "nats" else own)]  # NATS's uid cannot open the keys
 
 
-def test_nats_is_started_again_after_a_crash_also_once_it_was_told_to_reload() -> None:
-    """Without a stop signal Docker takes any signal of `docker kill` for a person's wish to stop."""
-    assert (COMPOSE["services"]["nats"]["restart"], COMPOSE["services"]["nats"]["stop_signal"]) == (
-        "unless-stopped",
-        "SIGTERM",
-    )
-
-
 @pytest.mark.parametrize("name", [*SETTINGS, *ON_GPUS.values()])
 def test_a_container_may_take_longer_to_stop_than_its_service_to_drain(name: str) -> None:
     settings = SETTINGS[_base(name)]()

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 R = TypeVar("R")
 
-_BY_HAND: Final = "docker compose kill -s HUP nats && sleep 1 && docker compose kill -s HUP nats"
+_BY_HAND: Final = "docker compose exec nats kill -HUP 1 && sleep 1 && docker compose exec nats kill -HUP 1"
+"""Not `docker compose kill`: Docker takes any signal for the wish to stop, and restarts no more what crashes later."""
 
 
 def _deployment_option(command: Callable[P, R]) -> Callable[P, R]:
