@@ -14,7 +14,7 @@ import random
 import runpy
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,9 +26,9 @@ ACKNOWLEDGING = ("ack.before", "ack.after")
 CLOSING = ("fsync.before", "fsync.after", "replace.before", "replace.after", "unlink.before", "unlink.after")
 
 
-def some_instant(chance: random.Random) -> str:
+def some_instant(chance: random.Random, points: Sequence[str] = APPENDING + ACKNOWLEDGING + CLOSING) -> str:
     """One that is come to within a second or two under load, if periods are closed as well."""
-    point = chance.choice(APPENDING + ACKNOWLEDGING + CLOSING)
+    point = chance.choice(points)
     most = 20 if point in ACKNOWLEDGING else 3 if point in APPENDING else 2
     return f"{point}:{chance.randint(1, most)}"
 

@@ -16,7 +16,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import nats
 import nats.errors
 import orjson
 import pytest
@@ -25,7 +24,9 @@ from nats.js import JetStreamContext
 
 import dying_telemetry
 from log_processes import Key, Producer, Telemetry
+from railbus_shared.bus.connection import Bus
 from railbus_shared.layout import Layout
+from railbus_shared.settings import CommonSettings
 from servers import Server
 from until import PATIENCE_S, until
 
@@ -104,16 +105,8 @@ class Progress:
 
 @contextlib.asynccontextmanager
 async def watching(server: Server) -> AsyncIterator[Watch]:
-    async def no_news(_: Exception) -> None:
-        pass
-
-    client = await nats.connect(
-        server.url, max_reconnect_attempts=-1, reconnect_time_wait=0.1, error_cb=no_news, allow_reconnect=True
-    )
-    try:
-        yield Watch(client, client.jetstream())
-    finally:
-        await client.close()
+    async with Bus.open(CommonSettings(nats_url=server.url, host="testhost"), name="watch") as bus:
+        yield Watch(bus.client, bus.client.jetstream())
 
 
 @dataclass(frozen=True)
@@ -147,12 +140,13 @@ class Readers:
     What telemetry had acknowledged to the stream when a look began is in the files, and every closed file is whole.
     """
 
-    def __init__(self, layout: Layout, watch: Watch, producers: list[Producer], *, pause_s: float = 0.1) -> None:
+    def __init__(self, layout: Layout, watch: Watch, producers: list[Producer], *, pause_s: float) -> None:
         self._layout = layout
         self._watch = watch
         self._producers = producers
         self._pause_s = pause_s
-        self._snapshots: list[tuple[int, set[Key]]] = []
+        self._snapshots: list[tuple[int, list[int]]] = []
+        """Where the stream ended, and before that, how much each producer had noted."""
         self._written: set[Key] = set()
         self.looks = 0
         self.faults: list[str] = []
@@ -163,12 +157,11 @@ class Readers:
             await asyncio.sleep(self._pause_s)
 
     async def _look(self) -> None:
-        noted = set().union(*(producer.acknowledged() for producer in self._producers))
+        noted = [producer.noted_bytes() for producer in self._producers]
         progress = await self._watch.progress()
         if progress is not None:
             self._snapshots.append((progress.last, noted))
-            while self._snapshots and self._snapshots[0][0] <= progress.floor:
-                self._written |= self._snapshots.pop(0)[1]
+            self._note_written(progress.floor)
         found = await asyncio.to_thread(read, self._layout)
         self.looks += 1
         missing = sorted(self._written - set(found.counts))
@@ -176,6 +169,13 @@ class Readers:
             self.faults.append(f"look {self.looks}: {len(missing)} lines missing, for instance {missing[:3]}")
         if found.broken:
             self.faults.append(f"look {self.looks}: {len(found.broken)} broken lines, {found.broken[0][:200]!r}")
+
+    def _note_written(self, floor: int) -> None:
+        """What was noted when the stream ended there is in the files, once telemetry has acknowledged as far."""
+        done = [noted for last, noted in self._snapshots if last <= floor]
+        del self._snapshots[: len(done)]
+        for producer, size_bytes in zip(self._producers, done[-1] if done else (), strict=False):
+            self._written |= producer.acknowledged(size_bytes)
 
 
 # --- all together ----------------------------------------------------------------------------------------------------
@@ -278,6 +278,7 @@ async def cluster(
     rate: float = 200,
     ack_wait_s: float | None = 2,
     env: dict[str, str] | None = None,
+    pause_s: float = 0.3,
     seed: int = 0,
 ) -> AsyncIterator[Cluster]:
     """Telemetry is ready and producers send; readers look the whole time, and what they find fails the test."""
@@ -289,7 +290,7 @@ async def cluster(
         watch = await stack.enter_async_context(watching(server))
         await until(telemetry.is_ready)
         found = Cluster(folder, server, watch, telemetry, loads, seed)
-        readers = Readers(found.layout, watch, loads)
+        readers = Readers(found.layout, watch, loads, pause_s=pause_s)
         async with asyncio.TaskGroup() as tasks:
             looking = tasks.create_task(readers.run())
             yield found

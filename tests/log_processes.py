@@ -196,7 +196,11 @@ class Producer(Process):
         """Whether anything has been acknowledged since it was started."""
         return self.notes.stat().st_size > self._noted_bytes
 
-    def acknowledged(self) -> set[Key]:
-        whole, _, _ = self.notes.read_bytes().rpartition(b"\n")
+    def noted_bytes(self) -> int:
+        return self.notes.stat().st_size
+
+    def acknowledged(self, limit_bytes: int | None = None) -> set[Key]:
+        """All that is noted, or what the first so many bytes of the notes say."""
+        whole, _, _ = self.notes.read_bytes()[:limit_bytes].rpartition(b"\n")
         words = (line.split() for line in whole.splitlines())
         return {(producer.decode(), int(number)) for producer, number in words}

@@ -35,7 +35,9 @@ async def test_thirty_kills_and_all_else_at_once_lose_and_double_nothing(tmp_pat
     chance = random.Random(SEED)
     wall = Clock(tmp_path / "clock")
     with small_disk(tmp_path / "learning" / "logs", "64m") as ballast:
-        async with cluster(tmp_path, server, producers=3, rate=50, ack_wait_s=None, env=wall.env, seed=SEED) as found:
+        async with cluster(
+            tmp_path, server, producers=3, ack_wait_s=None, env=wall.env, pause_s=0.1, seed=SEED
+        ) as found:
             for kill in range(KILLS):
                 await some_fault(found, chance, wall, ballast)
                 await some_kill(found, chance, wall)
@@ -101,7 +103,7 @@ async def paused(pid: int, seconds: float) -> None:
 
 @pytest.mark.timeout(400)  # a minute stopped, and then all that has come meanwhile
 async def test_a_minute_stopped_beside_one_that_stands_by_loses_nothing(tmp_path: Path, server: Server) -> None:
-    async with cluster(tmp_path, server, producers=2, rate=1000, ack_wait_s=None) as found:
+    async with cluster(tmp_path, server, producers=2, rate=1000, ack_wait_s=None, pause_s=0.1) as found:
         with Telemetry(tmp_path, server, name="other", ack_wait_s=None) as other:
             await until(lambda: "standing by" in other.get("/readyz?verbose"))
             await asyncio.sleep(2)

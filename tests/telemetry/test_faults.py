@@ -17,7 +17,7 @@ from typing import TextIO
 
 import pytest
 
-from dying_telemetry import some_instant
+from dying_telemetry import ACKNOWLEDGING, APPENDING, CLOSING, some_instant
 from log_faults import cluster, die_at, read
 from log_processes import Clock, Telemetry, fill, mount, small_disk
 from railbus_shared import clock, wire
@@ -34,10 +34,11 @@ SEED = int(os.environ.get("FAULT_SEED") or secrets.randbelow(2**32))
 async def test_kills_of_telemetry_nats_and_producers_lose_and_double_nothing(tmp_path: Path, server: Server) -> None:
     chance = random.Random(SEED)
     async with cluster(tmp_path, server, producers=2, seed=SEED) as found:
-        for fault in chance.sample(["instant", "instant", "any time", "nats", "producer"], 5):
+        for fault in chance.sample(["appending", "closing", "any time", "nats", "producer"], 5):
             match fault:
-                case "instant":
-                    await die_at(found, some_instant(chance))
+                case "appending" | "closing":
+                    points = CLOSING if fault == "closing" else APPENDING + ACKNOWLEDGING
+                    await die_at(found, some_instant(chance, points))
                     found.harm_sidecar(chance)
                     found.telemetry.start()
                 case "any time":
