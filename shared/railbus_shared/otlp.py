@@ -95,6 +95,9 @@ def _attributes(values: Mapping[str, object]) -> list[JsonValue]:
 
 
 def _span(span: Span) -> JsonMap:
+    status: JsonMap = {"code": _STATUS[span.status]}
+    if span.message:
+        status["message"] = span.message
     found: JsonMap = {
         "traceId": span.context.trace_id,
         "spanId": span.context.span_id,
@@ -105,7 +108,7 @@ def _span(span: Span) -> JsonMap:
         "endTimeUnixNano": str(span.end_ns),
         "attributes": _attributes(span.attributes),
         "events": [_moment(one) for one in span.moments],
-        "status": {"code": _STATUS[span.status]} | ({"message": span.message} if span.message else {}),
+        "status": status,
     }
     return found | ({"parentSpanId": span.parent_id} if span.parent_id else {})
 

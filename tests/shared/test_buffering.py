@@ -28,6 +28,10 @@ def metric(step: int) -> JsonMap:
     return event("train.metrics", step, loss=0.5)
 
 
+def with_data(given: JsonMap, **data: JsonValue) -> JsonMap:
+    return {**given, "data": data}
+
+
 def taken(buffer: EventBuffer) -> list[JsonMap]:
     found = []
     while len(buffer):
@@ -135,7 +139,7 @@ def test_large_events_count_for_what_they_are() -> None:
 @pytest.mark.parametrize("words", [{}, {"stream": "stdout", "line": "x" * 80}, {f"m{n}": "y" for n in range(30)}])
 def test_the_estimate_of_memory_is_near_the_truth(words: dict[str, str]) -> None:
     tracemalloc.start()
-    kept = [event("a.b", n) | {"data": {name: f"{word}{n}" for name, word in words.items()}} for n in range(500)]
+    kept = [with_data(event("a.b", n), **{name: f"{word}{n}" for name, word in words.items()}) for n in range(500)]
     real = tracemalloc.get_traced_memory()[0] / 500
     tracemalloc.stop()
     assert 0.5 * real < size_of(kept[0]) < 3 * real
@@ -145,7 +149,7 @@ def test_many_series_stay_within_the_bound_too() -> None:
     bound = 200 * size_of(metric(0))
     buffer = EventBuffer(Bounds(metrics_bytes=bound))
     for step in range(6000):
-        buffer.add(metric(step) | {"data": {f"m{step}": 0.5}})
+        buffer.add(with_data(metric(step), **{f"m{step}": 0.5}))
         assert buffer.size_bytes <= bound + 2 * ONE
     assert steps(taken(buffer), name="m5999") == [5999]
 
