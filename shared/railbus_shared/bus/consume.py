@@ -35,6 +35,7 @@ _BUG_RETRY_S: Final = 10.0
 _BATCHES_HELD: Final = 4
 _AT_ONCE: Final = 2  # one is written while the next one is decoded
 _LEAST_S: Final = 0.001
+_FADING: Final = 0.7  # with each batch, of the rate that was: one that comes late makes no thin stream
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ async def consume_batches(
     held_bytes = None if batch_bytes is None else _BATCHES_HELD * batch_bytes
     pulling = pulled(bus, consumer, stopping=stopping, limit=batch, limit_bytes=held_bytes)
     handling: collections.deque[asyncio.Task[None]] = collections.deque()
-    former_s = -math.inf
+    former_s, rate = -math.inf, 0.0
     async with contextlib.aclosing(pulling) as pulls, asyncio.TaskGroup() as tasks:
         async for messages in pulls:
             began_s, is_full = loop.time(), len(messages) >= batch
@@ -107,7 +108,8 @@ async def consume_batches(
                 while len(handling) >= _AT_ONCE:
                     await asyncio.wait([handling.popleft()])
                 handling.append(tasks.create_task(_done_with(bus, some, handle)))
-            rate = sum(len(message.data) for message in messages) / max(began_s - former_s, _LEAST_S)
+            now_rate = sum(len(message.data) for message in messages) / max(began_s - former_s, _LEAST_S)
+            rate = max(now_rate, _FADING * rate)
             former_s, rest_s = began_s, began_s + gap_s(rate) - loop.time()
             if not is_full and rest_s > 0:
                 await is_any_set_within(reasons, rest_s)
