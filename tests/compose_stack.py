@@ -30,7 +30,8 @@ LEASE_TTL_S = 5
 _KILL = "import psutil; psutil.Process(1).children()[0].kill()"
 _PROCESSES = """
 import os, psutil
-print(*(" ".join(each.cmdline()) for each in psutil.process_iter() if each.pid != os.getpid()), sep="\\n")
+others = [each for each in psutil.process_iter(["cmdline"]) if each.pid != os.getpid()]  # without those that are gone
+print(*(" ".join(each.info["cmdline"] or ["?"]) for each in others), sep="\\n")
 """
 
 
