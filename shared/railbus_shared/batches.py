@@ -109,7 +109,7 @@ def _is_sound(message: Mapping[str, object]) -> bool:
     count = len(gaps) + 1
     return (
         count <= MAX_TOGETHER
-        and repeated_bytes(common, range(count)) <= MAX_REPEATED_BYTES
+        and repeated_bytes(common, range(count), names=data) <= MAX_REPEATED_BYTES
         and _are_times(time["first"], gaps)
         and _are_numbers(message.get("number"), count)
         and ("step" not in message or _are_whole(message["step"], 0, 2**63, count))

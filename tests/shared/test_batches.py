@@ -109,3 +109,15 @@ def test_exactly_the_columns_that_the_contract_accepts_are_taken(changes: dict[s
     events = list(columns_of(message).events())
     assert len(events) == len(parsed.time.gaps_ns) + 1
     assert all(set(cast("JsonMap", event["data"])) == set(parsed.data) for event in events)
+
+
+@pytest.mark.parametrize("common", [{"source": "x" * 10_000}, {}])
+def test_what_is_written_for_each_event_is_bounded_names_of_columns_too(common: JsonMap) -> None:
+    """Or half a megabyte would become gigabytes of lines."""
+    name = "loss" if common else "x" * 10_000
+    batch: dict[str, object] = {"v": 2, "common": {"producer": "p", **common}, "number": 1, "data": {name: [0] * 300}}
+    batch["time"] = {"first": clock.rfc3339(NOON_NS), "gaps_ns": [0] * 299}
+    assert len(list(events_of(batch))) == 300
+    batch |= {"data": {name: [0] * 500}, "time": {"first": clock.rfc3339(NOON_NS), "gaps_ns": [0] * 499}}
+    with pytest.raises(WireError, match="would be written 500 times"):
+        columns_of(batch)

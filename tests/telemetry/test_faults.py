@@ -137,6 +137,13 @@ def batch(numbers: range, **common: object) -> bytes:
     return wire.encode({"v": 1, "common": shared, "events": [{"id": f"p-{n}", "number": n} for n in numbers]})
 
 
+def columns(names: int, **other: object) -> bytes:
+    """A batch of another form, whose columns have names as long as that."""
+    common = {"type": "app.made", "producer": "p", "source": "t", "host": "h"}
+    fields = {"v": 2, "common": common, "time": {"first": clock.now(), "gaps_ns": [0] * 999}, "number": 2000}
+    return wire.encode({**fields, "data": {"x" * names: [0] * 1000}, **other})
+
+
 GOOD = {
     "the last number there can be": event(2**64 - 1),
     "a far future": event(2, time="9999-12-31T23:59:59.999999999Z"),
@@ -156,6 +163,10 @@ BAD = {
     "a map that claims to be longer": b"\xdf\xff\xff\xff\xff",
     "too many events": batch(range(30, 5000)),
     "what is in common a thousand times": batch(range(30, 1030), data={"text": "x" * 100_000}),
+    "names of columns a thousand times": columns(names=100_000),
+    "columns of different lengths": columns(names=1, step=[1, 2, 3]),
+    "columns whose numbers end nowhere": columns(names=1, number=2**64 - 5),
+    "columns that go back to before 1970": columns(names=1, time={"first": clock.now(), "gaps_ns": [-(2**62)] * 999}),
     "a year that is none": event(5, time="0000-01-01T00:00:00Z"),
     "a number of 65 bits": b'{"number": 18446744073709551616}',
 }

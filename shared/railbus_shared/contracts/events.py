@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sized
+from collections.abc import Iterable, Mapping, Sized
 from typing import Annotated, Final, Literal, NamedTuple, Self
 
 import orjson
@@ -67,13 +67,13 @@ class EventBatch(Contract):
         return events
 
 
-def repeated_bytes(common: Mapping[str, object], events: Sized) -> int:
-    """What the common part of a batch takes once each event has it."""
-    return len(orjson.dumps(common)) * len(events)
+def repeated_bytes(common: Mapping[str, object], events: Sized, *, names: Iterable[str] = ()) -> int:
+    """What the common part of a batch, and the names of its columns, take once each event has them."""
+    return (len(orjson.dumps(common)) + len(orjson.dumps([*names]))) * len(events)
 
 
-def _check_repeated(common: Mapping[str, object], events: Sized) -> None:
-    size_bytes = repeated_bytes(common, events)
+def _check_repeated(common: Mapping[str, object], events: Sized, *, names: Iterable[str] = ()) -> None:
+    size_bytes = repeated_bytes(common, events, names=names)
     if size_bytes > MAX_REPEATED_BYTES:
         raise ValueError(f"what is in common would be written {len(events)} times, which takes {size_bytes} bytes")
 
@@ -112,7 +112,7 @@ class EventColumns(Contract):
     @model_validator(mode="after")
     def _fits(self) -> Self:
         count = len(self.time.gaps_ns) + 1
-        _check_repeated(self.common, range(count))
+        _check_repeated(self.common, range(count), names=self.data)
         if type(self.common.get("producer")) is not str:
             raise ValueError("common names no producer")
         columns = [*self.data.values(), *(column for column in (self.step, self.number) if isinstance(column, tuple))]
