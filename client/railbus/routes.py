@@ -3,7 +3,8 @@
 Writes `DIR/cluster.conf`, with which every node is started in place of `nats.conf`. It includes that file, so users and
 limits are those of a single server; it takes the node's own name from the variable `RAILBUS_NATS_NODE`, and opens the
 route to the other nodes, which must know its password: a random one in `DIR/keys/route` (mode 0600), made once. Safe to
-run at every start. Routes are not encrypted: they belong into a network of their own.
+run at every start. Where the deployment has certificates (`railbus init --tls --host NODE …`) routes are encrypted,
+and each node must prove its name to the other; else they belong into a network of their own.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from typing import Final
 
 import orjson
 
+from railbus.embedded.certificates import TlsFiles
+from railbus.embedded.server_config import CONTAINER_DEPLOY
 from railbus_shared import files, logs
 from railbus_shared.errors import BadSetting, ConfigError, StorageFull, shorten
 
@@ -45,7 +48,8 @@ def deploy_routes(folder: Path, nodes: Sequence[str]) -> bool:
     for node in nodes:
         if not _NODE.match(node):
             raise BadSetting(f"{shorten(node)} is no host name", hint="letters, digits, '-' and '.'")
-    content = render_cluster(nodes, password=_password(folder / "keys" / "route"))
+    has_tls = TlsFiles(folder / "tls").server.exists()
+    content = render_cluster(nodes, password=_password(folder / "keys" / "route"), has_tls=has_tls)
     path = folder / "cluster.conf"
     if path.exists() and path.read_bytes() == content:
         return False
@@ -53,15 +57,19 @@ def deploy_routes(folder: Path, nodes: Sequence[str]) -> bool:
     return True
 
 
-def render_cluster(nodes: Sequence[str], *, password: str) -> bytes:
+def render_cluster(nodes: Sequence[str], *, password: str, has_tls: bool = False) -> bytes:
     """The file's content; the same for every node, which knows itself among the routes."""
-    cluster = {
+    cluster: dict[str, object] = {
         "name": _NAME,
         "listen": f"0.0.0.0:{ROUTE_PORT}",
         "no_advertise": True,  # clients join the nodes that they were told of, by names that they can reach
         "authorization": {"user": _USER, "password": password, "timeout": 5},
         "routes": [f"nats-route://{_USER}:{password}@{node}:{ROUTE_PORT}" for node in nodes],
     }
+    if has_tls:
+        seen = TlsFiles(CONTAINER_DEPLOY / "tls")
+        files_of = {"cert_file": seen.server, "key_file": seen.server_key, "ca_file": seen.authority}
+        cluster["tls"] = {name: str(path) for name, path in files_of.items()} | {"timeout": 5}
     own = orjson.dumps(cluster, option=orjson.OPT_INDENT_2)
     return b'include "nats.conf"\nserver_name: $' + NODE_VARIABLE.encode() + b"\ncluster: " + own + b"\n"
 

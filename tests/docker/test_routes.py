@@ -63,10 +63,10 @@ def test_wrong_arguments_are_told_in_one_line_with_status_2(arguments: tuple[str
     assert json.loads(done.stderr)["level"] == "error"
 
 
-@pytest.fixture
-def nodes(tmp_path: Path) -> Iterator[Path]:
+@pytest.fixture(params=["plain", "tls"])
+def nodes(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
     """Three servers with the files as they are but for addresses and stores; a fourth guesses the password."""
-    deploy(tmp_path)
+    deploy(tmp_path, tls_hosts=NODES if request.param == "tls" else ())
     deploy_routes(tmp_path, NODES)
     running = [_started(tmp_path, node) for node in (*NODES, STRANGER)]
     yield tmp_path
@@ -81,11 +81,12 @@ def _started(deployed: Path, node: str) -> subprocess.Popen[bytes]:
     single = json.loads((deployed / "nats.conf").read_bytes())
     single |= {"listen": f"{node}:4222", "http": f"{node}:8222"}
     single["jetstream"]["store_dir"] = str(folder / "data")
-    (folder / "nats.conf").write_text(json.dumps(single))
-    cluster = (deployed / "cluster.conf").read_bytes()
+    (folder / "nats.conf").write_text(json.dumps(single).replace('"/deploy/', f'"{deployed}/'))
+    cluster = (deployed / "cluster.conf").read_text()
     if node == STRANGER:
-        cluster = render_cluster(NODES, password="0" * 48)
-    (folder / "cluster.conf").write_bytes(cluster.replace(b"0.0.0.0:", f"{node}:".encode()))
+        has_tls = (deployed / "tls").exists()
+        cluster = render_cluster(NODES, password="0" * 48, has_tls=has_tls).decode()
+    (folder / "cluster.conf").write_text(cluster.replace("0.0.0.0:", f"{node}:").replace('"/deploy/', f'"{deployed}/'))
     with (folder / "log").open("wb") as log:
         return subprocess.Popen(
             [server_binary(), "-c", str(folder / "cluster.conf")], env={NODE_VARIABLE: node}, stdout=log, stderr=log
@@ -94,9 +95,13 @@ def _started(deployed: Path, node: str) -> subprocess.Popen[bytes]:
 
 @pytest.mark.timeout(60)  # the nodes elect a leader first
 async def test_servers_make_a_cluster_that_a_stranger_does_not_join(nodes: Path) -> None:
-    urls = ",".join(f"nats://{node}:4222" for node in NODES)
+    authority = nodes / "tls" / "ca.crt"
+    scheme, trusted = ("tls", authority) if authority.exists() else ("nats", None)
+    urls = ",".join(f"{scheme}://{node}:4222" for node in NODES)
     key = nodes / "keys" / "device_manager.nk"
-    settings = CommonSettings(root=nodes / "learning", nats_url=urls, nats_key_file=key, replicas=3)
+    settings = CommonSettings(
+        root=nodes / "learning", nats_url=urls, nats_key_file=key, nats_ca_file=trusted, replicas=3
+    )
     async with Bus.open(settings, name="device_manager", service=True) as bus:
 
         async def is_made() -> bool:
@@ -110,4 +115,5 @@ async def test_servers_make_a_cluster_that_a_stranger_does_not_join(nodes: Path)
         info = await bus.client.jetstream().stream_info(bus.subjects.jobs_stream)
         assert info.cluster is not None
         assert {info.cluster.leader, *(peer.name for peer in info.cluster.replicas or ())} == set(NODES)
+    assert ('"ca_file"' in (nodes / "cluster.conf").read_text()) == authority.exists()
     await until(lambda: "Authorization Violation" in (nodes / STRANGER / "log").read_text())
