@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import re
 import shutil
 import subprocess
@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import kubernetes_validate
 import pytest
 import yaml
 from pydantic_settings import BaseSettings
@@ -62,9 +63,8 @@ def _pods() -> Iterator[dict[str, Any]]:
 
 
 def test_kubernetes_would_take_the_resources() -> None:
-    validator = pytest.importorskip("kubernetes_validate")
     for resource in _resources():
-        validator.validate(resource, "1.31", strict=True)
+        kubernetes_validate.validate(resource, "1.31", strict=True)
 
 
 def test_every_service_runs_once_in_kubernetes_with_its_port_its_key_and_its_image() -> None:
