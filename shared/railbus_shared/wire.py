@@ -31,7 +31,7 @@ _STR: Final = frozenset({str})
 _NUMBERS: Final = frozenset({float, bool})
 _CONTAINERS: Final = bytes([*range(0x80, 0xA0), 0xDC, 0xDD, 0xDE, 0xDF])
 """What begins a map or an array in msgpack; in the midst of a number or text it begins none."""
-_COLUMNS: Final = msgpack.packb({"v": 2})[1:]
+_COLUMNS: Final = cast("bytes", msgpack.packb({"v": 2}))[1:]
 """How batches of events begin that hold few maps and arrays, so that a call for each costs less than encoding again."""
 _LIMITS: Final[dict[str, Any]] = {
     "raw": False,

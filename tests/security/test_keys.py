@@ -141,7 +141,7 @@ async def test_a_key_that_was_replaced_is_refused_and_the_new_one_is_not(root: R
 
 async def test_who_made_a_key_keeps_the_secret(root: Root, tmp_path: Path) -> None:
     seed = nkeys.encode_seed(bytes(range(32)), nkeys.PREFIX_BYTE_USER)
-    public = nkeys.from_seed(bytearray(seed)).public_key.decode()
+    public = bytes(nkeys.from_seed(bytearray(seed)).public_key).decode()
     root.keys("add", "ben", "--public", public)
     mine = tmp_path / "mine.nk"
     mine.write_bytes(seed)

@@ -152,7 +152,7 @@ class TraceExporter:
             self._lost.labels("queue_full").inc()
 
     async def _send(self, session: aiohttp.ClientSession, body: bytes, *, count: int) -> None:
-        wait_s = _FIRST_WAIT_S
+        wait_s, problem = _FIRST_WAIT_S, None
         for turn in range(_TRIES):
             problem = await self._refusal(session, body)
             if problem == "":
