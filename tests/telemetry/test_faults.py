@@ -20,8 +20,10 @@ import pytest
 from dying_telemetry import ACKNOWLEDGING, APPENDING, CLOSING, some_instant
 from log_faults import cluster, die_at, read
 from log_processes import Clock, Telemetry, fill, mount, small_disk
+from railbus.client import Client
 from railbus_shared import clock, wire
 from railbus_shared.bus.connection import Bus
+from railbus_shared.settings import CommonSettings
 from rawnats import RawClient
 from servers import Server
 from until import until
@@ -91,6 +93,9 @@ async def test_of_two_at_once_one_writes_and_the_other_takes_over_when_it_is_gon
                 return "standing by" in one.get("/readyz?verbose")
 
             await until(lambda: stands_by(other))
+            async with Client.connect(CommonSettings(root=found.layout.root, nats_url=server.url)) as client:
+                for _ in range(8):  # either of them may be asked
+                    await client.flush()
             found.telemetry.signal(signal.SIGSTOP)
             await asyncio.sleep(1.5)  # longer than the other waits between two looks at the lock
             assert stands_by(other), "one that is only stopped would write on when it goes on"
