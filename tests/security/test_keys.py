@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import stat
 import subprocess
@@ -24,6 +25,7 @@ from railbus_shared.bus import topology
 from railbus_shared.bus.connection import Bus
 from railbus_shared.errors import NotAuthorized
 from railbus_shared.settings import CommonSettings
+from servers import Server
 from until import PATIENCE_S, until
 
 
@@ -137,6 +139,47 @@ async def test_a_key_that_was_replaced_is_refused_and_the_new_one_is_not(root: R
     with pytest.raises(NotAuthorized):
         async with Bus.open(root.settings("user").model_copy(update={"nats_key_file": old}), name="old"):
             pass
+
+
+async def test_a_key_that_is_shown_too_late_is_no_wrong_key(tmp_path: Path) -> None:
+    """As on a busy machine: the server waits for it no longer than it was told to, and says "authentication"."""
+    server = Server(tmp_path, jetstream=False, extra="authorization { user: a, password: b, timeout: 0.2 }")
+    server.start()
+    handling: list[asyncio.Task[None] | None] = []
+
+    async def hand_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        handling.append(asyncio.current_task())
+        up_reader, up_writer = await asyncio.open_connection("127.0.0.1", server.port)
+        if len(handling) == 1:  # nothing of what the first one says arrives
+            await asyncio.gather(_pour(up_reader, writer), _close(up_writer, after=reader))
+        else:
+            await asyncio.gather(_pour(up_reader, writer), _pour(reader, up_writer))
+
+    between = await asyncio.start_server(hand_on, "127.0.0.1", 0)
+    try:
+        port = between.sockets[0].getsockname()[1]
+        async with Bus.open(CommonSettings(root=tmp_path, nats_url=f"nats://a:b@127.0.0.1:{port}"), name="late"):
+            assert len(handling) == 2
+        async with asyncio.timeout(PATIENCE_S):
+            await asyncio.gather(*(task for task in handling if task))
+    finally:
+        between.close()
+        server.stop()
+
+
+async def _pour(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    with contextlib.suppress(OSError):
+        while data := await reader.read(4096):
+            writer.write(data)
+    await _close(writer, after=None)
+
+
+async def _close(writer: asyncio.StreamWriter, *, after: asyncio.StreamReader | None) -> None:
+    with contextlib.suppress(OSError):
+        if after is not None:
+            await after.read()
+        writer.close()
+        await writer.wait_closed()
 
 
 async def test_who_made_a_key_keeps_the_secret(root: Root, tmp_path: Path) -> None:

@@ -19,8 +19,9 @@ MAX_REFUSALS: Final = 3
 
 
 def is_refusal(problem: str) -> bool:
-    """Whether an error of the connection says that the credentials are wrong."""
-    return "authorization" in problem.lower() or "authentication" in problem.lower()
+    """Whether an error of the connection says that the credentials are wrong; that they came late does not."""
+    said = problem.lower()
+    return "authorization" in said or ("authentication" in said and "timeout" not in said)
 
 
 def warn_of_open(url: str) -> None:
