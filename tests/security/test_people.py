@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
 import nats.errors
 import pytest
@@ -14,8 +15,10 @@ from nats.aio.msg import Msg
 from railbus.embedded.permissions import HUMAN, Role
 from railbus_shared.bus import topology
 from railbus_shared.bus.bucket import Bucket
-from railbus_shared.bus.connection import Outgoing
-from railbus_shared.bus.follow import follow
+from railbus_shared.bus.connection import Bus, Outgoing
+from railbus_shared.bus.follow import follow, seam
+from railbus_shared.bus.reading import stored_after
+from railbus_shared.errors import NotAuthorized
 from until import PATIENCE_S
 from users_for_tests import Cluster, running_cluster
 
@@ -191,6 +194,26 @@ async def test_a_fact_whose_id_somebody_used_before_is_stored_all_the_same(clust
         assert found == {}
         other = Outgoing("railbus.evt.job.j4.succeeded", b"{}", "job-end/j4")
         assert await runner.publish(other) == await runner.publish(other) == first + 1
+
+
+@pytest.mark.parametrize(
+    ("who", "ask"),
+    [
+        ("submits", lambda bus: bus.request("railbus.req.jobs.list", {})),
+        ("submits", lambda bus: bus.last_sequence("RAILBUS_EVENTS")),
+        ("submits", lambda bus: stored_after(bus, "RAILBUS_EVENTS", "railbus.evt.>", 0)),
+        ("submits", seam),
+        ("looks", lambda bus: bus.request("railbus.req.jobs.cancel", {})),
+        ("looks", lambda bus: bus.publish(Outgoing("railbus.evt.app.a.b", b"{}", ""))),
+    ],
+)
+async def test_a_key_that_may_not_ask_is_told_so_at_once(
+    cluster: Cluster, person: Client, who: str, ask: Callable[[Bus], Awaitable[object]]
+) -> None:
+    async with cluster.bus(who) as bus:
+        for refused in await asyncio.gather(ask(bus), ask(bus), return_exceptions=True):
+            assert isinstance(refused, NotAuthorized), refused
+        await bus.check_jetstream()  # what it may is answered as before
 
 
 async def test_a_person_who_may_only_submit_hears_no_events(cluster: Cluster, person: Client) -> None:

@@ -18,11 +18,13 @@ from typing import Final, Self
 
 import nats.errors
 from nats.aio.msg import Msg
+from nats.js.api import StreamState
 
 from railbus_shared import tracing, wire
 from railbus_shared.bus.access import MAX_REFUSALS, is_refusal, read_seed, tls_context, warn_of_open
 from railbus_shared.bus.client import RailbusClient, bus_errors
 from railbus_shared.bus.duplicates import stored_at
+from railbus_shared.bus.refusals import Refusals
 from railbus_shared.errors import (
     BusUnavailable,
     MessageTooLarge,
@@ -84,6 +86,7 @@ class Bus:
         self._client = RailbusClient(needs_tls=uses_tls(settings.nats_url), may_roam=settings.insecure)
         self._num_refused = 0
         self._is_unproven = False
+        self._refusals = Refusals()
         self._closed = asyncio.Event()
         self._connecting: asyncio.Timeout | None = None
         self._on_connection: list[Callable[[bool], None]] = []
@@ -196,13 +199,12 @@ class Bus:
     ) -> dict[str, object]:
         """Ask a service and return its answer.
 
-        Raises what the service answered, NoResponder, RequestTimeout or BusUnavailable.
+        Raises what the service answered, NoResponder, RequestTimeout, BusUnavailable or NotAuthorized.
         """
         data = wire.encode(message)
-        self.need_connection(subject)
-        with bus_errors(subject):
-            trace = tracing.current.get()
-            headers = {tracing.HEADER: trace} if trace is not None else None
+        trace = tracing.current.get()
+        headers = {tracing.HEADER: trace} if trace is not None else None
+        async with self.asking(subject):
             reply: Msg = await self._client.request(subject, data, timeout=timeout_s, headers=headers)
         body = wire.decode(reply.data) if reply.data else {}
         if reply.headers and ERROR_CODE_HEADER in reply.headers:
@@ -280,7 +282,7 @@ class Bus:
     async def _stored(self, subject: str, data: bytes, headers: dict[str, str]) -> int:
         """Publish into a stream and wait for its acknowledgement; remembers whether the store could take it."""
         try:
-            with bus_errors(subject):
+            async with self.asking(subject):
                 ack = await self._client.jetstream().publish(subject, data, timeout=_PUBLISH_TIMEOUT_S, headers=headers)
                 seq = await stored_at(self._client, ack, subject, data, headers, events=self.subjects.event_root)
         except (RequestTimeout, StorageFull) as exc:
@@ -291,38 +293,42 @@ class Bus:
 
     async def api(self, verb: str, body: Mapping[str, object] | None = None) -> dict[str, object]:
         """A raw request to the JetStream API, for what nats-py has no method for."""
-        with bus_errors(f"$JS.API.{verb}"):
-            reply: Msg = await self._client.request(
-                f"$JS.API.{verb}", json.dumps(body).encode() if body else b"", timeout=_PUBLISH_TIMEOUT_S
-            )
+        subject, data = f"$JS.API.{verb}", json.dumps(body).encode() if body else b""
+        async with self.asking(subject):
+            reply: Msg = await self._client.request(subject, data, timeout=_PUBLISH_TIMEOUT_S)
         answer: dict[str, object] = json.loads(reply.data)
         return answer
 
     async def last_sequence(self, stream: str) -> int:
         """The sequence of the newest message of a stream; 0 if there never was one."""
-        self.need_connection(stream)
-        with bus_errors(stream):
-            info = await self._client.jetstream().stream_info(stream)
-        return int(info.state.last_seq)
+        return int((await self._state(stream)).last_seq)
 
     async def newest(self, stream: str) -> int:
         """Like `last_sequence`, but 0 for a stream that holds no message now."""
-        self.need_connection(stream)
-        with bus_errors(stream):
-            state = (await self._client.jetstream().stream_info(stream)).state
+        state = await self._state(stream)
         return int(state.last_seq) if state.messages else 0
+
+    async def _state(self, stream: str) -> StreamState:
+        async with self.asking(f"$JS.API.STREAM.INFO.{stream}", name=stream):
+            return (await self._client.jetstream().stream_info(stream)).state
 
     async def acknowledged(self, consumer: Consumer) -> int:
         """The sequence up to which a consumer has acknowledged everything."""
-        self.need_connection(consumer.name)
-        with bus_errors(consumer.name):
+        async with self.asking(f"$JS.API.CONSUMER.INFO.{consumer.stream}.{consumer.name}", name=consumer.name):
             info = await self._client.jetstream().consumer_info(consumer.stream, consumer.name)
         return int(info.ack_floor.stream_seq) if info.ack_floor is not None else 0
 
     async def check_jetstream(self) -> None:
         """Raises unless JetStream answers; for /readyz."""
-        self.need_connection("$JS.API.INFO")
         await self.api("INFO")
+
+    @contextlib.asynccontextmanager
+    async def asking(self, subject: str, *, name: str = "") -> AsyncIterator[None]:
+        """Around a request, which fails at once while disconnected or for a key that may not ask; errors name it."""
+        self.need_connection(name or subject)
+        with bus_errors(name or subject):
+            async with self._refusals.ending(subject):
+                yield
 
     def need_connection(self, subject: str) -> None:
         """Fail at once while disconnected: what nats-py would buffer could be stored long after the caller gave up.
@@ -348,6 +354,7 @@ class Bus:
     async def _error(self, exc: Exception) -> None:
         self.problem = str(exc) or type(exc).__name__
         self._is_unproven = isinstance(exc, ssl.SSLError)
+        self._refusals.heard(self.problem)
         if self._connecting is not None and (is_refusal(self.problem) or self._is_unproven):
             self._connecting.reschedule(0)  # nats-py would ask again and again; no answer will be another
         elif is_refusal(self.problem):

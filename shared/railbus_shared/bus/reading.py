@@ -14,7 +14,6 @@ import nats.errors
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
-from railbus_shared.bus.client import bus_errors
 from railbus_shared.bus.connection import Bus
 from railbus_shared.errors import BusUnavailable, NoResponder
 
@@ -38,15 +37,16 @@ async def stored_after(bus: Bus, stream: str, subject: str, sequence: int) -> li
     """The next messages of a stream on a subject, which may hold wildcards, in their order; none if there are none yet.
 
     Each call has an inbox of its own: nats-server keeps the way of an answer to another account until nobody listens at
-    its end any more (1.4 kB each). Raises RequestTimeout, NoResponder, BusUnavailable.
+    its end any more (1.4 kB each).
+    Raises RequestTimeout, NoResponder, BusUnavailable, NotAuthorized.
     """
-    bus.need_connection(stream)  # what nats-py would keep to send later is asked again then anyway
     wanted = {"seq": sequence + 1, "batch": _BATCH, "max_bytes": _BATCH_BYTES, "next_by_subj": subject}
     inbox = bus.client.new_inbox()
-    with bus_errors(stream):
+    asked = f"$JS.API.DIRECT.GET.{stream}"
+    async with bus.asking(asked, name=stream):
         answers = await bus.client.subscribe(inbox)
         try:
-            await bus.client.publish(f"$JS.API.DIRECT.GET.{stream}", json.dumps(wanted).encode(), reply=inbox)
+            await bus.client.publish(asked, json.dumps(wanted).encode(), reply=inbox)
             return await _collected(stream, answers)
         finally:
             with contextlib.suppress(nats.errors.Error):

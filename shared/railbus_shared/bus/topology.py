@@ -127,7 +127,7 @@ def _replication_errors(bus: Bus, stream: Stream) -> Iterator[None]:
 
 
 async def _config_of(bus: Bus, name: str) -> js.StreamConfig | None:
-    with bus_errors(name):
+    async with bus.asking(f"$JS.API.STREAM.INFO.{name}", name=name):
         try:
             return (await bus.client.jetstream().stream_info(name)).config
         except nats.js.errors.NotFoundError:
