@@ -8,8 +8,13 @@ server.
 """
 
 import asyncio
+import calendar
+import itertools
 import json
+import re
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +44,27 @@ async def after(client: Client, sequence: int) -> list[tuple[int, bytes]]:
 
 
 def events_in(data: bytes) -> list[dict[str, Any]]:
-    """A message is one event, or a batch whose events share what is `common`."""
+    """A message is one event, or a batch: version 1 has a map for each event, version 2 a list for each field."""
     message = json.loads(data) if data[:1] == b"{" else msgpack.unpackb(data)
-    return [{**message["common"], **event} for event in message["events"]] if "common" in message else [message]
+    if "common" not in message:
+        return [message]
+    if "events" in message:
+        return [{**message["common"], **event} for event in message["events"]]
+    return list(rows(message))
+
+
+def rows(batch: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The events of a batch of version 2."""
+    gaps_ns, number, data = batch["time"].get("gaps_ns", ()), batch["number"], batch.get("data", {})
+    second, _, decimals = re.sub(r"(Z|\+00:00)$", "", batch["time"]["first"]).partition(".")
+    first_ns = calendar.timegm(time.strptime(second, "%Y-%m-%dT%H:%M:%S")) * 10**9 + int(decimals.ljust(9, "0"))
+    for at, ns in enumerate(itertools.accumulate(gaps_ns, initial=first_ns)):
+        event = {**batch["common"], "number": number[at] if isinstance(number, list) else number + at}
+        event["id"] = f"{event['producer']}-{event['number']}"
+        event["time"] = f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(ns // 10**9))}.{ns % 10**9:09d}Z"
+        if batch.get("step") is not None:
+            event["step"] = batch["step"][at]
+        yield event | {"data": {name: values[at] for name, values in data.items()}}
 
 
 def known(place: Path) -> int:

@@ -158,7 +158,10 @@ def _maps(events: Sequence[JsonMap]) -> dict[str, object]:
 
 
 def _columns(events: Sequence[JsonMap]) -> dict[str, object] | None:
-    """None where the events differ in more than what has a column, or would not come out as they are."""
+    """None where the events differ in more than what has a column, or would not come out as they are.
+
+    So too where names alone would become more than a reader takes; as maps they are too large for one message.
+    """
     names = tuple(events[0])
     own = [name for name in names if name in _OWN]
     shared = [name for name in names if name not in _OWN]
@@ -173,6 +176,8 @@ def _columns(events: Sequence[JsonMap]) -> dict[str, object] | None:
     if data is None or times_ns is None or not _are_keyed(fields["id"], common["producer"], numbers):
         return None
     if "step" in fields and not _are_whole(fields["step"], 0, 2**63, len(events)):
+        return None
+    if repeated_bytes(common, events, names=data) > MAX_REPEATED_BYTES:
         return None
     follows = numbers[-1] - numbers[0] + 1 == len(events) and numbers == list(range(numbers[0], numbers[-1] + 1))
     return {

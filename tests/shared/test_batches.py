@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import runpy
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -68,6 +70,23 @@ def test_events_that_differ_in_what_has_no_column_go_map_by_map(change: tuple[st
     assert batch["v"] == 1
 
 
+def test_long_names_that_would_be_written_too_often_go_map_by_map() -> None:
+    events = [made(number, NOON_NS, {"x" * 5000: 1}) for number in range(1, 1000)]
+    assert (batch_of(events)["v"], batch_of(events[:500])["v"]) == (1, 2)
+
+
+def test_the_example_that_imports_nothing_of_railbus_takes_batches_apart_as_we_do() -> None:
+    taken_apart = runpy.run_path(str(Path(__file__).parents[2] / "examples/ship_events.py"))["events_in"]
+    like: list[JsonMap] = [made(n, NOON_NS - 5 + n * n, {"loss": n / 4, "a,b": [n]}) for n in (3, 4, 1, 2)]
+    stepless: list[JsonMap] = [{k: v for k, v in event.items() if k != "step"} | {"data": {}} for event in like[:2]]
+    for events in (like, stepless, [{**like[0], "attempt": 3}, like[1]], like[:1]):
+        message = batch_of(events) if len(events) > 1 else events[0]
+        for encoding in wire.Encoding:
+            assert taken_apart(wire.encode(message, encoding=encoding)) == events
+    short = {**COLUMNS, "time": {"first": "2026-11-23T12:00:00+00:00"}, "step": [1], "data": {"loss": [0.5]}}
+    assert taken_apart(wire.encode(short)) == list(columns_of(short).events())
+
+
 COLUMNS: dict[str, object] = {
     "v": 2,
     "common": {"producer": "p", "type": "train.metrics"},
@@ -97,6 +116,8 @@ FAULTS = st.one_of(
 )
 @example(changes={"number": 2**64 - 3}, gone="")
 @example(changes={"number": 2**64 - 2}, gone="")
+@example(changes={"data": {"x" * 400_000: [1, 2, 3]}}, gone="")
+@example(changes={"data": {"x" * 1_500_000: [1, 2, 3]}}, gone="")
 @example(changes={"time": {"first": "2026-11-23T12:00:00Z", "gaps_ns": [0] * 4096}, "data": {}}, gone="step")
 def test_exactly_the_columns_that_the_contract_accepts_are_taken(changes: dict[str, object], gone: str) -> None:
     message = {name: value for name, value in {**COLUMNS, **changes}.items() if name != gone}

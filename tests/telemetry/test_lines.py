@@ -188,6 +188,15 @@ def test_a_batch_that_would_fill_the_disk_with_what_it_says_once_is_refused() ->
     assert "would be written 4096 times" in str(parsed(line)["data"])
 
 
+def test_columns_whose_names_would_fill_the_disk_are_refused() -> None:
+    common = {name: value for name, value in EVENT.items() if name not in ("id", "time", "number", "step", "data")}
+    times = {"first": EVENT["time"], "gaps_ns": [0] * 4095}
+    message = {"v": 2, "common": common, "time": times, "number": 1, "data": {"x" * 300_000: [1] * 4096}}
+    [line] = lines_of(wire.encode(message))
+    assert line.code == "INVALID_FIELD"
+    assert "would be written 4096 times" in str(parsed(line)["data"])
+
+
 def test_many_lines_are_made_a_portion_at_a_time() -> None:
     messages = ((41 + at, "railbus.evt.train.j.metrics", repeating(8000, 10, first=1 + 10 * at)) for at in range(20))
     found = list(portions(messages, incarnation="4f09ac", telemetry="t", limit_bytes=200_000))

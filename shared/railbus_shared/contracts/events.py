@@ -75,7 +75,7 @@ def repeated_bytes(common: Mapping[str, object], events: Sized, *, names: Iterab
 def _check_repeated(common: Mapping[str, object], events: Sized, *, names: Iterable[str] = ()) -> None:
     size_bytes = repeated_bytes(common, events, names=names)
     if size_bytes > MAX_REPEATED_BYTES:
-        raise ValueError(f"what is in common would be written {len(events)} times, which takes {size_bytes} bytes")
+        raise ValueError(f"what is said once would be written {len(events)} times, which takes {size_bytes} bytes")
 
 
 MAX_TOGETHER: Final = 4096
@@ -107,7 +107,7 @@ class EventColumns(Contract):
     """Of the first event, where the others follow without gaps; else of each."""
     step: Items[Count] | None = None
     data: dict[str, Items[JsonValue]] = Field(default_factory=dict)
-    """What the events' data hold, name by name."""
+    """What the events' data hold, name by name. Names and `common`, written anew for each event, take 4 MiB at most."""
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
