@@ -204,6 +204,15 @@ async def test_a_person_reads_state(stores: Cluster) -> None:
         assert set(await bucket.snapshot()) == {"j1"}
 
 
+@pytest.mark.parametrize("user", USERS)
+async def test_whoever_follows_events_hears_of_them(cluster: Cluster, user: str) -> None:
+    """Those of which nothing is heard come with the next look only, up to a second late."""
+    assert await _may_subscribe(cluster, user, ["railbus.evt.>", "railbus.evt.*.j-1.>"]) == [
+        "railbus.evt.>",
+        "railbus.evt.*.j-1.>",
+    ]
+
+
 async def test_a_person_hears_events_live_and_from_the_stream(stores: Cluster) -> None:
     async with stores.client("runner") as (runner, _), stores.client(HUMAN) as (person, errors):
         live = await person.subscribe("railbus.evt.>")

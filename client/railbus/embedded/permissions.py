@@ -143,6 +143,7 @@ def _of_service(name: str, role: _Role, subjects: Subjects) -> Permissions:
         subscribe=(
             f"{SERVICE_INBOX}.{name}.>",
             "$SRV.>",
+            subjects.all_events,  # which it may read from the stream as well
             *(subjects.request(area, ">") for area in role.answers),
         ),
     )
