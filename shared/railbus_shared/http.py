@@ -1,8 +1,8 @@
 """Health and metrics over HTTP: `/livez`, `/readyz` (or `/healthz`), `/metrics`; GET only, no arguments, no secrets.
 
 A page in a browser must not reach them by DNS rebinding, so a request names an address, a name of one label, which
-nobody can register, or a name from the settings. A connection lives for half a minute, and there are not more than 128
-of them, so that whoever sends slowly holds up nobody.
+nobody can register, or a name from the settings. A connection is for one request and lives for half a minute, and there
+are not more than 128 of them, so that whoever sends slowly holds up nobody.
 """
 
 from __future__ import annotations
@@ -127,14 +127,16 @@ def _unusable(exc: OSError, *, name: str, host: str, port: int) -> ConfigError:
 
 
 def _guard(*, loopback: bool, names: frozenset[str]) -> Middleware:
-    """Refuse what names another host; on loopback, all but its own names."""
+    """Refuse what names another host; on loopback, all but its own names. Each answer ends its connection."""
 
     @web.middleware
     async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
         host = request.url.host or ""
         if host not in _LOOPBACK and host not in names and (loopback or not _is_safe(host)):
             return web.Response(status=403, text="this Host is not served here\n")
-        return await handler(request)
+        answer = await handler(request)
+        answer.force_close()  # else its time may be over while a later request is on its way
+        return answer
 
     return guard
 

@@ -89,6 +89,11 @@ async def test_metrics_and_version_are_served() -> None:
         assert (await _get(session, f"{url}/nothing"))[0] == 404
 
 
+async def test_no_connection_is_kept_that_would_be_cut_under_a_later_request() -> None:
+    async with _served(GOOD) as (url, session), session.get(f"{url}/metrics") as response:
+        assert (response.status, response.headers["Connection"]) == (200, "close")
+
+
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH", "OPTIONS"])
 async def test_nothing_can_be_changed(method: str) -> None:
     async with _served(GOOD) as (url, session):
