@@ -31,6 +31,7 @@ ENDS: Final = frozenset({"job.succeeded", "job.failed", "job.cancelled"})
 _OVER: Final = ENDS | {"job.requeued"}
 _HARMLESS: Final = frozenset({"ok", "preempted", "cancelled"})
 _MAX_EVENTS: Final = 128
+_MAX_S: Final = 1e9  # thirty years; whoever tells an event may say any number
 AREAS: Final = ("job.", "attempt.", "checkpoint.", "dataset.", "app.", "events.")
 """Beginnings of the types of events that spans are made of."""
 
@@ -161,8 +162,10 @@ class _Telling:
     def _lasted(self, event: Event, kind: str) -> None:
         """Something is told once it is over, with how long it took."""
         at_ns, seconds = clock.parse_rfc3339(str(event["time"])), _data(event)["seconds"]
-        took_ns = int(seconds * clock.NS_PER_S) if isinstance(seconds, int | float) else 0
-        span = self._begin(kind, event, self._attempt(event) or self._root, since_ns=at_ns - took_ns)
+        took_s = max(0, min(seconds, _MAX_S)) if isinstance(seconds, int | float) else 0
+        span = self._begin(
+            kind, event, self._attempt(event) or self._root, since_ns=at_ns - int(took_s * clock.NS_PER_S)
+        )
         self._open.pop(kind)
         span.attributes |= _scalars(event)
         span.close(at_ns)

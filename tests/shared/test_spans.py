@@ -120,6 +120,14 @@ def test_spans_say_what_ended_them_and_what_happened_meanwhile() -> None:
     assert [span.name for span in unfinished if "railbus.unfinished" in span.attributes] == ["job", "attempt", "train"]
 
 
+@pytest.mark.parametrize(("seconds", "took_s"), [(1e300, 4), (-1e300, 0), (2**63, 4), (True, 1)])
+def test_a_span_lasts_no_longer_than_its_parent_whatever_is_told(seconds: float, took_s: int) -> None:
+    told = [*job(*BEGUN), *job("app.slept@7/1")]
+    told[-1] |= {"number": 9, "data": {"seconds": seconds}}
+    (span,) = (span for span in spans_of(told) if span.name == "app.slept")
+    assert span.end_ns - span.start_ns == took_s * clock.NS_PER_S
+
+
 def test_the_trace_is_the_submitters_and_old_events_without_one_get_the_same_as_ever() -> None:
     below = tracing.of_job("j-1", incarnation=INCARNATION, submitter=PARENT)
     root = spans_of(job("job.queued@0 parent_span=b7ad6b7169203331", "job.placed@1", trace=below))[0]

@@ -136,10 +136,23 @@ def test_jobs_that_never_end_are_given_up_the_oldest_first_and_counted() -> None
     held = JobsUnderWay(max_bytes=1000)
     for number in range(15):
         event = {"type": "job.queued", "job": f"j-{number}", "time": clock.now()}
-        assert held.heed(event, size=100) is None
+        assert not held.heed(event, size=100)
     assert held.given_up == 5
-    assert len(held.heed({"type": "job.failed", "job": "j-14"}, size=1) or ()) == 2
-    assert len(held.heed({"type": "job.failed", "job": "j-0"}, size=1) or ()) == 1
-    assert held.heed({"type": "job.rejected", "job": "j-9"}, size=10**6) is None
-    assert held.heed({"type": "train.metrics", "job": "j-9"}, size=10**6) is None
+    assert held.heed({"type": "job.failed", "job": "j-14"}, size=0)
+    assert held.heed({"type": "job.failed", "job": "j-0"}, size=0)
+    assert not held.heed({"type": "job.rejected", "job": "j-9"}, size=10**6)
+    assert not held.heed({"type": "train.metrics", "job": "j-9"}, size=10**6)
     assert held.given_up == 5
+    assert [len(held.take(job)) for job in ("j-14", "j-0")] == [2, 1]
+
+
+def test_what_is_told_of_a_job_after_its_end_is_held_within_the_bound_and_not_for_ever() -> None:
+    held = JobsUnderWay(max_bytes=1000)
+    assert held.heed({"type": "job.failed", "job": "j-1"}, size=100)
+    late = {"type": "app.x", "job": "j-1"}
+    assert not any(held.heed(late, size=100) for _ in range(50))
+    assert len(held.take("j-1")) == 10
+    assert not any(held.heed(late, size=100) for _ in range(50))
+    assert (held.take("j-1"), held.given_up) == ([], 0)
+    assert not any(held.heed({"type": "app.x", "job": f"j-{n}"}, size=100) for n in range(2, 12))
+    assert held.given_up == 0, "all of the bound is free again"

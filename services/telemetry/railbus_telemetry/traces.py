@@ -34,6 +34,7 @@ _PATH: Final = "/v1/traces"
 _EARLIER_NS: Final = 7 * 86_400 * clock.NS_PER_S
 _MAX_HELD_BYTES: Final = 32 << 20  # of messages of jobs under way
 _MAX_WAITING: Final = 1000
+_MAX_ENDED: Final = 2 * _MAX_WAITING  # jobs whose end is remembered
 _TOGETHER: Final = 50
 _LINGER_S: Final = 1.0  # after a job's end, for what others have to tell of it
 _TIMEOUT: Final = aiohttp.ClientTimeout(total=10)
@@ -50,42 +51,54 @@ _AGAIN: Final = frozenset(
 """What the protocol says may be sent again."""
 
 Event = Mapping[str, object]
+_Facts = list[tuple[int, Event]]
+"""Each with the bytes of its message."""
 
 
 class JobsUnderWay:
-    """Facts of jobs that have not ended, the oldest given up where they are too many."""
+    """Facts of jobs until they are taken, within a bound, at which the oldest that have not ended are given up."""
 
     def __init__(self, *, max_bytes: int = _MAX_HELD_BYTES) -> None:
         self._max_bytes = max_bytes
-        self._held: OrderedDict[str, list[tuple[int, Event]]] = OrderedDict()
-        self._ended: OrderedDict[str, list[Event]] = OrderedDict()
+        self._held: OrderedDict[str, _Facts] = OrderedDict()
+        self._ended: OrderedDict[str, _Facts | None] = OrderedDict()
+        """None once they are taken: what is told of such a job later begins no new one."""
         self._size = 0
         self.given_up = 0
 
-    def heed(self, event: Event, *, size: int) -> list[Event] | None:
-        """Keep an event; all of its job if the job has ended with it, and what is told of it afterwards joins them."""
+    def heed(self, event: Event, *, size: int) -> bool:
+        """Keep an event; whether its job has ended with it. What is told afterwards joins it while there is room."""
         job, kind = event.get("job"), str(event.get("type"))
         if not isinstance(job, str) or not is_wanted(kind) or kind == "job.rejected":
-            return None
+            return False
         if job in self._ended:
-            self._ended[job].append(event)
-            return None
-        self._held.setdefault(job, []).append((size, event))
-        self._size += size
-        if event["type"] in ENDS:
-            self._ended[job] = [one for _, one in self._taken(job)]
-            if len(self._ended) > _MAX_WAITING:
-                self._ended.popitem(last=False)
-            return self._ended[job]
-        while self._size > self._max_bytes:
-            self._taken(next(iter(self._held)))
+            waiting = self._ended[job]
+            if waiting is not None and self._size + size <= self._max_bytes:
+                self._keep(waiting, event, size)
+            return False
+        self._keep(self._held.setdefault(job, []), event, size)
+        if kind in ENDS:
+            self._ended[job] = self._held.pop(job)
+            if len(self._ended) > _MAX_ENDED:
+                self._free(self._ended.popitem(last=False)[1] or [])
+            return True
+        while self._size > self._max_bytes and self._held:
+            self._free(self._held.popitem(last=False)[1])
             self.given_up += 1
-        return None
+        return False
 
-    def _taken(self, job: str) -> list[tuple[int, Event]]:
-        held = self._held.pop(job)
-        self._size -= sum(size for size, _ in held)
-        return held
+    def take(self, job: str) -> list[Event]:
+        """All of a job that has ended, which is held no longer."""
+        facts, self._ended[job] = self._ended.get(job) or [], None
+        self._free(facts)
+        return [event for _, event in facts]
+
+    def _keep(self, facts: _Facts, event: Event, size: int) -> None:
+        facts.append((size, event))
+        self._size += size
+
+    def _free(self, facts: _Facts) -> None:
+        self._size -= sum(size for size, _ in facts)
 
 
 class TraceExporter:
@@ -99,7 +112,7 @@ class TraceExporter:
         self._incarnation = incarnation
         self._layout = layout
         self._jobs = JobsUnderWay()
-        self._waiting: asyncio.Queue[list[Event]] = asyncio.Queue(_MAX_WAITING)
+        self._waiting: asyncio.Queue[str] = asyncio.Queue(_MAX_WAITING)
         self._sent = metrics.counter("traces_exported", "Traces of jobs that the collector has taken.")
         self._lost = metrics.counter("traces_dropped", "Traces of jobs that no collector got, by reason.", "reason")
 
@@ -111,7 +124,9 @@ class TraceExporter:
                 continue
             for event in events_in(delivery.data):
                 told = {**event, "incarnation": self._incarnation}
-                self._take(self._jobs.heed(told, size=len(delivery.data)))
+                if self._jobs.heed(told, size=len(delivery.data)):
+                    self._put(str(told["job"]))
+            self._count_given_up()
 
     async def run(self) -> None:
         """Send until cancelled."""
@@ -121,35 +136,39 @@ class TraceExporter:
                 await asyncio.sleep(_LINGER_S)
                 while len(jobs) < _TOGETHER and not self._waiting.empty():
                     jobs.append(self._waiting.get_nowait())
-                spans = [span for events in jobs for span in await self._spans_of(events)]
+                spans = [span for job in jobs for span in await self._spans_of(self._jobs.take(job))]
                 if spans:
                     await self._send(session, orjson.dumps(traces(spans)), count=len(jobs))
 
     async def _spans_of(self, events: list[Event]) -> list[Span]:
         try:
-            if not any(event["type"] == "job.queued" for event in events):
+            if events and not any(event["type"] == "job.queued" for event in events):
                 events = [*events, *await asyncio.to_thread(self._earlier, events[0])]
             return spans_of(events)
-        except (KeyError, TypeError, ValueError):  # an event that is none, which the log has refused
+        except OSError as exc:
+            logger.warning("a trace cannot be read from the log", extra={"problem": str(exc)})
+            self._lost.labels("unreadable").inc()
+        except (ArithmeticError, KeyError, TypeError, ValueError):  # an event that is none, which the log has refused
             logger.warning("a trace cannot be made", exc_info=True)
             self._lost.labels("malformed").inc()
-            return []
+        return []
 
     def _earlier(self, event: Event) -> list[Event]:
         since_ns = clock.parse_rfc3339(str(event["time"])) - _EARLIER_NS
         found = read_events(self._layout, job=str(event["job"]), types=AREAS, since_ns=since_ns)
         return [one for one in found if is_wanted(str(one["type"]))]
 
-    def _take(self, events: list[Event] | None) -> None:
+    def _put(self, job: str) -> None:
+        try:
+            self._waiting.put_nowait(job)
+        except asyncio.QueueFull:
+            self._jobs.take(job)
+            self._lost.labels("queue_full").inc()
+
+    def _count_given_up(self) -> None:
         if self._jobs.given_up:
             self._lost.labels("held").inc(self._jobs.given_up)
             self._jobs.given_up = 0
-        if events is None:
-            return
-        try:
-            self._waiting.put_nowait(events)
-        except asyncio.QueueFull:
-            self._lost.labels("queue_full").inc()
 
     async def _send(self, session: aiohttp.ClientSession, body: bytes, *, count: int) -> None:
         wait_s, problem = _FIRST_WAIT_S, None
