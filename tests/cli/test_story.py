@@ -79,6 +79,23 @@ def event(kind: str, *, at_s: float = 0.0, job: str = "j-1", **fields: object) -
             "back in the queue (killed by SIGKILL); tried again after 2.0s",
         ),
         (event("job.output", data={"stream": "stdout", "line": "hello"}), "| hello"),
+        (
+            event("job.output", data={"line": "\x1b[31mred\x1b[0m\x1b]0;title\x07 \x1b[5A\tup\x07"}),
+            "| red   up\N{REPLACEMENT CHARACTER}",
+        ),
+        (
+            event("log.line", source="trainer", data={"message": "one\n12:00 two\x1b[2J"}),
+            "trainer: one\n    | 12:00 two",
+        ),
+        (
+            event("log.line", source="runner", data={"message": "no", "traceback": "Traceback:\nValueError"}),
+            "runner: no\n    | Traceback:\n    | ValueError",
+        ),
+        (event("app.mine", data={"note": "one\ntwo\x1b"}), "app.mine  note=one⏎two\N{REPLACEMENT CHARACTER}"),
+        (
+            event("dataset.described", data={"dataset": "d", "samples": 1797, "shards": 1, "bytes": 474_688}),
+            "dataset d: 1797 samples in 1 shard, 475 kB",
+        ),
         (event("job.succeeded", data={"metrics": {"accuracy": 0.981}}), "succeeded  (accuracy 98.10%)"),
         (
             event("job.failed", data={"error": {"code": "BAD_PARAMS", "message": "lr is no number", "hint": "fix it"}}),
@@ -108,6 +125,31 @@ def test_a_long_text_is_cut_and_says_so() -> None:
     line = Story().tell(event("train.text", data={"name": "sample", "text": "x" * 3234}))
     assert line is not None
     assert line.text == f"sample:\n    | {'x' * 2000}\n    | … and 1,234 characters more"
+
+
+def failed(traceback: str) -> dict[str, object]:
+    error = {"code": "ENTRYPOINT_FAILED", "message": "ValueError: deep", "details": {"traceback": traceback}}
+    return event("job.failed", data={"error": error})
+
+
+def test_what_raised_is_shown_below_the_failure_of_a_job_that_is_looked_at() -> None:
+    line = Story().tell(failed("Traceback\n  File a, line 3\nValueError: deep\n"))
+    among_others = Story(names_job=True).tell(failed("Traceback\n  File a, line 3\nValueError: deep\n"))
+    assert line is not None
+    assert among_others is not None
+    said = "failed: ENTRYPOINT_FAILED: ValueError: deep"
+    assert line.text == f"{said}\n    | Traceback\n    |   File a, line 3\n    | ValueError: deep"
+    assert among_others.text == f"j-1  {said}"
+
+
+def test_of_a_long_traceback_the_end_is_shown() -> None:
+    line = Story().tell(failed("x" * 3000 + "\nValueError: deep"))
+    assert line is not None
+    assert line.text.splitlines()[1:] == [
+        "    | … 1,017 characters more",
+        f"    | {'x' * 1983}",
+        "    | ValueError: deep",
+    ]
 
 
 def test_losses_are_thinned_and_evaluations_never_are() -> None:

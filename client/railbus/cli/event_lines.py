@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final
 
-from railbus.cli.story import visible
+from railbus.cli.texts import visible
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Final, Literal
 
 from railbus.cli.render import duration, size
+from railbus.cli.texts import quoted, set_apart
 from railbus_shared import clock
 
 Tone = Literal["plain", "good", "bad", "note"]
@@ -22,7 +23,6 @@ _RATIOS: Final = ("accuracy", "_frac")
 _HIDDEN: Final = frozenset({"checkpoint.written", "checkpoint.completed", "checkpoint.removed", "checkpoint.swept"})
 """Said better by `job.checkpointed`, or of no news to a person."""
 _HASH_SHOWN: Final = 12
-_TEXT_SHOWN: Final = 2000
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,9 @@ class Story:
             facts = {"after_s": self._since_running(job, time_ns), **facts}
         teller = _TELLERS.get(kind)
         line = teller(event, facts) if teller else _unknown(event, facts)
-        return Line(f"{job}  {line.text}", line.tone) if self.names_job and job else line
+        about = f"{job}  " if self.names_job and job else ""
+        traceback = [] if self.names_job else quoted(_traceback(facts), newest=True)
+        return Line("\n".join([set_apart(about + line.text), *traceback]), line.tone)
 
     def _since_running(self, job: str, time_ns: int) -> float | None:
         began_ns = self._running_ns.get(job)
@@ -184,6 +186,13 @@ def _preempting(_: Mapping[str, object], data: Data) -> Line:
     return Line(f"asked to make room for {data.get('by', 'another job')}")
 
 
+def _described(_: Mapping[str, object], data: Data) -> Line:
+    num_bytes = data.get("bytes")
+    weight = f", {size(num_bytes)}" if isinstance(num_bytes, int) else ""
+    samples, shards = _count(data.get("samples"), "sample"), _count(data.get("shards"), "shard")
+    return Line(f"dataset {data.get('dataset')}: {samples} in {shards}{weight}")
+
+
 def _shards_opened(_: Mapping[str, object], data: Data) -> Line:
     shards, verified = data.get("shards"), data.get("verified")
     state = " and verified" if verified == shards else f", {verified} verified so far" if verified else ""
@@ -215,7 +224,7 @@ def _stalled(_: Mapping[str, object], data: Data) -> Line:
     for_long = f" for {duration(seconds)}" if isinstance(seconds, int | float) else ""
     ends = "; it is ended" if data.get("on_stall") == "end" else ""
     head = f"no step{for_long}{ends}; the stacks of its threads:"
-    return Line("\n".join([head, *_quoted(str(data.get("stacks", "")))]), "bad")
+    return Line("\n".join([head, *quoted(str(data.get("stacks", "")))]), "bad")
 
 
 def _leaked(_: Mapping[str, object], data: Data) -> Line:
@@ -245,20 +254,7 @@ class _Facts(dict[str, object]):
 
 
 def _text(_: Mapping[str, object], data: Data) -> Line:
-    return Line("\n".join([f"{data.get('name', 'text')}:", *_quoted(str(data.get("text", "")))]))
-
-
-def _quoted(text: str) -> list[str]:
-    """Lines of text of others, set apart and harmless to a terminal; cut where it is long."""
-    lines = ["".join(map(visible, line)).rstrip() for line in text[:_TEXT_SHOWN].strip("\n").split("\n")]
-    if len(text) > _TEXT_SHOWN:
-        lines.append(f"… and {len(text) - _TEXT_SHOWN:,} characters more")
-    return [f"    | {line}".rstrip() for line in lines]
-
-
-def visible(symbol: str) -> str:
-    """The symbol, or a stand-in for one that a terminal would obey."""
-    return symbol if symbol.isprintable() else "\N{REPLACEMENT CHARACTER}"
+    return Line("\n".join([f"{data.get('name', 'text')}:", *quoted(str(data.get("text", "")))]))
 
 
 def _requeued(_: Mapping[str, object], data: Data) -> Line:
@@ -300,6 +296,13 @@ def _error(data: Data) -> str:
     return f": {error.get('code')}: {error.get('message')}{hint}"
 
 
+def _traceback(data: Data) -> str:
+    """Of what failed, or of a record of logging; the one line above it says that it did."""
+    error = data.get("error")
+    details = error.get("details") if isinstance(error, dict) else None
+    return str((details if isinstance(details, dict) else data).get("traceback") or "")
+
+
 def _service(event: Mapping[str, object], data: Data) -> Line:
     what = str(event.get("type")).partition(".")[2]
     return Line(f"{data.get('service', event.get('source'))} {what} {data.get('url', '')}".rstrip(), "note")
@@ -312,7 +315,7 @@ def _unknown(event: Mapping[str, object], data: Data) -> Line:
 
 
 def _brief(value: object) -> str:
-    text = str(value)
+    text = str(value).replace("\n", "⏎")
     return text if len(text) <= 60 else f"{text[:59]}…"
 
 
@@ -360,6 +363,8 @@ _TELLERS: Final[Mapping[str, Callable[[Mapping[str, object], Data], Line]]] = {
     "checkpoint.paused": _told_by("takes no step until there is room for a checkpoint", "bad"),
     "checkpoint.skipped": _not_begun,
     "checkpoint.loaded": _told_by("{loaded} weights loaded from {path}"),
+    "dataset.described": _described,
+    "dataset.withdrawn": _told_by("dataset {dataset} is here no longer"),
     "dataset.opened": _shards_opened,
     "dataset.verified": _shards_verified,
     "log.line": _log_line,

@@ -10,7 +10,8 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from railbus.cli.render import STATE_STYLES, ago, duration, shown_state, size
-from railbus.cli.story import STYLES, visible
+from railbus.cli.story import STYLES
+from railbus.cli.texts import visible
 from railbus.cli.watch_state import Curve, Watched
 from railbus.cli.watch_table import Column, Yielding, lines, natural_widths, widths
 from railbus_shared import clock
