@@ -364,6 +364,23 @@ async def test_events_are_followed_from_now_on_through_a_restart(bus: Bus, serve
     assert everything == [{"n": 0}, {"n": 1}, {"n": 2}, {"n": 3}]
 
 
+async def test_another_store_in_the_place_of_the_one_followed_is_followed_from_its_beginning(
+    bus: Bus, server: Server, tmp_path: Path
+) -> None:
+    """Its sequences begin anew: what waits behind an old one would miss all until the new store has as many."""
+    for number in range(3):
+        await bus.publish(Outgoing("railbus.evt.a.b.c", wire.encode({"n": number}), ""))
+    events = _first(follow(bus, bus.subjects.all_events), 4)
+    assert [(await anext(events))["n"] for _ in range(3)] == [0, 1, 2]
+    server.kill()
+    (server.folder / "store").rename(server.folder / "before")
+    server.start()
+    await until(lambda: bus.generation == 1)
+    await topology.ensure(bus, tmp_path / "another.json")
+    await bus.publish(Outgoing("railbus.evt.a.b.c", wire.encode({"n": 3}), ""))
+    assert (await anext(events))["n"] == 3
+
+
 async def test_a_batch_is_followed_event_by_event(bus: Bus) -> None:
     batch = {"v": 1, "common": {"a": 1}, "events": [{"n": 1}, {"n": 2, "a": 3}]}
     await bus.publish(Outgoing("railbus.evt.a.b.c", b"garbage", ""))

@@ -58,14 +58,19 @@ async def follow(
 ) -> AsyncGenerator[dict[str, object], None]:
     """Events on a subject, for ever, in the order of the stream; goes on after a restart of the server, without gaps.
 
-    All that the stream still has behind the sequence `after`, or only what is new.
+    All that the stream still has behind the sequence `after`, or only what is new. Another store that has taken the
+    place of the one followed is followed from its beginning: its sequences are others.
     Raises BusUnavailable, NoResponder or RequestTimeout if the stream cannot be read within the first 15 s, and
     NotAuthorized once the key is of no use any more.
     """
     sequence = after if since == "all" else await bus.last_sequence(bus.subjects.events_stream)
+    store = ""
     give_up_s: float | None = clock.boottime_s() + _FIRST_S
     while True:
         try:
+            before, store = store, await _store(bus)
+            if before not in {"", store}:
+                sequence = 0
             async with contextlib.aclosing(_stored(bus, subject, after=sequence)) as found:
                 async for messages in found:
                     give_up_s = None
@@ -79,11 +84,20 @@ async def follow(
             await asyncio.sleep(_POLL_S)
 
 
+async def _store(bus: Bus) -> str:
+    """The incarnation of the store; raises NoResponder while it holds nothing yet."""
+    incarnation = await incarnation_of_store(bus)
+    if not incarnation:
+        raise NoResponder(f"stream {bus.subjects.events_stream!r} cannot be read: nobody has it")
+    return incarnation
+
+
 async def _stored(bus: Bus, subject: str, *, after: int) -> AsyncGenerator[list[Stored], None]:
-    """What is stored after a sequence, and what comes to it; an empty list for a look that found nothing."""
+    """What is stored after a sequence, and what comes to it, over one connection; an empty list where nothing is."""
+    generation = bus.generation
     async with _news(bus, subject) as news:
         looks = iter(_LOOKS_S)
-        while True:
+        while bus.generation == generation:
             if news.is_set():
                 news.clear()
                 looks = iter(_LOOKS_S)
