@@ -141,6 +141,17 @@ async def test_a_key_that_was_replaced_is_refused_and_the_new_one_is_not(root: R
             pass
 
 
+async def test_who_is_connected_goes_on_with_the_key_that_took_the_place_of_its_own(root: Root) -> None:
+    """A runner that ended for it would take its trainers with it."""
+    async with Bus.open(root.settings("runner"), name="runner", service=True) as runner:
+        watching = asyncio.ensure_future(runner.run())
+        root.keys("rotate", "runner")
+        await until(lambda: runner.generation > 0 or watching.done())
+        assert not watching.done()
+        await runner.check_jetstream()
+        watching.cancel()
+
+
 async def test_a_key_that_is_shown_too_late_is_no_wrong_key(tmp_path: Path) -> None:
     """As on a busy machine: the server waits for it no longer than it was told to, and says "authentication"."""
     server = Server(tmp_path, jetstream=False, extra="authorization { user: a, password: b, timeout: 0.2 }")

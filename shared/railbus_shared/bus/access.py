@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import ssl
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import nkeys
 
 from railbus_shared.errors import BadSetting, NotAuthorized
 from railbus_shared.settings import is_open, without_password
+
+if TYPE_CHECKING:
+    from railbus_shared.bus.client import RailbusClient
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +65,13 @@ def read_seed(path: Path) -> str:
     if not seed.startswith("SU") or not _is_seed(seed):
         raise NotAuthorized(f"key file {str(path)!r} holds no user seed", hint="it begins with SU; see `railbus keys`")
     return seed
+
+
+def show_again(client: RailbusClient, path: Path | None) -> None:
+    """Have a client that was refused show what its key file holds now: its key may have been replaced there."""
+    if path is not None:
+        with contextlib.suppress(NotAuthorized):  # that is told once there have been enough refusals
+            client.take_seed(read_seed(path))
 
 
 def _is_seed(seed: str) -> bool:

@@ -86,6 +86,11 @@ class RailbusClient(Client):
             info.pop("connect_urls", None)
         await super()._process_info(info, initial_connection)
 
+    def take_seed(self, seed: str) -> None:
+        """Show this nkey from the next connection on."""
+        self._nkeys_seed_str = seed
+        self._setup_nkeys_seed_connect()
+
     def give_up(self) -> None:
         """Let a reconnect that goes on end with a closed connection."""
         self.options["max_reconnect_attempts"] = 1  # it counts those of the past, too

@@ -21,7 +21,7 @@ from nats.aio.msg import Msg
 from nats.js.api import StreamState
 
 from railbus_shared import tracing, wire
-from railbus_shared.bus.access import MAX_REFUSALS, is_refusal, read_seed, tls_context, warn_of_open
+from railbus_shared.bus.access import MAX_REFUSALS, is_refusal, read_seed, show_again, tls_context, warn_of_open
 from railbus_shared.bus.client import RailbusClient, bus_errors
 from railbus_shared.bus.duplicates import stored_at
 from railbus_shared.bus.refusals import Refusals
@@ -201,11 +201,10 @@ class Bus:
 
         Raises what the service answered, NoResponder, RequestTimeout, BusUnavailable or NotAuthorized.
         """
-        data = wire.encode(message)
         trace = tracing.current.get()
         headers = {tracing.HEADER: trace} if trace is not None else None
         async with self.asking(subject):
-            reply: Msg = await self._client.request(subject, data, timeout=timeout_s, headers=headers)
+            reply: Msg = await self._client.request(subject, wire.encode(message), timeout=timeout_s, headers=headers)
         body = wire.decode(reply.data) if reply.data else {}
         if reply.headers and ERROR_CODE_HEADER in reply.headers:
             raise error_from_wire(body)
@@ -359,6 +358,7 @@ class Bus:
             self._connecting.reschedule(0)  # nats-py would ask again and again; no answer will be another
         elif is_refusal(self.problem):
             self._num_refused += 1
+            show_again(self._client, self._settings.nats_key_file)
             if self._num_refused >= MAX_REFUSALS:
                 self._client.give_up()
                 self._closed.set()
