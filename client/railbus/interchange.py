@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Final
+from types import NoneType, UnionType
+from typing import Final, get_args
 
 from pydantic import JsonValue
 
+from railbus_shared import clock
+from railbus_shared.contracts.events import Severity
 from railbus_shared.contracts.model import JsonMap
 from railbus_shared.spans import Event, Span
 
@@ -19,6 +22,27 @@ _EXTENSIONS: Final[Mapping[str, str]] = {
     "number": "sequence",
     "producer": "producer",
 }
+
+
+def is_event(event: Event) -> bool:
+    """Whether it has all that these forms need; on the bus there may be anything, which telemetry then refuses."""
+    try:
+        clock.parse_rfc3339(str(event.get("time")))
+    except ValueError:
+        return False
+    return event.get("severity", "info") in get_args(Severity) and all(
+        isinstance(event.get(name, default), kind) for name, kind, default in _FIELDS
+    )
+
+
+_FIELDS: Final[tuple[tuple[str, type | UnionType, object], ...]] = (
+    *((name, str, None) for name in ("id", "type", "time", "producer", "source", "host")),
+    *((name, str | NoneType, None) for name in ("job", "trace")),
+    *((name, int | NoneType, None) for name in ("attempt", "lease_epoch", "step")),
+    ("number", int, None),
+    ("data", dict, {}),
+)
+"""Each with what stands for it where it is left out."""
 
 
 def cloud_event(event: Event) -> JsonMap:

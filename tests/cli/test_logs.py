@@ -64,6 +64,7 @@ def numbers(out: str) -> list[int]:
         (["events"], [1, 2, 3, 4]),
         (["events", "--since", "1h"], [3, 4]),
         (["events", "--until", "1h"], [1, 2]),
+        (["logs", "--json", "--since", "99999999999d", "--until", "1h"], [1, 2]),
         (["logs", "--json", "--since", "2d", "--until", "1h"], [1, 2]),
         (["events", "--type", "job.queued"], [1, 3]),
         (["logs", "--json"], [1, 2, 3, 4]),

@@ -61,8 +61,16 @@ def test_an_event_is_one_line_that_fits_and_harms_no_terminal() -> None:
     EventLines(Console(file=out, width=40, force_terminal=False)).write(told)
     wide, narrow = out.getvalue().splitlines()
     hidden = "\N{REPLACEMENT CHARACTER}"
-    assert wide == f"00:00:01.500 job.output           j-1  step=3  line=red{hidden}[31m{hidden}next  loss=0.12346"
+    assert wide == f"00:00:01.500 job.output           j-1  step=3  line=red{hidden}next  loss=0.12346"
     assert (len(narrow), narrow[-1]) == (40, "…")
+
+
+def test_an_event_that_is_none_is_a_harmless_line_as_well() -> None:
+    out = io.StringIO()
+    EventLines(Console(file=out, width=80, force_terminal=False)).write(
+        {"type": ["a\x1b"], "job": "\x1b]0;t\x07", "time": "\x1b" * 30}
+    )
+    assert out.getvalue().split() == ["�" * 12, "['a\\x1b']"]
 
 
 def test_data_of_every_kind_is_said_in_one_line() -> None:

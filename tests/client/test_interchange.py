@@ -53,6 +53,18 @@ def said(layout: Layout, *words: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in done.out.splitlines()]
 
 
+@pytest.mark.parametrize("form", ["cloudevents", "otlp"])
+def test_what_is_no_event_has_no_other_form_and_ends_nothing(layout: Layout, form: str) -> None:
+    """Anybody may send it; it can be followed until telemetry has refused it."""
+    event: dict[str, Any] = {"v": 1, "id": "p-9", "type": "app.x", "time": "2026-11-26T10:00:00Z", "producer": "p",
+                             "number": 9, "source": "s", "host": "h"}  # fmt: skip
+    faults: list[dict[str, Any]] = [{name: None} for name in event if name != "v"]
+    faults += [{"type": ["app.x"]}, {"time": "x"}, {"severity": "fatal"}, {"trace": 5}, {"data": [1]}, {"step": "a"}]
+    with (layout.day(date(2026, 11, 26)) / "trainer.log.jsonl").open("ab") as file:
+        file.writelines(orjson.dumps(one) + b"\n" for one in ({"a": 1}, *(event | fault for fault in faults), event))
+    assert len(said(layout, "events", "--format", form)) == len(LIFE) + 1
+
+
 def test_events_are_cloud_events(layout: Layout) -> None:
     """By the rules of the specification: required attributes, names of extensions, types of values."""
     found = said(layout, "events", "--format", "cloudevents")

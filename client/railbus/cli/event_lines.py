@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final
 
-from railbus.cli.texts import visible
+from railbus.cli.texts import one_line
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -24,11 +24,14 @@ class EventLines:
     def write(self, event: Mapping[str, object]) -> None:
         from rich.text import Text
 
-        about = str(event.get("job") or event.get("host") or "")
+        about = one_line(str(event.get("job") or event.get("host") or ""))
         line = Text.assemble(
-            (str(event.get("time", ""))[_TIME_OF_DAY], "dim"),
+            (one_line(str(event.get("time", ""))[_TIME_OF_DAY]), "dim"),
             " ",
-            (f"{event.get('type', 'event'):<{_TYPE_WIDTH}}", _STYLES.get(str(event.get("severity")), "cyan")),
+            (
+                f"{one_line(str(event.get('type', 'event'))):<{_TYPE_WIDTH}}",
+                _STYLES.get(str(event.get("severity")), "cyan"),
+            ),
             " ",
             about,
             "  ",
@@ -43,7 +46,7 @@ def said(event: Mapping[str, object]) -> str:
     facts = dict(data) if isinstance(data, dict) else {}
     if event.get("step") is not None:
         facts = {"step": event["step"], **facts}
-    return "".join(map(visible, "  ".join(f"{name}={_short(value)}" for name, value in facts.items())))
+    return one_line("  ".join(f"{name}={_short(value)}" for name, value in facts.items()))
 
 
 def _short(value: object) -> str:

@@ -110,13 +110,13 @@ def events(
 
 
 def _printer(form: str) -> Callable[[Mapping[str, object]], None]:
-    from railbus.interchange import cloud_event
+    from railbus.interchange import cloud_event, is_event
     from railbus_shared import otlp
 
     if form == "railbus":
         return print_event
     said = cloud_event if form == "cloudevents" else lambda event: otlp.logs([event])
-    return lambda event: print_event(said(event))
+    return lambda event: print_event(said(event)) if is_event(event) else None
 
 
 @click.command()
@@ -215,7 +215,8 @@ def _time_ns(text: str | None, option: str) -> int | None:
     if text is None:
         return None
     if period := _PERIOD.match(text):
-        return clock.now_ns() - int(float(period[1]) * _UNIT_S[period[2]] * clock.NS_PER_S)
+        now_ns = clock.now_ns()
+        return now_ns - int(min(float(period[1]) * _UNIT_S[period[2]] * clock.NS_PER_S, now_ns))
     try:
         return clock.parse_rfc3339(f"{text}T00:00:00Z" if _DAY.match(text) else text)
     except ValueError as exc:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from railbus.cli.story import STYLES, Line, Story
+from railbus.cli.texts import one_line
 from railbus_shared import clock
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ class Teller:
 
     def say(self, line: Line, *, time: str = "") -> None:
         """Write a line of the caller's own, of now if no time is given."""
-        when = self._when(time or clock.now())
+        when = one_line(self._when(time or clock.now()))
         if not self._console.is_terminal:
             click.echo(f"{when}  {line.text}", file=self._console.file)
             return

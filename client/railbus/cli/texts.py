@@ -16,6 +16,11 @@ def visible(symbol: str) -> str:
     return symbol if symbol.isprintable() else "\N{REPLACEMENT CHARACTER}"
 
 
+def one_line(text: str) -> str:
+    """Text of others within a line of ours: without escapes and tabs, its ends of lines as stand-ins."""
+    return "".join(map(visible, _ESCAPES.sub("", text).expandtabs(4)))
+
+
 def quoted(text: str, *, newest: bool = False) -> list[str]:
     """Lines of text behind a bar; of a long one the beginning, or the end, and how much that leaves out."""
     text = text.strip("\n").expandtabs(4)

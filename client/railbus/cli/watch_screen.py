@@ -11,7 +11,7 @@ from rich.text import Text
 
 from railbus.cli.render import STATE_STYLES, ago, duration, shown_state, size
 from railbus.cli.story import STYLES
-from railbus.cli.texts import visible
+from railbus.cli.texts import one_line
 from railbus.cli.watch_state import Curve, Watched
 from railbus.cli.watch_table import Column, Yielding, lines, natural_widths, widths
 from railbus_shared import clock
@@ -196,7 +196,7 @@ def _events(state: Watched, *, rows: int) -> list[Text]:
             " ",
             (line.symbol, STYLES[line.tone] or "cyan"),
             " ",
-            ("".join(map(visible, line.text)), STYLES[line.tone]),
+            (one_line(line.text), STYLES[line.tone]),
             no_wrap=True,
             overflow="ellipsis",
         )
