@@ -261,7 +261,9 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_a_server_that_hangs_is_noticed(impatient: None, bus: Bus, server: Server) -> None:
     assert server.process is not None
     server.process.send_signal(signal.SIGSTOP)
+    threads = Path(f"/proc/{server.process.pid}/task")
     try:
+        await until(lambda: all(") T " in (one / "stat").read_text() for one in threads.iterdir()))
         with pytest.raises(RequestTimeout):
             await bus.publish(Outgoing("railbus.evt.a.b.c", b"\x80", "id"))
         assert "last write failed" in bus.storage_problem
