@@ -49,7 +49,7 @@ def events_in(data: bytes) -> list[dict[str, Any]]:
     if "common" not in message:
         return [message]
     if "events" in message:
-        return [{**message["common"], **event} for event in message["events"]]
+        return [{**message["common"], **event} for event in message["events"] if isinstance(event, dict)]
     return list(rows(message))
 
 
@@ -65,6 +65,15 @@ def rows(batch: dict[str, Any]) -> Iterator[dict[str, Any]]:
         if batch.get("step") is not None:
             event["step"] = batch["step"][at]
         yield event | {"data": {name: values[at] for name, values in data.items()}}
+
+
+def lines_of(sequence: int, data: bytes) -> list[str]:
+    """The lines of one message; none of one that is no event, which anybody may send, and which must stop nothing."""
+    try:
+        return [json.dumps(event) for event in events_in(data)]
+    except Exception as exc:  # noqa: BLE001
+        print(f"message {sequence} is no event: {exc!r}", file=sys.stderr)
+        return []
 
 
 def known(place: Path) -> int:
@@ -86,8 +95,8 @@ async def main(place: Path, url: str, key_file: str) -> None:
             if number > sequence + 1 and sequence:
                 print(f"{number - sequence - 1} messages were gone before they were read", file=sys.stderr)
             sequence = number
-            for event in events_in(data):
-                print(json.dumps(event))
+            for line in lines_of(number, data):
+                print(line)
         if not found:
             await asyncio.sleep(1)
             continue

@@ -16,6 +16,7 @@ from railbus_shared.contracts.events import EventColumns
 from railbus_shared.contracts.model import JsonMap
 from railbus_shared.errors import WireError
 
+EXAMPLE = Path(__file__).parents[2] / "examples/ship_events.py"
 NOON_NS = clock.parse_rfc3339("2026-11-23T12:00:00Z")
 
 
@@ -76,7 +77,7 @@ def test_long_names_that_would_be_written_too_often_go_map_by_map() -> None:
 
 
 def test_the_example_that_imports_nothing_of_railbus_takes_batches_apart_as_we_do() -> None:
-    taken_apart = runpy.run_path(str(Path(__file__).parents[2] / "examples/ship_events.py"))["events_in"]
+    taken_apart = runpy.run_path(str(EXAMPLE))["events_in"]
     like: list[JsonMap] = [made(n, NOON_NS - 5 + n * n, {"loss": n / 4, "a,b": [n]}) for n in (3, 4, 1, 2)]
     stepless: list[JsonMap] = [{k: v for k, v in event.items() if k != "step"} | {"data": {}} for event in like[:2]]
     for events in (like, stepless, [{**like[0], "attempt": 3}, like[1]], like[:1]):
@@ -85,6 +86,15 @@ def test_the_example_that_imports_nothing_of_railbus_takes_batches_apart_as_we_d
             assert taken_apart(wire.encode(message, encoding=encoding)) == events
     short = {**COLUMNS, "time": {"first": "2026-11-23T12:00:00+00:00"}, "step": [1], "data": {"loss": [0.5]}}
     assert taken_apart(wire.encode(short)) == list(columns_of(short).events())
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"[", b"\xff", b"\x80\x80", b"5", b'{"common": 1}', b'{"common": {}, "events": 5}', b'{"common": {}, "v": 2}',
+     b'{"v": 2, "common": {}, "time": {"first": "x", "gaps_ns": [0]}, "number": 1}'],
+)  # fmt: skip
+def test_no_message_stops_the_example(data: bytes) -> None:
+    assert runpy.run_path(str(EXAMPLE))["lines_of"](7, data) == []
 
 
 COLUMNS: dict[str, object] = {
