@@ -226,27 +226,23 @@ def _times_ns(times: list[Any]) -> list[int] | None:
     """Nanoseconds since 1970 of times as we spell them; None for any other spelling."""
     if set(map(type, times)) != _STR or set(map(len, times)) != {_TIME_CHARS}:
         return None
-    whole = "".join(times)
-    fractions = [time[_FRACTION] for time in times]
-    digits = "".join(fractions)
-    if whole[_TIME_CHARS - 1 :: _TIME_CHARS] != "Z" * len(times) or not (digits.isascii() and digits.isdigit()):
+    digits = "".join(fractions := [time[_FRACTION] for time in times])
+    if "".join(times)[_TIME_CHARS - 1 :: _TIME_CHARS] != "Z" * len(times) or not (
+        digits.isascii() and digits.isdigit()
+    ):
         return None
-    seconds = [time[:20] for time in times]
     try:
-        bases = {second: _base_ns(second) for second in set(seconds)}
+        if (second := min(times)[:20]) == max(times)[:20]:  # then all others begin so, too
+            return list(map(_base_ns(second).__add__, map(int, fractions)))
+        return [_base_ns(time[:20]) + int(fraction) for time, fraction in zip(times, fractions, strict=True)]
     except ValueError:
         return None
-    if min(bases.values()) < 0 or max(bases.values()) >= END_NS - clock.NS_PER_S:
-        return None
-    if len(bases) == 1:
-        base_ns = bases[seconds[0]]
-        return [base_ns + int(fraction) for fraction in fractions]
-    return [bases[second] + int(fraction) for second, fraction in zip(seconds, fractions, strict=True)]
 
 
 @lru_cache(maxsize=64)
 def _base_ns(second: str) -> int:
-    """Of the beginning of a time, up to its point; raises ValueError."""
-    if not _SECOND.fullmatch(second):
+    """Of the beginning of a time, up to its point; raises ValueError for one that is spelled or lies otherwise."""
+    base_ns = clock.parse_rfc3339(f"{second[:-1]}Z") if _SECOND.fullmatch(second) else -1
+    if not 0 <= base_ns < END_NS - clock.NS_PER_S:
         raise ValueError(second)
-    return clock.parse_rfc3339(f"{second[:-1]}Z")
+    return base_ns

@@ -14,28 +14,29 @@ from __future__ import annotations
 
 import asyncio
 import collections
-import contextlib
 import logging
 import os
 import re
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import lru_cache
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, Self, cast
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, Self
 
-from pydantic import JsonValue
-
-from railbus_shared import clock, logs, tracing, wire
+from railbus_shared import clock, logs, tracing
 from railbus_shared.buffering import Bounds, EventBuffer, Loss
 from railbus_shared.contracts.events import BATCHED_TYPES, EventKey, Severity
 from railbus_shared.contracts.model import JsonMap
 from railbus_shared.errors import TransientError
 from railbus_shared.layout import Layout
 from railbus_shared.names import checked_id, this_host
+from railbus_shared.plain_values import plain_map
 from railbus_shared.settings import CommonSettings, load, running_bus
-from railbus_shared.waiting import is_set_within
+from railbus_shared.waking import Waker
 
 if TYPE_CHECKING:
     from railbus_shared.joining import Script
@@ -45,12 +46,13 @@ logger = logging.getLogger(__name__)
 
 _TYPE: Final = re.compile(r"[a-z][a-z0-9_]*(?:\.[a-z][a-z0-9_]*)+\Z")
 _MAX_TYPE: Final = 64
-_MAX_NESTING: Final = 16
 _FLUSH_S: Final = 0.2
 _FULL: Final = 100  # then they go at once: at 1000 events a second after a tenth of one
 _RETRY_S: Final = 0.5
 _MAX_SENT: Final = 8000
 _MAX_SENT_BYTES: Final = 8 << 20
+_TYPE_OF: Final[Callable[[JsonMap], str]] = itemgetter("type")
+_PRODUCER_OF: Final[Callable[[JsonMap], str]] = itemgetter("producer")
 
 
 class Sink(Protocol):
@@ -68,6 +70,9 @@ class About(NamedTuple):
     lease_epoch: int | None = None
     step: int | None = None
     trace: str | None = None
+
+
+_ABOUT: Final = About._fields
 
 
 class LearningTelemetry:
@@ -150,10 +155,8 @@ class LearningTelemetry:
         key: EventKey | None = None,
     ) -> None:
         """Like `event`, for data that is in a map already; `key` is of what others may tell too, instead of our own."""
-        kind = what if "." in what else f"app.{what}"
-        if len(kind) > _MAX_TYPE or not _TYPE.match(kind):
-            raise ValueError(f"event type has value {what!r}: use words of a-z, 0-9 and '_', joined by dots")
-        producer, number = key or EventKey(self.producer, 0)
+        kind = _event_type(what)
+        producer, number = key or (self.producer, 0)
         event: JsonMap = {
             "v": 1,
             "id": f"{producer}-{number}" if number else "",
@@ -165,24 +168,38 @@ class LearningTelemetry:
             "source": self.source,
             "host": self.host,
         }
-        event.update({name: value for name, value in about._asdict().items() if value is not None})
+        for name, value in zip(_ABOUT, about):  # noqa: B905 - as long as each other, and this is cheaper
+            if value is not None:
+                event[name] = value
         if about.trace is None and (trace := tracing.current.get()) is not None:
             event["trace"] = trace
-        event["data"] = {name: plain(value) for name, value in data.items()}
-        self.forward([event])
+        event["data"] = plain_map(data)
+        if kind in BATCHED_TYPES:
+            self._buffer.add(event)
+            self._recorded(is_urgent=False)
+        else:
+            self.forward((event,))
 
     def forward(self, events: Iterable[JsonMap]) -> None:
         """Take over events of another producer, for instance of a trainer; those without a number get one here."""
         has_facts = False
-        for event in events:
-            is_fact = event["type"] not in BATCHED_TYPES
-            has_facts |= is_fact
-            if is_fact and self.heard is not None:
-                self.heard(event)
-            self._buffer.add(event)
+        for kind, of_kind in groupby(events, key=_TYPE_OF):
+            some = list(of_kind)
+            if kind not in BATCHED_TYPES:
+                has_facts = True
+                self._tell_heard(some)
+            self._buffer.add_all(some)
+        self._recorded(is_urgent=has_facts)
+
+    def _tell_heard(self, facts: list[JsonMap]) -> None:
+        if self.heard is not None:
+            for fact in facts:
+                self.heard(fact)
+
+    def _recorded(self, *, is_urgent: bool) -> None:
         if self._buffer.losses:
             self._account()
-        self._wake(has_facts or len(self._buffer) >= _FULL)
+        self._wake(is_urgent or len(self._buffer) >= _FULL)
 
     def _account(self) -> None:
         with self._counting:
@@ -207,22 +224,17 @@ class LearningTelemetry:
 
         Facts go at once, and all that waits with them; what goes in batches waits a little for company.
         """
-        loop, woken, urgent = asyncio.get_running_loop(), asyncio.Event(), asyncio.Event()
-
-        def wake(is_urgent: bool) -> None:
-            woken.set()
-            if is_urgent:
-                urgent.set()
-
-        self._wake = lambda is_urgent: _call_soon(loop, wake, is_urgent)
+        self._wake = waker = Waker(asyncio.get_running_loop())
         while True:
-            if not (self._sending or len(self._buffer)):
-                woken.clear()
-                await woken.wait()
-            if not (self._sending or self._buffer.has_facts):
-                await is_set_within(urgent, _FLUSH_S)
-            urgent.clear()
+            await waker.until(self._has_some)
+            await waker.until_urgent(self._has_urgent, within_s=_FLUSH_S)
             await self._send_some()
+
+    def _has_some(self) -> bool:
+        return bool(self._sending) or len(self._buffer) > 0
+
+    def _has_urgent(self) -> bool:
+        return bool(self._sending) or self._buffer.has_facts or len(self._buffer) >= _FULL
 
     async def _send_some(self) -> None:
         """Send what waits longest; what is cancelled here is offered first, and as it was, by the next `run`."""
@@ -233,14 +245,18 @@ class LearningTelemetry:
         if self._untold:
             self._tell_dropped()
         if self._metrics is not None:
-            self._metrics.published(str(event["type"]) for event in events)
+            self._metrics.published(map(_TYPE_OF, events))
 
     def _numbered(self, events: list[JsonMap]) -> list[JsonMap]:
-        for event in events:
-            if not event["number"]:
-                producer = str(event["producer"])
-                number = self._numbers[producer] = self._numbers.get(producer, 0) + 1
-                event["number"], event["id"] = number, f"{producer}-{number}"
+        for producer, run in groupby(events, key=_PRODUCER_OF):
+            number = self._numbers.get(producer, 0)
+            for event in run:
+                if not event["number"]:
+                    number += 1
+                    event["number"] = number
+                    event["id"] = f"{producer}-{number}"
+            if number:
+                self._numbers[producer] = number
         return events
 
     async def _offered(self, events: list[JsonMap]) -> bool:
@@ -324,6 +340,15 @@ class _EventHandler(logging.Handler):
             self.handleError(record)
 
 
+@lru_cache(maxsize=256)
+def _event_type(what: str) -> str:
+    """Raises ValueError."""
+    kind = what if "." in what else f"app.{what}"
+    if len(kind) > _MAX_TYPE or not _TYPE.match(kind):
+        raise ValueError(f"event type has value {what!r}: use words of a-z, 0-9 and '_', joined by dots")
+    return kind
+
+
 def by_job(losses: Mapping[Loss, int]) -> dict[str, dict[str, dict[str, int]]]:
     """What `events.dropped` tells of each job: how many by severity, and by type."""
     found: dict[str, dict[str, dict[str, int]]] = {}
@@ -339,34 +364,6 @@ def new_producer(source: str, *, host: str) -> str:
     return f"{source[:20]}-{host[:34]}-{os.urandom(4).hex()}"
 
 
-def plain(value: object, *, depth: int = 0) -> JsonValue:
-    """A value as an event can carry it: numbers, strings, maps, lists; scalars of NumPy and torch; else its text.
-
-    What no message can say becomes text as well: numbers beyond 64 bits, halves of a surrogate pair, deep nesting.
-    """
-    match value:
-        case None | bool():
-            return value
-        case int():
-            return int(value) if -(2**63) <= value < 2**64 else str(int(value))
-        case float():
-            return cast("JsonValue", wire.finite(float(value)))
-        case Mapping() if depth < _MAX_NESTING:
-            return {str(plain(str(key))): plain(item, depth=depth + 1) for key, item in value.items()}
-        case list() | tuple() | set() | frozenset() if depth < _MAX_NESTING:
-            return [plain(item, depth=depth + 1) for item in value]
-        case _:
-            return _scalar_or_text(value, depth=depth)
-
-
-def _scalar_or_text(value: object, *, depth: int) -> JsonValue:
-    item = getattr(value, "item", None)
-    if callable(item) and getattr(value, "ndim", None) == 0 and depth < _MAX_NESTING:
-        return plain(item(), depth=depth + 1)
-    text = str.__str__(value) if isinstance(value, str) else str(value)
-    return text.encode("utf-8", "replace").decode()
-
-
 def _severity(level: int) -> Severity:
     if level >= logging.ERROR:
         return "error"
@@ -380,11 +377,6 @@ def _script_settings() -> CommonSettings:
     if settings.nats_key_file is not None or "nats_url" in settings.model_fields_set:
         return settings
     return running_bus(Layout(Path(settings.root))) or settings
-
-
-def _call_soon(loop: asyncio.AbstractEventLoop, wake: Callable[[bool], None], is_urgent: bool) -> None:
-    with contextlib.suppress(RuntimeError):  # the loop has closed; what is buffered was counted by `flush`
-        loop.call_soon_threadsafe(wake, is_urgent)
 
 
 def _nothing(_: bool) -> None:

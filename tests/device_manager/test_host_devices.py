@@ -87,7 +87,7 @@ class Running:
         return Nothing()
 
     def told(self, what: str) -> list[dict[str, Any]]:
-        events: list[dict[str, Any]] = [dict(one.event) for one in self.telemetry._buffer._waiting]
+        events: list[dict[str, Any]] = [dict(one) for run in self.telemetry._buffer._waiting for one in run.events]
         return [dict(event["data"]) for event in events if event["type"] == what]
 
 

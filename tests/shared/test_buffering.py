@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import itertools
+import random
 import threading
 import tracemalloc
 
@@ -154,6 +155,55 @@ def test_many_series_stay_within_the_bound_too() -> None:
     assert steps(taken(buffer), name="m5999") == [5999]
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_events_that_come_together_wait_and_give_way_as_if_they_came_one_by_one(seed: int) -> None:
+    chance = random.Random(seed)
+    bounds = Bounds(metrics_bytes=chance.choice([30, 3000]) * ONE, lines_bytes=30 * ONE, total_bytes=6000 * ONE)
+    one_by_one, together = EventBuffer(bounds), EventBuffer(bounds)
+    for turn in range(60):
+        made = _some(chance, turn)
+        for event_ in made:
+            one_by_one.add(event_)
+        together.add_all(list(made))
+        assert (len(together), together.size_bytes) == (len(one_by_one), one_by_one.size_bytes)
+        assert together.has_facts == one_by_one.has_facts
+        if chance.random() < 0.2:
+            limits = chance.randrange(1, 50), chance.choice([1, 20 * ONE, _BIG])
+            assert together.take(*limits) == one_by_one.take(*limits)
+    assert together.take_losses() == one_by_one.take_losses()
+    assert taken(together) == taken(one_by_one)
+    assert together.size_bytes == one_by_one.size_bytes == 0
+
+
+def _some(chance: random.Random, turn: int) -> list[JsonMap]:
+    """Events of one type, alike or not."""
+    kind = chance.choice(["train.metrics"] * 6 + ["log.line", "job.output", "job.placed"])
+    severity = "info" if kind == "train.metrics" else chance.choice(["debug", "info", "warning"])
+    data: list[dict[str, JsonValue]] = [
+        {"loss": 0.5},
+        {"loss": None},
+        {"lr": 1},
+        {"loss": "NaN"},
+        {"l": {"a": [1]}},
+        {},
+    ]
+    data = chance.choice([data, data[:1], data[:2]])
+    return [
+        with_data(event(kind, turn * 100 + number, severity=severity), **chance.choice(data))
+        for number in range(chance.randrange(1, 40))
+    ]
+
+
+def test_an_event_without_data_waits_too() -> None:
+    bare: JsonMap = {"type": "train.metrics", "severity": "info"}
+    none: JsonMap = {**bare, "data": None}
+    buffer = EventBuffer()
+    buffer.add_all([dict(bare) for _ in range(5)])
+    buffer.add_all([none, *(metric(step) for step in range(5))])
+    assert len(taken(buffer)) == 11
+    assert buffer.size_bytes == 0
+
+
 def test_several_threads_lose_nothing_uncounted() -> None:
     buffer = EventBuffer(Bounds(metrics_bytes=50 * ONE, lines_bytes=50 * ONE))
     found: list[JsonMap] = []
@@ -162,6 +212,7 @@ def test_several_threads_lose_nothing_uncounted() -> None:
         for step in range(2000):
             buffer.add(metric(step))
             buffer.add(event("job.output", step, line="x"))
+            buffer.add_all([metric(step) for _ in range(5)])
 
     threads = [threading.Thread(target=record) for _ in range(3)]
     for thread in threads:
@@ -169,5 +220,5 @@ def test_several_threads_lose_nothing_uncounted() -> None:
     while any(thread.is_alive() for thread in threads):
         found += buffer.take(50, _BIG)
     found += taken(buffer)
-    assert len(found) + buffer.take_losses().total() == 12_000
+    assert len(found) + buffer.take_losses().total() == 42_000
     assert buffer.size_bytes == 0

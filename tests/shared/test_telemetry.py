@@ -28,9 +28,10 @@ from railbus_shared.contracts.events import Event
 from railbus_shared.contracts.model import JsonMap
 from railbus_shared.errors import BusUnavailable
 from railbus_shared.metrics import Metrics
+from railbus_shared.plain_values import plain
 from railbus_shared.settings import CommonSettings
 from railbus_shared.subjects import Subjects
-from railbus_shared.telemetry import LearningTelemetry, plain
+from railbus_shared.telemetry import LearningTelemetry
 from servers import Server
 from until import PATIENCE_S, until
 

@@ -47,7 +47,7 @@ from railbus_shared.data.index import DatasetIndex
 from railbus_shared.data.order import Window
 from railbus_shared.data.shard_paths import ShardPaths
 from railbus_shared.errors import BadParams, MessageTooLarge, WireError, shorten
-from railbus_shared.telemetry import plain
+from railbus_shared.plain_values import plain
 
 P = TypeVar("P", bound=Contract)
 

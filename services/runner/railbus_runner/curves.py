@@ -16,7 +16,7 @@ from pydantic import JsonValue
 
 from railbus_runner.recorder import Recorder
 from railbus_shared.errors import shorten
-from railbus_shared.telemetry import plain
+from railbus_shared.plain_values import plain
 
 _PERIOD_S: Final = 0.05
 

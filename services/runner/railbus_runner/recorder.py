@@ -21,7 +21,8 @@ from railbus_shared import clock, logs
 from railbus_shared.buffering import Bounds, EventBuffer
 from railbus_shared.contracts.events import Severity
 from railbus_shared.contracts.model import JsonMap
-from railbus_shared.telemetry import by_job, plain
+from railbus_shared.plain_values import plain
+from railbus_shared.telemetry import by_job
 
 _MAX_EVENTS: Final = 256
 _MAX_BYTES: Final = 256 << 10

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator, Sequence
+from itertools import groupby
 from typing import Final
 
 from railbus_shared import wire
@@ -78,15 +79,19 @@ def _portion(waiting: Sequence[Outgoing]) -> list[Outgoing]:
 def messages(events: Sequence[JsonMap], *, subjects: Subjects) -> Iterator[Outgoing]:
     """The messages for some events, in the order of each group's first event; a fact that was told twice is one."""
     groups: dict[tuple[object, ...], list[JsonMap]] = {}
-    for event in events:
-        batched = event["type"] in BATCHED_TYPES
-        key = (event["type"], event.get("job"), event["producer"]) if batched else (event["id"],)
-        group = groups.setdefault(key, [])
-        if batched or not group:
-            group.append(event)
+    for key, run in groupby(events, key=_group_of):
+        if key[0] in BATCHED_TYPES:
+            groups.setdefault(key, []).extend(run)
+        else:
+            for fact in run:
+                groups.setdefault((fact["id"],), [fact])
     for group in groups.values():
         for start in range(0, len(group), _MAX_EVENTS):
             yield from _fitting(group[start : start + _MAX_EVENTS], subjects)
+
+
+def _group_of(event: JsonMap) -> tuple[object, ...]:
+    return event["type"], event.get("job"), event["producer"]
 
 
 def _fitting(events: list[JsonMap], subjects: Subjects) -> Iterator[Outgoing]:
