@@ -117,6 +117,18 @@ def test_a_job_that_is_not_clear_is_asked_back(job: str, status: int, said: str,
     assert (done.status, said in done.err) == (status, True), done.err
 
 
+def test_the_newest_so_many_are_lines_however_many_metrics_make_one(layout: Layout) -> None:
+    plain = layout.day(datetime.now(UTC).date()) / LOG_NAME
+    metrics = [line(n, "train.metrics", job="j-aab-2", ago_s=5 - n * 0.001, loss=0.5) for n in range(50)]
+    plain.write_bytes(plain.read_bytes() + b"".join(metrics))
+    lines = railbus("logs", "-n", "3", cwd=layout.root.parent).out.splitlines()
+    assert [one.split("  ", 1)[1] for one in lines] == [
+        "j-aab-2  queued",
+        "j-aab-2  failed: host_oom",
+        "j-aab-2  loss 0.5",
+    ]
+
+
 def test_the_story_is_told_in_words(layout: Layout) -> None:
     lines = railbus("logs", cwd=layout.root.parent).out.splitlines()
     assert [one.split("  ", 1)[1] for one in lines] == [
@@ -128,7 +140,14 @@ def test_the_story_is_told_in_words(layout: Layout) -> None:
 
 
 @pytest.mark.parametrize(
-    "words", [["--since", "yesterday"], ["--until", "2h", "-f"], ["--grep", "("], ["--since", "2026-13-01"]]
+    "words",
+    [
+        ["--since", "yesterday"],
+        ["--until", "2h", "-f"],
+        ["--grep", "("],
+        ["--since", "2026-13-01"],
+        ["--since", "1h", "--until", "2h"],
+    ],
 )
 def test_what_cannot_be_meant_is_wrong_usage(words: list[str], layout: Layout) -> None:
     done = railbus("logs", *words, cwd=layout.root.parent)

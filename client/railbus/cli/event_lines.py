@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final
 
+from railbus.cli.tell import Days
 from railbus.cli.texts import one_line
 
 if TYPE_CHECKING:
@@ -20,13 +21,16 @@ class EventLines:
 
     def __init__(self, console: Console) -> None:
         self._console = console
+        self._days = Days(console)
 
     def write(self, event: Mapping[str, object]) -> None:
         from rich.text import Text
 
+        time = one_line(str(event.get("time", "")))
+        self._days.come_to(time)
         about = one_line(str(event.get("job") or event.get("host") or ""))
         line = Text.assemble(
-            (one_line(str(event.get("time", ""))[_TIME_OF_DAY]), "dim"),
+            (time[_TIME_OF_DAY], "dim"),
             " ",
             (
                 f"{one_line(str(event.get('type', 'event'))):<{_TYPE_WIDTH}}",

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 import click
@@ -23,14 +23,30 @@ from railbus.cli.tell import Teller, print_event
 from railbus_shared.errors import TransientError
 
 if TYPE_CHECKING:
+    from railbus.cli.story import Line
     from railbus_shared.bus.follow import Seam
 
 _NEWEST: Final = 200
+_EVENTS_A_LINE: Final = (1, 8, 64)
+"""How many events are read for each line of the newest, one after the other until there are enough."""
 _UNIT_S: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 _PERIOD: Final = re.compile(r"(\d+(?:\.\d+)?)([smhdw])\Z")
 _DAY: Final = re.compile(r"\d{4}-\d\d-\d\d\Z")
 _ENDS: Final = ("job.succeeded", "job.failed", "job.cancelled")
 Write = Callable[[Mapping[str, object]], None]
+
+
+@dataclass(frozen=True)
+class Output:
+    """Where events go: each as it is, or into words."""
+
+    write: Write
+    teller: Teller | None = None
+
+    @classmethod
+    def in_words(cls, teller: Teller) -> Output:
+        return cls(teller.tell, teller)
+
 
 _SINCE: Final = "Only from then on: 90s, 30m, 2h, 3d, or a day or time in UTC."
 _UNTIL: Final = "Only before then, said in the same way."
@@ -49,7 +65,7 @@ _UNTIL: Final = "Only before then, said in the same way."
     "--lines",
     "-n",
     type=click.IntRange(min=1),
-    help=f"The newest so many; {_NEWEST} if neither JOB nor a time is given.",
+    help=f"The newest so many lines; {_NEWEST} if neither JOB nor a time is given.",
 )
 @json_option
 @root_option
@@ -73,14 +89,14 @@ def logs(
       railbus logs --since 2h --type job. --grep failed
     """
     wanted = _wanted(types, since=since, until=until, pattern=pattern, follow=follow)
-    write = print_event if as_json else Teller(to_console(), names_job=not job).tell
+    out = Output(print_event) if as_json else Output.in_words(Teller(to_console(), names_job=not job))
     if job and follow:
         exit_with_code_of_another()
-        return _follow_one(job, wanted, newest=lines, write=write)
+        return _follow_one(job, wanted, newest=lines, out=out)
     if job:
         wanted = replace(wanted, job=run(job_id(job)))
     newest = lines or (None if job or since or until else _NEWEST)
-    _tell_all(wanted, newest=newest, write=write, follow=follow)
+    _tell_all(wanted, newest=newest, out=out, follow=follow)
     return exit_codes.OK
 
 
@@ -106,7 +122,7 @@ def events(
     if follow and not since:
         run(_follow_all(wanted, None, write))
     else:
-        _tell_all(wanted, newest=None, write=write, follow=follow)
+        _tell_all(wanted, newest=None, out=Output(write), follow=follow)
 
 
 def _printer(form: str) -> Callable[[Mapping[str, object]], None]:
@@ -133,40 +149,59 @@ def decode() -> None:
         print_event(event)
 
 
-def _tell_all(wanted: Wanted, *, newest: int | None, write: Write, follow: bool) -> None:
+def _tell_all(wanted: Wanted, *, newest: int | None, out: Output, follow: bool) -> None:
     """What was, and if asked for what comes: from the files as far as they surely go, from there on from the stream."""
     if not follow:
-        _tell_past(wanted, newest, None, write)
+        if not _tell_past(wanted, newest, None, out) and sys.stderr.isatty():
+            click.echo("nothing was found", err=True)
         return
     try:
         seam = run(_seam())
     except TransientError:
-        _tell_past(wanted, newest, None, write)
+        _tell_past(wanted, newest, None, out)
         raise
     try:
-        _tell_past(wanted, newest, seam, write)
+        _tell_past(wanted, newest, seam, out)
     except TransientError as exc:  # no files here, and nobody to ask
         click.echo(f"without what was before: {exc.message}", err=True)
     sys.stdout.flush()
-    run(_follow_all(wanted, seam, write))
+    run(_follow_all(wanted, seam, out.write))
 
 
-def _tell_past(wanted: Wanted, newest: int | None, seam: Seam | None, write: Write) -> None:
+def _tell_past(wanted: Wanted, newest: int | None, seam: Seam | None, out: Output) -> bool:
+    """Returns whether anything was told."""
+    if newest is not None and out.teller is not None:
+        return _tell_newest(wanted, newest, seam, out.teller)
+    event: Mapping[str, object] | None = None
     for event in history(wanted, newest=newest, seam=seam):
-        write(event)
+        out.write(event)
+    return event is not None
 
 
-def _follow_one(job: str, wanted: Wanted, *, newest: int | None, write: Write) -> int:
+def _tell_newest(wanted: Wanted, newest: int, seam: Seam | None, teller: Teller) -> bool:
+    """The newest so many lines. Many metrics make one of them, so the past is read as far back as that takes."""
+    lines: list[tuple[Line, str]] = []
+    for num_events in (newest * times for times in _EVENTS_A_LINE):
+        events = list(history(wanted, newest=num_events))
+        lines = teller.lines_of(event for event in events if seam is None or not seam.is_behind(event))[-newest:]
+        if len(lines) == newest or len(events) < num_events:
+            break
+    for line, time in lines:
+        teller.say(line, time=time)
+    return bool(lines)
+
+
+def _follow_one(job: str, wanted: Wanted, *, newest: int | None, out: Output) -> int:
     """The same for one job, until its end."""
     found, seam = run(_job_and_seam(job))
     wanted, ends = replace(wanted, job=found), Wanted(job=found, types=_ENDS)
     try:
-        _tell_past(wanted, newest, seam, write)
+        _tell_past(wanted, newest, seam, out)
         has_ended = any(True for _ in history(ends, newest=1, seam=seam))
     except TransientError:  # no files here, and nobody to ask: the stream has what happened within a week
         seam, has_ended = seam._replace(sequence=0), False
     sys.stdout.flush()
-    return run(_follow_rest(found, wanted, None if has_ended else seam, write))
+    return run(_follow_rest(found, wanted, None if has_ended else seam, out.write))
 
 
 async def _seam() -> Seam:
@@ -206,7 +241,10 @@ def _wanted(
 ) -> Wanted:
     if follow and until is not None:
         raise click.UsageError("--until says where to end, and -f not to")
-    return Wanted(types, _time_ns(since, "--since"), _time_ns(until, "--until"), _pattern(pattern))
+    since_ns, until_ns = _time_ns(since, "--since"), _time_ns(until, "--until")
+    if since_ns is not None and until_ns is not None and since_ns >= until_ns:
+        raise click.UsageError("--since is no earlier than --until, and nothing lies between them")
+    return Wanted(types, since_ns, until_ns, _pattern(pattern))
 
 
 def _time_ns(text: str | None, option: str) -> int | None:

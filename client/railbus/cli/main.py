@@ -62,17 +62,17 @@ COMMANDS: Final[Mapping[str, Mapping[str, Entry]]] = {
     },
     "More": {
         "events": Entry("logs:events", "Every event as it is, from the log files or live."),
-        "export": Entry("export:export", "Show a job in TensorBoard."),
-        "decode": Entry("logs:decode", "Turn a message on stdin into a JSON line."),
+        "export": Entry("export:export", "Show a job in TensorBoard, or as a trace."),
+        "decode": Entry("logs:decode", "Turn a message on stdin into JSON lines."),
         "completion": Entry("topics:completion", "Print a completion script for bash, zsh or fish."),
         "help": Entry("topics:help_topic", "Explain a topic, for instance `exit-codes`."),
     },
 }
 
 _EXAMPLES: Final = """\b
-  railbus demo                              see it work, from data to checkpoint
-  railbus up                                start everything on this machine
-  railbus submit job.yaml --follow          train, and watch
+  railbus demo                        see it work, from data to checkpoint
+  railbus up                          start everything on this machine
+  railbus submit job.yaml --follow    train, and watch
 """
 
 
