@@ -17,10 +17,12 @@ from typing import Final, NamedTuple
 from railbus_shared import clock, wire
 from railbus_shared.contracts.logs import EventLines, QueryEvents
 from railbus_shared.day_log import DayLog, Place
+from railbus_shared.errors import WireError
 from railbus_shared.layout import Layout
 from railbus_shared.log_filter import Filter
 
 _ANSWER_BYTES: Final = 448 * 1024  # of events in one answer; an answer is at most 512 KiB
+_ANSWER_NODES: Final = wire.MAX_NODES - 1000
 
 
 def read_events(
@@ -129,13 +131,30 @@ def _newest(layout: Layout, wanted: Filter, *, limit: int, before: _Cursor | Non
 
 
 def _fitting(found: list[_Found]) -> list[_Found]:
-    """As many of the first as fit into one answer, in either encoding."""
-    left = _ANSWER_BYTES
-    for at, one in enumerate(found):
-        left -= max(len(wire.encode(one.event, encoding=encoding)) for encoding in wire.Encoding) + 1
-        if left < 0:
-            return found[:at]
-    return found
+    """As many of the first as fit into one answer, in either encoding; one that fits into none loses its data."""
+    left_bytes, left_nodes = _ANSWER_BYTES, _ANSWER_NODES
+    kept: list[_Found] = []
+    for one in found:
+        needs = _needs(one.event)
+        if needs is None:
+            said = f"for an answer; it stands in the log of {one.cursor.day.isoformat()}"
+            one = one._replace(event={**one.event, "data": {"too_large": said}})  # noqa: PLW2901
+            needs = _needs(one.event) or (0, 0)
+        left_bytes, left_nodes = left_bytes - needs[0], left_nodes - needs[1]
+        if left_bytes < 0 or left_nodes < 0:
+            break
+        kept.append(one)
+    return kept
+
+
+def _needs(event: dict[str, object]) -> tuple[int, int] | None:
+    """Bytes, in the encoding that takes more, and maps and arrays at most; None if no answer can hold the event."""
+    try:
+        packed, text = (wire.encode({"events": [event]}, encoding=encoding) for encoding in wire.Encoding)
+    except WireError:
+        return None
+    needs = max(len(packed), len(text)), text.count(b"[") + text.count(b"{")
+    return needs if needs[0] <= _ANSWER_BYTES and needs[1] <= _ANSWER_NODES else None
 
 
 def _days(layout: Layout, wanted: Filter) -> list[date]:

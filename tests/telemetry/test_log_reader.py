@@ -228,6 +228,38 @@ async def test_an_answer_fits_into_a_message_whatever_its_events_hold(
     assert 300_000 < len(wire.encode(answer.to_map(), encoding=encoding)) <= wire.MAX_BYTES
 
 
+def nested(depth: int) -> list[object]:
+    return [nested(depth - 1)] if depth else []
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        {name: [255] * 57_000 for name in "abcd"},
+        {"x": [[] for _ in range(60_000)]},
+        {"x": [0.5] * 52_000},
+        {"x": nested(28)},
+    ],
+    ids=["long as JSON", "many lists", "long as msgpack", "deep"],
+)
+async def test_no_event_of_anybody_makes_an_answer_impossible(
+    layout: Layout, writer: LogSeries, data: dict[str, object]
+) -> None:
+    event = {"id": "p", "type": "app.x", "time": NOON, "producer": "p", "source": "test", "host": "h"}
+    messages = [wire.encode({**event, "number": n, "data": data if n in (2, 3) else {}}) for n in range(1, 5)]
+    runs = batch(((1, "s", m) for m in messages), incarnation="4f", telemetry="t")
+    assert not any(run.code for run in runs)
+    writer.append(runs)
+    pages: list[object] = []
+    before: str | None = None
+    while not pages or before:
+        answer = await query(layout, QueryEvents(limit=1000, before=before))
+        for encoding in wire.Encoding:
+            wire.encode(answer.to_map(), encoding=encoding)
+        pages, before = [*numbers(answer.events), *pages], answer.older
+    assert pages == [1, 2, 3, 4]
+
+
 def test_a_member_that_inflates_to_much_is_read_in_small_chunks(tmp_path: Path) -> None:
     import gzip
 
