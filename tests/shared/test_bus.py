@@ -391,6 +391,16 @@ async def test_a_batch_is_followed_event_by_event(bus: Bus) -> None:
     assert followed == [{"a": 1, "n": 1}, {"a": 3, "n": 2}]
 
 
+@pytest.mark.parametrize("kind", ["job.succeeded", ["app.x"], 5, None])
+async def test_an_event_of_another_area_than_its_subject_is_not_followed(bus: Bus, kind: object) -> None:
+    """Persons may publish below `app.` alone, and what they tell there must end nobody's following of a job."""
+    false = {"v": 1, "common": {"job": "j-1"}, "events": [{"type": kind, "n": 1}, {"type": "app.x", "n": 2}]}
+    await bus.publish(Outgoing("railbus.evt.app.j-1.x", wire.encode(false), ""))
+    await bus.publish(Outgoing("railbus.evt.job.j-1.succeeded", wire.encode({"type": "job.succeeded", "n": 3}), ""))
+    followed = [event async for event in _first(follow(bus, bus.subjects.all_events), 2)]
+    assert [event["n"] for event in followed] == [2, 3]
+
+
 async def test_the_store_is_recognised_and_a_wiped_one_is_refused(
     bus: Bus, common: CommonSettings, tmp_path: Path
 ) -> None:

@@ -122,7 +122,7 @@ class TraceExporter:
             area, _, what = delivery.subject.partition(".evt.")[2].partition(".")
             if not is_wanted(f"{area}.{what.rpartition('.')[2]}"):
                 continue
-            for event in events_in(delivery.data):
+            for event in events_in(delivery.data, subject=delivery.subject):
                 told = {**event, "incarnation": self._incarnation}
                 if self._jobs.heed(told, size=len(delivery.data)):
                     self._put(str(told["job"]))

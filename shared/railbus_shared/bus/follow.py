@@ -76,7 +76,7 @@ async def follow(
                     give_up_s = None
                     for message in messages:
                         sequence = message.sequence
-                        for event in events_in(message.data):
+                        for event in events_in(message.data, subject=message.subject):
                             yield event
         except (BusUnavailable, NoResponder, RequestTimeout):
             if give_up_s is not None and clock.boottime_s() > give_up_s:
@@ -129,9 +129,16 @@ async def _news(bus: Bus, subject: str) -> AsyncIterator[asyncio.Event]:
             await subscription.unsubscribe()
 
 
-def events_in(data: bytes) -> Iterator[dict[str, object]]:
-    """The events of one message, each whole; nothing for bytes that are no message."""
+def events_in(data: bytes, *, subject: str) -> Iterator[dict[str, object]]:
+    """The events of one message, each whole; nothing for bytes that are no message.
+
+    Nor what is of another area than its subject: permissions are on subjects, and telemetry refuses it too.
+    """
+    area = subject.partition(".evt.")[2].partition(".")[0]
     try:
-        yield from events_of(wire.decode(data))
+        for event in events_of(wire.decode(data)):
+            kind = event.get("type", "")
+            if isinstance(kind, str) and kind.partition(".")[0] in {area, ""}:
+                yield event
     except WireError:
         return

@@ -30,6 +30,7 @@ class Stored:
     """One message of a stream."""
 
     sequence: int
+    subject: str
     data: bytes
 
 
@@ -65,4 +66,4 @@ async def _collected(stream: str, answers: Subscription) -> list[Stored]:
             raise NoResponder(f"stream {stream!r} cannot be read: nobody has it")
         if status is not None:
             raise BusUnavailable(f"stream {stream!r} cannot be read: status {status}")
-        found.append(Stored(int(headers["Nats-Sequence"]), bytes(answer.data)))
+        found.append(Stored(int(headers["Nats-Sequence"]), headers["Nats-Subject"], bytes(answer.data)))
