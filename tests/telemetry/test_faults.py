@@ -83,6 +83,21 @@ async def test_a_disk_that_is_full_or_read_only_keeps_events_in_the_stream(tmp_p
 
 
 @pytest.mark.timeout(60)  # three starts
+async def test_a_stop_leaves_a_period_open_that_it_has_no_time_to_close(tmp_path: Path, server: Server) -> None:
+    async with cluster(tmp_path, server) as found:
+        assert await asyncio.to_thread(found.telemetry.stop) == 0
+        closed = {path: path.read_bytes() for path in found.layout.logs.rglob("*.gz")}
+        with Telemetry(tmp_path, server, name="hasty", env={"RAILBUS_TELEMETRY_GRACE_S": "0"}) as hasty:
+            await until(lambda: bool(list(found.layout.logs.rglob("trainer.log.jsonl"))))
+            assert await asyncio.to_thread(hasty.stop) == 0
+        assert list(found.layout.logs.rglob("trainer.log.jsonl"))
+        assert {path: path.read_bytes() for path in found.layout.logs.rglob("*.gz")} == closed
+        assert not list(found.layout.logs.rglob(".trainer*.tmp"))
+        found.telemetry.start()
+        await found.settled()
+
+
+@pytest.mark.timeout(60)  # three starts
 async def test_of_two_at_once_one_writes_and_the_other_takes_over_when_it_is_gone(
     tmp_path: Path, server: Server
 ) -> None:

@@ -19,7 +19,7 @@ import pytest
 
 from railbus_shared import clock, wire
 from railbus_shared.errors import StorageFull
-from railbus_shared.layout import Layout
+from railbus_shared.layout import LOG_NAME, Layout
 from railbus_telemetry import appending, closing
 from railbus_telemetry.lines import DAY_NS, batch
 from railbus_telemetry.runs import Run
@@ -428,6 +428,40 @@ def test_on_a_full_disk_an_append_fails_whole_and_a_later_one_works(small_disk: 
     ballast.unlink()
     assert new(writer.append([*lines(2, at_ns=NOON_NS - DAY_NS), *lines(*range(3, 13), pad=60_000)])) == 11
     assert tree(small_disk) == {"2026/11/22/trainer.log.jsonl": [2], PLAIN: [1, *range(3, 13)]}
+
+
+class _Patience:
+    """Is over after so many looks."""
+
+    def __init__(self, looks: int) -> None:
+        self.looks = looks
+
+    def __call__(self) -> bool:
+        self.looks -= 1
+        return self.looks < 0
+
+
+def test_a_closing_that_has_no_time_leaves_the_period_as_it_was(layout: Layout, now: Clock) -> None:
+    writer = series(layout, now)
+    writer.append(lines(1, 2, pad=100))
+    [closed] = writer.close_all()
+    before = closed.read_bytes()
+    writer.append(lines(3))
+    plain = closed.with_name(LOG_NAME)
+    for looks in range(4):  # copying, compressing, comparing what was closed, comparing what was added
+        with pytest.raises(closing.LeftOpen):
+            writer.close_all(is_stopping=_Patience(looks))
+        now.ns += HOUR_NS
+        with pytest.raises(closing.LeftOpen):
+            writer.rotate(now.ns, is_stopping=_Patience(looks))
+        assert closed.read_bytes() == before
+        assert sorted(path.name for path in closed.parent.iterdir()) == sorted([closed.name, plain.name])
+        assert writer.due(now.ns)
+        assert new(writer.append(lines(4 + looks))) == 1
+    after = series(layout, now)
+    assert new(after.append(lines(*range(1, 8)))) == 0
+    assert after.close_all(is_stopping=_Patience(4)) == [closed]
+    assert numbers_in(closed) == list(range(1, 8))
 
 
 @pytest.mark.root

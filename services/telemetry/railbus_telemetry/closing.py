@@ -11,9 +11,8 @@ import errno
 import itertools
 import logging
 import os
-import shutil
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO, Final, Protocol
 
@@ -33,6 +32,18 @@ _LEVEL: Final = 1
 _GZIP_WBITS: Final = 31
 
 
+IsStopping = Callable[[], bool]
+
+
+class LeftOpen(Exception):
+    """A file was not closed, as there was no time for that any more; it is as it was."""
+
+
+def never() -> bool:
+    """For who has time."""
+    return False
+
+
 class Compressor(Protocol):
     """What `zlib.compressobj` makes."""
 
@@ -40,19 +51,20 @@ class Compressor(Protocol):
     def flush(self) -> bytes: ...
 
 
-def stage(plain: Path) -> int:
+def stage(plain: Path, *, is_stopping: IsStopping = never) -> int:
     """Write and verify the day's closed file with the plain file as one more member, under its temporary name.
 
-    Returns its size in bytes. Nothing that is seen from outside changes. Raises StorageFull; OSError (EIO) if what was
-    read back is not what was written.
+    Returns its size in bytes. Nothing that is seen from outside changes. Raises StorageFull; LeftOpen as soon as it is
+    stopping; OSError (EIO) if what was read back is not what was written.
     """
     closed = plain.with_name(CLOSED_LOG_NAME)
     with files.temporary(closed) as staged:
-        offset = _copy(closed, staged)
+        offset = _copy(closed, staged, is_stopping=is_stopping)
         with plain.open("rb") as source:
-            _add_member(inflate.chunks_of(source), staged)
+            _add_member(_unless(is_stopping, inflate.chunks_of(source)), staged)
     temporary = files.temporary_path(closed)
-    if not (_begins_with(temporary, closed, offset) and _member_is(temporary, offset, plain)):
+    is_same = _begins_with(temporary, closed, offset, is_stopping) and _member_is(temporary, offset, plain, is_stopping)
+    if not is_same:
         temporary.unlink()
         raise OSError(errno.EIO, "the closed log reads back differently from what was written", str(closed))
     return temporary.stat().st_size
@@ -210,30 +222,39 @@ def _add_member(chunks: Iterator[bytes], target: BinaryIO) -> None:
     target.write(member.flush())
 
 
-def _copy(closed: Path, target: BinaryIO, *, limit_bytes: int | None = None) -> int:
+def _unless(is_stopping: IsStopping, chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """The chunks; raises LeftOpen as soon as it is stopping."""
+    for chunk in chunks:
+        if is_stopping():
+            raise LeftOpen
+        yield chunk
+
+
+def _copy(closed: Path, target: BinaryIO, *, limit_bytes: int | None = None, is_stopping: IsStopping = never) -> int:
     """Copy the closed file, if there is one; returns the bytes copied."""
     if not closed.exists():
         return 0
     with closed.open("rb") as source:
-        shutil.copyfileobj(source, target, inflate.CHUNK_BYTES)
+        for chunk in _unless(is_stopping, inflate.chunks_of(source)):
+            target.write(chunk)
     if limit_bytes is not None:
         target.seek(limit_bytes)
         target.truncate()
     return target.tell()
 
 
-def _begins_with(staged: Path, closed: Path, size_bytes: int) -> bool:
+def _begins_with(staged: Path, closed: Path, size_bytes: int, is_stopping: IsStopping) -> bool:
     if size_bytes == 0:
         return True
     with staged.open("rb") as new, closed.open("rb") as old:
-        return all(new.read(len(chunk)) == chunk for chunk in inflate.chunks_of(old))
+        return all(new.read(len(chunk)) == chunk for chunk in _unless(is_stopping, inflate.chunks_of(old)))
 
 
-def _member_is(path: Path, offset: int, plain: Path) -> bool:
+def _member_is(path: Path, offset: int, plain: Path, is_stopping: IsStopping = never) -> bool:
     """Whether the one member from `offset` to the end holds exactly the plain file."""
     with path.open("rb") as file, plain.open("rb") as source:
         members = inflate.Members(file, offset=offset)
-        if not all(source.read(len(chunk)) == chunk for chunk in members.chunks()):
+        if not all(source.read(len(chunk)) == chunk for chunk in _unless(is_stopping, members.chunks())):
             return False
         is_one = members.last_start == offset and members.whole_end == os.fstat(file.fileno()).st_size
         return is_one and not members.is_torn and source.read(1) == b""

@@ -27,6 +27,7 @@ from railbus_shared.errors import StorageFull
 from railbus_shared.layout import CLOSED_LOG_NAME, LOG_NAME, Layout
 from railbus_telemetry import closing, removing
 from railbus_telemetry.appending import PlainFiles
+from railbus_telemetry.closing import IsStopping
 from railbus_telemetry.lines import DAY_NS
 from railbus_telemetry.runs import Run
 from railbus_telemetry.seen import Seen
@@ -98,23 +99,26 @@ class LogSeries:
             return False
         return bool(self._ended(now_ns))
 
-    def rotate(self, now_ns: int) -> list[Path]:
+    def rotate(self, now_ns: int, *, is_stopping: IsStopping = closing.never) -> list[Path]:
         """Close the periods that have ended; returns the closed files.
 
-        Raises StorageFull if there is no space, OSError if the disk fails otherwise; nothing is lost, and it is due
-        again after half a minute.
+        Raises LeftOpen as soon as it is stopping, StorageFull if there is no space, OSError if the disk fails
+        otherwise; nothing is lost, and unless it is stopping it is due again after half a minute.
         """
         try:
-            closed = self._close(self._ended(now_ns))
+            closed = self._close(self._ended(now_ns), is_stopping=is_stopping)
         except (StorageFull, OSError):
             self._not_before_ns = now_ns + _RETRY_NS
             raise
         self._memory.seen.forget_idle(since_ns=now_ns - _SEEN_DAYS * DAY_NS)
         return closed
 
-    def close_all(self) -> list[Path]:
-        """Close every period, ended or not, and return the closed files; the series can be used further."""
-        return self._close(sorted(self._periods))
+    def close_all(self, *, is_stopping: IsStopping = closing.never) -> list[Path]:
+        """Close every period, ended or not, and return the closed files; the series can be used further.
+
+        Raises as `rotate`; what is not closed stays plain, which is as safe.
+        """
+        return self._close(sorted(self._periods), is_stopping=is_stopping)
 
     @property
     def open_days(self) -> frozenset[date]:
@@ -158,12 +162,12 @@ class LogSeries:
 
     # --- closing -----------------------------------------------------------------------------------------------------
 
-    def _close(self, days: Sequence[int]) -> list[Path]:
+    def _close(self, days: Sequence[int], *, is_stopping: IsStopping) -> list[Path]:
         self._mend_suspects()
-        closed = [self._close_day(day) for day in days if day in self._periods]
+        closed = [self._close_day(day, is_stopping=is_stopping) for day in days if day in self._periods]
         return [path for path in closed if path is not None]
 
-    def _close_day(self, day: int) -> Path | None:
+    def _close_day(self, day: int, *, is_stopping: IsStopping) -> Path | None:
         """The closed file; None where somebody has taken the plain one away."""
         path = self._periods[day].path
         self._plain.close(path)
@@ -173,7 +177,7 @@ class LogSeries:
             return None
         self._check_closed(path.parent, day)
         try:
-            self._memory.closed_bytes[_date(day).isoformat()] = closing.stage(path)
+            self._memory.closed_bytes[_date(day).isoformat()] = closing.stage(path, is_stopping=is_stopping)
             self._memory.save(self._layout.logs / SIDECAR_NAME, incarnation=self._incarnation)
         except BaseException:
             closing.remove_litter(path.parent)

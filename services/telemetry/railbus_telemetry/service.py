@@ -10,10 +10,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
+import functools
 import gc
 import logging
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Final
 
 from railbus_shared import clock
@@ -26,6 +28,7 @@ from railbus_shared.log_reader import query
 from railbus_shared.service import Context, Description
 from railbus_shared.topology import event_consumer
 from railbus_shared.waiting import end, is_set_within
+from railbus_telemetry.closing import IsStopping, LeftOpen, never
 from railbus_telemetry.lines import portions
 from railbus_telemetry.removing import Rules
 from railbus_telemetry.runs import Run
@@ -46,6 +49,7 @@ _THIN_GAP_S: Final = 0.5  # between two batches, each of which is flushed to dis
 _GAP_S: Final = 0.05  # where more than that comes
 _BATCH_BYTES: Final = 1 << 20  # of messages; their lines take some nine times that
 _LINES_BYTES: Final = 16 << 20  # written at once, however much messages expand
+_CLOSING_FRAC: Final = 0.5  # of the grace, for closing at a stop; the next start has what was left open
 _DISK_ERRORS: Final = (StorageFull, OSError)
 _FLUSH_S: Final = 40.0  # longer than a lost delivery takes to come again
 _POLL_S: Final = 0.05
@@ -113,7 +117,8 @@ class TelemetryService:
                 )
                 await end(*beside)
             with self._closing_told():
-                await self._close()
+                until_s = time.monotonic() + self._settings.grace_s * _CLOSING_FRAC
+                await self._close(is_stopping=lambda: time.monotonic() >= until_s)
             await self._upkeep.finish()
 
     async def checks(self) -> Mapping[str, str]:
@@ -180,14 +185,17 @@ class TelemetryService:
             now_ns = clock.now_ns()
             if self._series.due(now_ns):
                 with self._closing_told():
-                    async with self._lock:
-                        self._upkeep.note_closed(await asyncio.to_thread(self._series.rotate, now_ns))
+                    stopping = self._context.stopping.is_set
+                    rotate = functools.partial(self._series.rotate, now_ns, is_stopping=stopping)
+                    self._upkeep.note_closed(await self._alone(rotate))
 
     @contextlib.contextmanager
     def _closing_told(self) -> Iterator[None]:
         """What stays plain is as safe as what is closed: a disk that fails is an alarm and no end."""
         try:
             yield
+        except LeftOpen:
+            logger.info("a period is left open: there was no time to close it")
         except _DISK_ERRORS as exc:
             logger.error("a period cannot be closed", extra={"problem": str(exc)})  # noqa: TRY400 - no bug
             self._closing_problem = str(exc)
@@ -213,13 +221,23 @@ class TelemetryService:
                 self._problem = ""
                 return series
 
-    async def _close(self) -> list[str]:
-        """Close every open period; returns the files under the root that it went to."""
+    async def _close(self, *, is_stopping: IsStopping = never) -> list[str]:
+        """Close every open period; returns the files under the root that it went to. Raises LeftOpen."""
         assert self._series is not None  # noqa: S101
-        async with self._lock:
-            closed = await asyncio.to_thread(self._series.close_all)
+        closed = await self._alone(functools.partial(self._series.close_all, is_stopping=is_stopping))
         self._upkeep.note_closed(closed)
         return [str(path.relative_to(self._layout.root)) for path in closed]
+
+    async def _alone(self, close: Callable[[], list[Path]]) -> list[Path]:
+        """Close something while nobody else uses the series; one that is cancelled ends when its thread has."""
+        async with self._lock:
+            closing = asyncio.ensure_future(asyncio.to_thread(close))
+            try:
+                return await asyncio.shield(closing)
+            finally:
+                while not closing.done():
+                    with contextlib.suppress(asyncio.CancelledError):  # it is on its way already
+                        await asyncio.wait([closing])
 
     # --- requests ----------------------------------------------------------------------------------------------------
 
