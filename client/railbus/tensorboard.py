@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import BinaryIO, Final
 
 from railbus import tfevents
-from railbus_shared import clock, files
+from railbus_shared import clock, files, wire
 from railbus_shared.errors import InvalidField
 
 Event = Mapping[str, object]
@@ -20,7 +20,6 @@ Event = Mapping[str, object]
 TYPES: Final = ("train.metrics", "train.text")
 """What a run is made of; other events change nothing."""
 _NAME: Final = "events.out.tfevents.0000000000.railbus"
-_WORDS: Final = ("NaN", "Infinity", "-Infinity")
 
 
 class Records:
@@ -113,7 +112,7 @@ class RunFile:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) or value in _WORDS
+    return isinstance(value, int | float) or value in wire.NOT_FINITE
 
 
 def _step(event: Event) -> int:

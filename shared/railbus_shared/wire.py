@@ -90,6 +90,10 @@ def encode(message: Mapping[str, object], *, encoding: Encoding = Encoding.MSGPA
     return data
 
 
+NOT_FINITE: Final = ("NaN", "Infinity", "-Infinity")
+"""What stands in JSON for a number that it cannot say."""
+
+
 def finite(value: object) -> object:
     """A number that JSON can say: NaN and the infinities become the strings `NaN`, `Infinity`, `-Infinity`."""
     if not isinstance(value, float) or math.isfinite(value):

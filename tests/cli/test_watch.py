@@ -56,11 +56,20 @@ def test_a_curve_is_of_the_loss_or_else_of_the_first_metric_and_bears_what_is_no
     curve.take(metrics(3, lr=0.1, loss=2.0))
     curve.take(metrics(4, accuracy=0.7))
     curve.take(metrics(5, loss="NaN"))
-    assert (curve.name, curve.latest, curve.sparkline(8)) == ("loss", 2.0, "")
+    assert (curve.name, str(curve.latest), curve.sparkline(8)) == ("loss", "nan", "")
     curve.take(metrics(6, loss=2.0))
+    assert curve.latest == 2.0
     assert curve.sparkline(8) == "▁▁"
     for odd in ({}, {"data": [1]}, {"step": "x", "data": {"loss": None}}, {"time": "never", "step": 7}):
         curve.take(odd)
+
+
+def test_a_loss_that_is_no_number_any_more_is_shown_as_that() -> None:
+    state = Watched(active=[active("j-1", "h-cpu0")])
+    state.hear(metrics(1, loss=2.0, lr=0.1))
+    assert " 2 " in next(line for line in drawn(state) if line.startswith("j-1"))
+    state.hear(metrics(2, loss="NaN", lr=0.1))
+    assert " nan " in next(line for line in drawn(state) if line.startswith("j-1"))
 
 
 def test_the_pace_of_an_attempt_that_goes_on_from_before_is_its_own() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -128,6 +129,13 @@ def _jobs(jobs: Sequence[JobRecord], state: Watched, *, rows: int, width: int, n
     return lines(_JOBS, cells, fitted)
 
 
+def _value(latest: float | None) -> Text:
+    """A loss that is no number any more stands out."""
+    if latest is None:
+        return Text()
+    return Text(f"{latest:.4g}", style="" if math.isfinite(latest) else "red")
+
+
 def _job(record: JobRecord, curve: Curve, *, now_ns: int) -> list[Text]:
     """The cells of a job; its curve is drawn once there is a width for it."""
     shown = shown_state(record)
@@ -138,7 +146,7 @@ def _job(record: JobRecord, curve: Curve, *, now_ns: int) -> list[Text]:
         Text(shown, style=STATE_STYLES.get(shown, "")),
         Text("" if step is None else f"{step:,}"),
         Text("" if rate is None else f"{rate:.1f}" if rate < 1000 else f"{rate:,.0f}"),
-        Text("" if curve.latest is None else f"{curve.latest:.4g}"),
+        _value(curve.latest),
         Text(),
         Text(_since(record, now_ns=now_ns), style="dim"),
         Text(record.spec.model),

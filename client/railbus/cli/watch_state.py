@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from railbus.cli.story import Line, Story
 from railbus.cli.timeline import Evenly
-from railbus_shared import clock
+from railbus_shared import clock, wire
 from railbus_shared.contracts.events import BATCHED_TYPES
 
 if TYPE_CHECKING:
@@ -51,13 +51,13 @@ class Curve:
         numbers = {
             str(name): value
             for name, value in (data.items() if isinstance(data, dict) else ())
-            if isinstance(value, int | float)
+            if isinstance(value, int | float) or value in wire.NOT_FINITE
         }
         if "loss" in numbers and self.name != "loss":
             self.name, self._points = "loss", Evenly(_POINTS)
         self.name = self.name or next(iter(numbers), "")
         if self.name in numbers:
-            self.latest = float(numbers[self.name])
+            self.latest = float(numbers[self.name])  # also of the words for what is not finite
             self._points.take(self.latest)
 
     def _step(self, step: int, time_ns: int) -> None:
