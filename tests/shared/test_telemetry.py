@@ -209,7 +209,11 @@ def _event(number: int, kind: str = "train.metrics", **fields: object) -> JsonMa
 
 
 def _decoded(events: list[JsonMap]) -> list[dict[str, object]]:
-    found = [event for message in messages(events, subjects=SUBJECTS) for event in events_in(message.data, subject=message.subject)]
+    found = [
+        event
+        for message in messages(events, subjects=SUBJECTS)
+        for event in events_in(message.data, subject=message.subject)
+    ]
     return sorted(found, key=lambda event: int(str(event["number"])))
 
 
