@@ -163,15 +163,12 @@ def _columns(events: Sequence[JsonMap]) -> dict[str, object] | None:
     So too where names alone would become more than a reader takes; as maps they are too large for one message.
     """
     names = tuple(events[0])
-    own = [name for name in names if name in _OWN]
-    shared = [name for name in names if name not in _OWN]
     if not (events[0].keys() >= _NEEDED and _have(events, names)):
         return None
-    rows, own_rows = _rows(events, names=shared), _rows(events, names=own)
-    if rows is None or own_rows is None or rows.count(rows[0]) != len(events):
+    fields = _fields(events, names=names)
+    if fields is None or any(fields[name].count(fields[name][0]) != len(events) for name in names if name not in _OWN):
         return None
-    common = dict(zip(shared, rows[0], strict=True))
-    fields: dict[str, list[Any]] = dict(zip(own, map(list, zip(*own_rows, strict=True)), strict=True))
+    common = {name: fields[name][0] for name in names if name not in _OWN}
     numbers, times_ns, data = fields["number"], _times_ns(fields["time"]), _transposed(fields["data"])
     if data is None or times_ns is None or not _are_keyed(fields["id"], common["producer"], numbers):
         return None
@@ -195,12 +192,10 @@ def _have(maps: Sequence[JsonMap], names: tuple[str, ...]) -> bool:
     return set(map(len, maps)) == {len(names)}
 
 
-def _rows(maps: Sequence[JsonMap], *, names: Sequence[str]) -> list[tuple[object, ...]] | None:
-    """What each map holds under these names; None if one has not all of them."""
+def _fields(maps: Sequence[JsonMap], *, names: Sequence[str]) -> dict[str, list[Any]] | None:
+    """What the maps hold under these names, name by name; None if one has not all of them."""
     try:
-        return (
-            list(map(itemgetter(*names), maps)) if len(names) > 1 else [tuple(m[name] for name in names) for m in maps]
-        )
+        return {name: list(map(itemgetter(name), maps)) for name in names}
     except KeyError:
         return None
 
@@ -211,8 +206,7 @@ def _transposed(maps: Sequence[object]) -> dict[str, list[object]] | None:
         return None
     found = cast("Sequence[JsonMap]", maps)
     names = tuple(found[0])
-    rows = _rows(found, names=names) if _have(found, names) else None
-    return None if rows is None else dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))
+    return _fields(found, names=names) if _have(found, names) else None
 
 
 def _are_keyed(ids: list[Any], producer: object, numbers: list[Any]) -> bool:
