@@ -84,8 +84,9 @@ def _override(folder: Path) -> Path:
 
 
 def _deploy(folder: Path) -> Path:
+    """Closed to all but its owner, as a checkout is that was made with a umask of 077."""
     deploy = folder / "deploy"
-    deploy.mkdir()
+    deploy.mkdir(mode=0o700)
     if os.geteuid() == 0:
         os.chown(deploy, OWNER, OWNER)
     return deploy

@@ -105,6 +105,7 @@ def test_the_keys_lie_beside_the_checkout_and_each_belongs_to_who_uses_it(stack:
         found = path.stat()
         assert (found.st_uid, stat.S_IMODE(found.st_mode) & 0o077) == (owners.get(path.name, owner), 0), path
     assert (stack.deploy / "keys" / "user.nk").stat().st_uid == owner
+    assert stat.S_IMODE(stack.deploy.stat().st_mode) == 0o701  # passed through by NATS, and listed by nobody
 
 
 def _connected(stack: Stack, **credentials: str) -> str:
