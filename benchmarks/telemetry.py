@@ -204,8 +204,10 @@ def loggers(ours: float | None) -> None:
 async def lag(up: Running) -> None:
     """From an event's time to the moment when its line can be read in the file."""
     load = Load("paced", up.root, _RATE, _PACED_S, "bench-paced")
+    plain = Layout(up.root).day(datetime.now(UTC).date()) / LOG_NAME
+    begin = plain.stat().st_size if plain.exists() else 0
     load.start()
-    lags = await asyncio.to_thread(watched, Layout(up.root), "bench-paced", _RATE * _PACED_S)
+    lags = await asyncio.to_thread(watched, plain, "bench-paced", _RATE * _PACED_S, begin=begin)
     load.result()
     counted = lags[2 * _RATE :]
     found = {f"p{round(100 * frac)}": quantile(counted, frac) for frac in (0.5, 0.99)} | {"max": max(counted)}
@@ -214,15 +216,18 @@ async def lag(up: Running) -> None:
     tell("telemetry", part="lag", lag_s={name: round(value, 4) for name, value in found.items()})
 
 
-def watched(layout: Layout, producer: str, total: int) -> list[float]:
-    """Seconds of each event of a producer, from the file that grows."""
-    plain = layout.day(datetime.now(UTC).date()) / LOG_NAME
+def watched(plain: Path, producer: str, total: int, *, begin: int) -> list[float]:
+    """Seconds of each event of a producer, from the file that grows; what stood before `begin` is not read.
+
+    To read a gigabyte first takes seconds, which would be told as a lag.
+    """
     wanted, lags, rest = f'"producer":"{producer}"'.encode(), list[float](), b""
     deadline = time.monotonic() + _PATIENCE_S
     while not plain.exists():
         assert time.monotonic() < deadline, "no log is written"
         time.sleep(_POLL_S)
     with plain.open("rb") as file:
+        file.seek(begin)
         while len(lags) < total:
             assert time.monotonic() < deadline, f"{len(lags)} of {total} events came"
             chunk = file.read()
