@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Final
@@ -43,6 +43,20 @@ def extra_fields(record: logging.LogRecord) -> dict[str, object]:
     return fields
 
 
+def told(record: logging.LogRecord, fields: Mapping[str, object]) -> dict[str, object]:
+    """The data of its `log.line`; raises what its author's `%` and `__str__` do."""
+    data: dict[str, object] = {"logger": record.name, "message": record.getMessage(), "fields": fields}
+    traceback = _traceback(record)
+    return data if traceback is None else {**data, "traceback": traceback}
+
+
+def _traceback(record: logging.LogRecord) -> str | None:
+    """None as well where `exc_info` is asked for and nothing was raised."""
+    if not record.exc_info or record.exc_info[0] is None:
+        return None
+    return logging.Formatter().formatException(record.exc_info)
+
+
 class JsonFormatter(logging.Formatter):
     """One JSON object a line."""
 
@@ -59,8 +73,9 @@ class JsonFormatter(logging.Formatter):
             "event": record.getMessage(),
             **extra_fields(record),
         }
-        if record.exc_info:
-            line["traceback"] = self.formatException(record.exc_info)
+        traceback = _traceback(record)
+        if traceback is not None:
+            line["traceback"] = traceback
         try:
             return orjson.dumps(line, default=str).decode()
         except TypeError:  # keys, numbers or characters that orjson refuses; the line must not be lost for them

@@ -328,14 +328,9 @@ class _EventHandler(logging.Handler):
         try:
             fields = logs.extra_fields(record)
             job = fields.pop("job_id", None)
-            self._telemetry.event(
-                "log.line",
-                job=str(job) if job is not None else None,
-                severity=_severity(record.levelno),
-                logger=record.name,
-                message=record.getMessage(),
-                fields=fields,
-            )
+            about = About(str(job) if job is not None else None)
+            severity = _severity(record.levelno)
+            self._telemetry.record("log.line", logs.told(record, fields), about=about, severity=severity)
         except Exception:  # noqa: BLE001 - as every handler: a bad log call must not end the program that makes it
             self.handleError(record)
 

@@ -91,6 +91,7 @@ def event(kind: str, *, at_s: float = 0.0, job: str = "j-1", **fields: object) -
             event("log.line", source="runner", data={"message": "no", "traceback": "Traceback:\nValueError"}),
             "runner: no\n    | Traceback:\n    | ValueError",
         ),
+        (event("log.line", source="pre", data={"message": "short", "fields": {"rows": 3}}), "pre: short  rows=3"),
         (event("app.mine", data={"note": "one\ntwo\x1b"}), "app.mine  note=one⏎two\N{REPLACEMENT CHARACTER}"),
         (
             event("dataset.described", data={"dataset": "d", "samples": 1797, "shards": 1, "bytes": 474_688}),
@@ -134,12 +135,15 @@ def failed(traceback: str) -> dict[str, object]:
 
 def test_what_raised_is_shown_below_the_failure_of_a_job_that_is_looked_at() -> None:
     line = Story().tell(failed("Traceback\n  File a, line 3\nValueError: deep\n"))
+    logged = Story(names_job=True).tell(event("log.line", source="s", data={"message": "m", "traceback": "Trace"}))
     among_others = Story(names_job=True).tell(failed("Traceback\n  File a, line 3\nValueError: deep\n"))
     assert line is not None
     assert among_others is not None
     said = "failed: ENTRYPOINT_FAILED: ValueError: deep"
     assert line.text == f"{said}\n    | Traceback\n    |   File a, line 3\n    | ValueError: deep"
     assert among_others.text == f"j-1  {said}"
+    assert logged is not None
+    assert logged.text == "j-1  s: m\n    | Trace"
 
 
 def test_of_a_long_traceback_the_end_is_shown() -> None:

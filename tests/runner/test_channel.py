@@ -263,6 +263,19 @@ def test_log_lines_become_events_with_their_traceback(end: RunnerEnd, recorder: 
     assert "ValueError: invalid literal" in str(event.data["traceback"])
 
 
+def test_a_bad_log_call_does_not_end_the_training_that_makes_it(
+    end: RunnerEnd, recorder: Recorder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log = logging.Logger("user.code")
+    log.addHandler(RecordingHandler(recorder))
+    log.warning("value %d", "no number")
+    log.warning("goes on")
+    recorder.flush()
+    (event,) = [Event.parse(event) for event in end.events()]
+    assert event.data["message"] == "goes on"
+    assert "--- Logging error ---" in capsys.readouterr().err
+
+
 def test_a_process_forked_by_user_code_says_nothing_in_the_trainers_name(end: RunnerEnd, recorder: Recorder) -> None:
     recorder.record("app.before")
     pid = os.fork()

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Sequence
+from typing import cast
 
 import numpy as np
 import pytest
@@ -489,6 +490,23 @@ async def test_log_records_become_events_and_a_bad_log_call_harms_nobody(
     printed = [json.loads(line) for line in capsys.readouterr().err.splitlines() if line.startswith("{")]
     assert [line["event"] for line in printed] == ["too low for an event", "of the code that sends", "value 3"]
     assert printed[-1]["job_id"] == "j-1"
+
+
+async def test_a_record_of_what_was_raised_has_its_traceback(
+    telemetry: LearningTelemetry, root_logger: logging.Logger
+) -> None:
+    sink = Kept()
+    telemetry.with_logging(event_level="warning").with_sink(sink)
+    try:
+        _ = 1 / len("")
+    except ZeroDivisionError:
+        logging.getLogger("user").exception("failed")
+    logging.getLogger("user").error("nothing was raised", exc_info=True)
+    await _flushed(telemetry)
+    raised, not_raised = (cast("dict[str, str]", event["data"]) for event in sink.events)
+    assert raised["message"] == "failed"
+    assert raised["traceback"].endswith("ZeroDivisionError: division by zero")
+    assert "traceback" not in not_raised
 
 
 def test_a_traceback_is_one_line(root_logger: logging.Logger, capsys: pytest.CaptureFixture[str]) -> None:

@@ -216,7 +216,10 @@ def _output(_: Mapping[str, object], data: Data) -> Line:
 
 def _log_line(event: Mapping[str, object], data: Data) -> Line:
     is_bad = event.get("severity") in {"warning", "error"}
-    return Line(f"{event.get('source')}: {data.get('message')}", "bad" if is_bad else "note")
+    fields, traceback = data.get("fields"), quoted(str(data.get("traceback") or ""), newest=True)
+    told = "".join(f"  {name}={_brief(value)}" for name, value in (fields.items() if isinstance(fields, dict) else ()))
+    text = f"{event.get('source')}: {data.get('message')}{told}"
+    return Line("\n".join([text, *traceback]), "bad" if is_bad else "note")
 
 
 def _stalled(_: Mapping[str, object], data: Data) -> Line:
@@ -297,10 +300,10 @@ def _error(data: Data) -> str:
 
 
 def _traceback(data: Data) -> str:
-    """Of what failed, or of a record of logging; the one line above it says that it did."""
+    """Of what raised; the line above has no more than its last."""
     error = data.get("error")
     details = error.get("details") if isinstance(error, dict) else None
-    return str((details if isinstance(details, dict) else data).get("traceback") or "")
+    return str(details.get("traceback") or "") if isinstance(details, dict) else ""
 
 
 def _service(event: Mapping[str, object], data: Data) -> Line:

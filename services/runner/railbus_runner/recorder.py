@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import threading
 import time
-import traceback
 from collections.abc import Callable, Collection, Mapping
 from typing import Final
 
@@ -185,14 +184,11 @@ class RecordingHandler(logging.Handler):
         self._step = step
 
     def emit(self, record: logging.LogRecord) -> None:
-        data: dict[str, object] = {
-            "logger": record.name,
-            "message": record.getMessage(),
-            "fields": {**logs.extra_fields(record), **self._fields},
-        }
-        if record.exc_info:
-            data["traceback"] = "".join(traceback.format_exception(*record.exc_info))
-        self._recorder.record("log.line", step=self._step(), severity=_severity(record.levelno), data=data)
+        try:
+            data = logs.told(record, {**logs.extra_fields(record), **self._fields})
+            self._recorder.record("log.line", step=self._step(), severity=_severity(record.levelno), data=data)
+        except Exception:  # noqa: BLE001 - as every handler: a bad log call must not end the training that makes it
+            self.handleError(record)
 
 
 def cut(value: JsonValue) -> JsonValue:
