@@ -111,6 +111,17 @@ def test_a_job_is_found_without_a_bus(job: str, expected: list[int], layout: Lay
     assert numbers(done.out) == expected, done.err
 
 
+def test_the_timeline_of_a_job_is_told_without_a_bus(layout: Layout) -> None:
+    plain = layout.day(datetime.now(UTC).date()) / LOG_NAME
+    odd = json.loads(line(5, "app.odd", job="j-aab-2")) | {"time": "never"}
+    plain.write_bytes(plain.read_bytes() + json.dumps(odd).encode() + b"\n")
+    done = railbus("job", "@last", cwd=layout.root.parent)
+    assert done.status == 0, done.err
+    assert [one[8:].strip() for one in done.out.splitlines()] == ["queued", "failed: host_oom", "app.odd"]
+    assert done.err.startswith("job j-aab-2 without its record: ")
+    assert railbus("job", "@last", "--json", cwd=layout.root.parent).status == 5
+
+
 @pytest.mark.parametrize(("job", "status", "said"), [("j-a", 6, "2 jobs begin so"), ("j-aaa-2", 3, "did you mean")])
 def test_a_job_that_is_not_clear_is_asked_back(job: str, status: int, said: str, layout: Layout) -> None:
     done = railbus("logs", job, cwd=layout.root.parent)

@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, Final, cast
 
 import click
 
-from railbus.cli.job_names import find_job
+from railbus.cli.job_names import find_job, job_id
 from railbus.cli.render import Cell, Column, print_json, show, show_pairs, shown_state, to_console
-from railbus.cli.session import connected, json_option, root_option, run
-from railbus.cli.timeline import Timeline, timeline_of
+from railbus.cli.session import connected, json_option, root_option, run, session
+from railbus.cli.timeline import Timeline, thinned, timeline_of
 from railbus_shared import clock
+from railbus_shared.errors import BusUnavailable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -118,9 +119,15 @@ def job(*, job: str, as_json: bool) -> None:
 
 
 async def _job(wanted: str, *, as_json: bool) -> None:
-    async with connected() as client:
-        record = await find_job(client, wanted)
-        timeline = await timeline_of(client, record.id)
+    try:
+        async with connected() as client:
+            record = await find_job(client, wanted)
+            timeline = await timeline_of(client, record.id)
+    except BusUnavailable as exc:
+        if as_json or not session().layout.logs.is_dir():
+            raise
+        _tell_files(await job_id(wanted), why=exc.message)
+        return
     if as_json:
         print_json({"job": record.to_map(), "events": timeline.events, "left_out": timeline.left_out})
         return
@@ -128,20 +135,38 @@ async def _job(wanted: str, *, as_json: bool) -> None:
     show_pairs(_pairs(record), console=console)
     if record.error is not None and record.error.hint:
         click.echo(f"hint: {record.error.hint}", err=True)
-    _tell(timeline, record, console)
+    click.echo()
+    _tell(timeline, record.id, console, begun=record.submitted_at, ended=record.ended_at or clock.now())
 
 
-def _tell(timeline: Timeline, record: JobRecord, console: Console) -> None:
+def _tell_files(job: str, *, why: str) -> None:
+    """What the log files of this host tell of a job whose record nobody can be asked for."""
+    from railbus_shared.log_reader import read_events
+
+    timeline = thinned(read_events(session().layout, job=job))
+    click.echo(f"job {job} without its record: {why}", err=True)
+    times = [time for event in timeline.events if _is_time(time := str(event.get("time")))] or [clock.now()]
+    _tell(timeline, job, to_console(), begun=times[0], ended=times[-1])
+
+
+def _tell(timeline: Timeline, job: str, console: Console, *, begun: str, ended: str) -> None:
     """The timeline in words, with some twenty lines of metrics however long the job ran."""
     from railbus.cli.tell import Teller
 
-    click.echo()
-    span_s = (_ns(record.ended_at or clock.now()) - _ns(record.submitted_at)) / clock.NS_PER_S
-    teller = Teller(console, begins_at=record.submitted_at, metrics_s=max(2.0, span_s / _METRIC_LINES))
+    span_s = (_ns(ended) - _ns(begun)) / clock.NS_PER_S
+    teller = Teller(console, begins_at=begun, metrics_s=max(2.0, span_s / _METRIC_LINES))
     for event in timeline.events:
         teller.tell(event)
     if timeline.left_out:
-        click.echo(f"{timeline.left_out:,} metrics and lines are left out; railbus logs {record.id}", err=True)
+        click.echo(f"{timeline.left_out:,} metrics and lines are left out; railbus logs {job}", err=True)
+
+
+def _is_time(text: str) -> bool:
+    """Not every event of a stranger has one."""
+    try:
+        return clock.parse_rfc3339(text) >= 0
+    except ValueError:
+        return False
 
 
 def _ns(time: str) -> int:
