@@ -114,7 +114,7 @@ def test_a_job_is_found_without_a_bus(job: str, expected: list[int], layout: Lay
 def test_the_timeline_of_a_job_is_told_without_a_bus(layout: Layout) -> None:
     plain = layout.day(datetime.now(UTC).date()) / LOG_NAME
     odd = json.loads(line(5, "app.odd", job="j-aab-2")) | {"time": "never"}
-    plain.write_bytes(plain.read_bytes() + json.dumps(odd).encode() + b"\n")
+    plain.write_bytes(plain.read_bytes() + json.dumps(odd, separators=(",", ":")).encode() + b"\n")
     done = railbus("job", "@last", cwd=layout.root.parent)
     assert done.status == 0, done.err
     assert [one[8:].strip() for one in done.out.splitlines()] == ["queued", "failed: host_oom", "app.odd"]
