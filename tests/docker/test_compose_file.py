@@ -90,6 +90,16 @@ def test_one_profile_has_one_runner_and_one_device_manager() -> None:
     ]
 
 
+@pytest.mark.parametrize("path", sorted(REPOSITORY.glob("compose*.yaml")), ids=lambda path: path.name)
+def test_what_a_person_exports_for_their_own_commands_does_not_reach_the_services(path: Path) -> None:
+    """docs/docker.md has them export the URL on loopback and their own key, in the shell that then says `up`."""
+    assert not set(re.findall(r"\$\{(\w+)", path.read_text())) & {
+        "RAILBUS_NATS_URL",
+        "RAILBUS_NATS_KEY_FILE",
+        "RAILBUS_ROOT",
+    }
+
+
 def test_images_have_an_exact_tag_which_a_variable_changes() -> None:
     dockerfile = (REPOSITORY / "Dockerfile").read_text()
     assert re.findall(r"^ARG PYTHON_IMAGE=(\S+)$", dockerfile, flags=re.MULTILINE) == ["python:3.11-slim-bookworm"]
