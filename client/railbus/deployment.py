@@ -41,7 +41,7 @@ def deploy(folder: Path, *, tls_hosts: Sequence[str] = ()) -> bool:
     config = render_for_container(name=_SERVER_NAME, keys=keys, policy=granted, more=_tls_settings(tls))
     if place.config.exists() and place.config.read_bytes() == config:
         return is_new
-    files.write_whole(place.config, config, mode=0o600)
+    files.write_whole(place.config, config, mode=0o600, keep_owner=True)
     return True
 
 

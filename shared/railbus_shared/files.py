@@ -79,9 +79,15 @@ def write_new(final: Path, data: bytes, *, mode: int = 0o644) -> None:
         publish(path, final)
 
 
-def write_whole(final: Path, data: bytes, *, mode: int = 0o644) -> None:
-    """Write a file, replacing an older one of the name in one step; safe with several writers; raises StorageFull."""
+def write_whole(final: Path, data: bytes, *, mode: int = 0o644, keep_owner: bool = False) -> None:
+    """Write a file, replacing an older one of the name in one step; safe with several writers; raises StorageFull.
+
+    With `keep_owner` what root replaces goes on to belong to whom it belonged.
+    """
     with _written_beside(final, data, mode=mode) as path:
+        if keep_owner and os.geteuid() == 0 and final.exists():
+            before = final.stat()
+            os.chown(path, before.st_uid, before.st_gid)
         path.replace(final)
         fsync_dir(final.parent)
 

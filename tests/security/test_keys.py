@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import stat
 import subprocess
 import sys
@@ -256,6 +257,31 @@ def test_a_change_that_was_cut_short_is_completed_by_the_same_command(tmp_path: 
     (tmp_path / "people.json").unlink()
     railbus_here("keys", "add", "ann", "-d", str(tmp_path), cwd=tmp_path)
     assert (tmp_path / "nats.conf").read_bytes() == whole
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+def test_what_root_changes_goes_on_to_belong_to_whom_it_belonged(tmp_path: Path) -> None:
+    """NATS in its container could not read its configuration else, and would go on to let in whose key was revoked."""
+    deploy(tmp_path)
+    theirs = (tmp_path / "nats.conf", tmp_path / "keys" / "runner.nk")
+    before = [path.read_bytes() for path in theirs]
+    for path in theirs:
+        os.chown(path, 10001, 10001)
+    for words in (("add", "ann"), ("rotate", "runner")):
+        assert railbus_here("keys", *words, "-d", str(tmp_path), cwd=tmp_path).status == 0
+    assert [(path.stat().st_uid, path.stat().st_gid) for path in theirs] == [(10001, 10001)] * 2
+    assert all(path.read_bytes() != old for path, old in zip(theirs, before, strict=True))
+
+
+@pytest.mark.parametrize("name", ["nats.conf", "keys/runner.nk"])
+def test_a_file_that_cannot_be_read_is_told_as_that(tmp_path: Path, name: str) -> None:
+    """A folder in its place stands for a file of another user, which root could read."""
+    deploy(tmp_path)
+    (tmp_path / name).unlink()
+    (tmp_path / name).mkdir(mode=0o700)
+    done = railbus_here("keys", "add", "ann", "-d", str(tmp_path), cwd=tmp_path)
+    done = done if done.status else railbus_here("keys", "list", "-d", str(tmp_path), cwd=tmp_path)
+    assert (done.status, f"{name}' cannot be read" in done.err, "docker compose run" in done.err) == (2, True, True)
 
 
 @pytest.mark.parametrize(

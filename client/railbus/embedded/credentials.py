@@ -24,6 +24,9 @@ from railbus_shared.names import checked_id
 _FOLDER_MODE: Final = 0o700
 _SEED_MODE: Final = 0o600
 _OTHERS: Final = 0o077
+BELONGS_TO_OTHERS: Final = (
+    "files of services are theirs: as root, or by `docker compose run --rm init railbus keys ...`"
+)
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,7 @@ def _ensure_key(folder: Path, name: str) -> UserKey:
 def replace_key(folder: Path, name: str) -> UserKey:
     """Another key in the place of the one of a user, in one step."""
     path = folder / f"{checked_id(name, kind='user')}.nk"
-    files.write_whole(path, _new_seed(), mode=_SEED_MODE)
+    files.write_whole(path, _new_seed(), mode=_SEED_MODE, keep_owner=True)
     return UserKey(name, path, _public_key(path))
 
 
@@ -95,11 +98,14 @@ def _public_key(path: Path) -> str:
     """The public key of the seed in a file; nkeys checks no checksum when it decodes, so it is encoded again here."""
     try:
         seed = path.read_bytes().strip()
+    except OSError as exc:
+        raise ConfigError(f"key file {str(path)!r} cannot be read: {exc.strerror}", hint=BELONGS_TO_OTHERS) from exc
+    try:
         prefix, raw = nkeys.decode_seed(seed)
         if prefix != nkeys.PREFIX_BYTE_USER or nkeys.encode_seed(raw, prefix) != seed:
             raise nkeys.ErrInvalidSeed
         public = cast("bytes", nkeys.from_seed(seed).public_key)  # its annotation says otherwise
-    except (nkeys.NkeysError, binascii.Error, ValueError, OSError) as exc:
+    except (nkeys.NkeysError, binascii.Error, ValueError) as exc:
         raise ConfigError(
             f"key file {str(path)!r} holds no seed of a NATS user",
             hint="restore it, or remove it to have a new one made at the next `railbus up`",

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from typing import Final
 
+from railbus.embedded.credentials import BELONGS_TO_OTHERS
 from railbus.embedded.members import Place, ensure_members
 from railbus.embedded.server_config import ServerFiles, accounts
 from railbus_shared import files
@@ -34,12 +35,14 @@ def write_accounts(place: Place, prefix: str = DEFAULT_PREFIX) -> bool:
         content = files.to_json({**settings, "accounts": accounts(keys, granted)})
     except FileNotFoundError:
         return False
+    except OSError as exc:
+        raise ConfigError(f"{str(place.config)!r} cannot be read: {exc.strerror}", hint=BELONGS_TO_OTHERS) from exc
     except (ValueError, TypeError) as exc:
         raise ConfigError(
             f"{str(place.config)!r} is damaged: {exc!r}", hint="remove it, and have it made anew"
         ) from exc
     if content != before:
-        files.write_whole(place.config, content, mode=0o600)
+        files.write_whole(place.config, content, mode=0o600, keep_owner=True)
     return content != before
 
 
