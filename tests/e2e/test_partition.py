@@ -25,7 +25,7 @@ from railbus_shared.settings import CommonSettings
 from running_up import PACED, until_event
 from servers import Server
 
-pytestmark = [pytest.mark.root, pytest.mark.timeout(180)]  # services that import torch, and leases that must lapse
+pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]  # services that import torch, and leases that must lapse
 
 JOB: dict[str, Any] = {
     "model": "paced",

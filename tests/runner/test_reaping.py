@@ -28,10 +28,13 @@ FAMILY = """
 import os, subprocess, sys, time
 child = [sys.executable, "-I", "-S", "-c", "import time; time.sleep(60)"]
 def forked():
+    reading, writing = os.pipe()
     pid = os.fork()
     if pid == 0:
         os.setsid()
+        os.write(writing, b"!")
         time.sleep(60)
+    os.read(reading, 1)
     return pid
 pids = [os.getpid(), subprocess.Popen(child).pid, subprocess.Popen(child, start_new_session=True).pid, forked()]
 sys.stdout.write(" ".join(map(str, pids)) + "\\n")
