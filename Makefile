@@ -13,11 +13,10 @@ LOCKER := .venv-lock
 demo: $(READY)
 	$(BIN)/railbus demo
 
-# A test may take 20 s where one is run by hand; beside two others, with coverage on, it is given longer. Three at once,
-# because many wait.
+# A test may take 20 s where one is run by hand; beside another one, with coverage on, it is given longer.
 test: $(READY)
 	$(BIN)/python -m coverage erase
-	$(BIN)/python -m coverage run -m pytest -n 3 --dist worksteal --timeout 60 -m 'not docker'
+	$(BIN)/python -m coverage run -m pytest -n 2 --dist worksteal --timeout 60 -m 'not docker'
 	$(BIN)/python -m coverage combine --quiet
 	$(BIN)/python -m coverage report --skip-covered --skip-empty | tail -n 40
 

@@ -10,12 +10,21 @@ from pathlib import Path
 
 
 def bytes_below(folder: Path) -> int:
-    total = 0
+    """Of the files that were there from the first to the last moment of the look, so at once."""
+    before, after = _files_below(folder), _files_below(folder)
+    return sum(size for file, size in after.items() if file in before)
+
+
+def _files_below(folder: Path) -> dict[tuple[str, int], int]:
+    """Bytes by path and inode."""
+    found: dict[tuple[str, int], int] = {}
     for parent, _, names in os.walk(folder):
         for name in names:
+            path = os.path.join(parent, name)  # noqa: PTH118 - as quick as can be
             with contextlib.suppress(FileNotFoundError):
-                total += os.stat(os.path.join(parent, name)).st_size  # noqa: PTH116, PTH118 - as quick as can be
-    return total
+                status = os.stat(path)  # noqa: PTH116
+                found[path, status.st_ino] = status.st_size
+    return found
 
 
 @contextlib.contextmanager

@@ -196,6 +196,7 @@ async def test_what_telemetry_has_is_asked_for_page_by_page(
         assert running.numbers == list(range(801, 2501))
 
 
+@pytest.mark.timeout(150)  # 2,500 events, each flushed by the server, and a command that follows them
 async def test_each_event_comes_once_while_all_is_being_written(telemetry: Telemetry, common: CommonSettings) -> None:
     told = 0
 
