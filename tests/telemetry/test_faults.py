@@ -97,6 +97,21 @@ async def test_a_stop_leaves_a_period_open_that_it_has_no_time_to_close(tmp_path
         await found.settled()
 
 
+async def test_what_the_stream_holds_at_a_stop_is_on_disk_after_it(tmp_path: Path, server: Server) -> None:
+    async with cluster(tmp_path, server) as found:
+        (producer,) = found.producers
+        await until(producer.is_sending)
+        found.telemetry.signal(signal.SIGSTOP)
+        noted = len(found.acknowledged())
+        await until(lambda: len(found.acknowledged()) > noted + 100)
+        assert await asyncio.to_thread(producer.stop) == 0
+        found.telemetry.signal(signal.SIGTERM)
+        found.telemetry.signal(signal.SIGCONT)
+        await until(lambda: not found.telemetry.is_alive)
+        found.judge("after the stop")
+        assert not list(found.layout.logs.rglob("trainer.log.jsonl"))
+
+
 @pytest.mark.timeout(60)  # three starts
 async def test_of_two_at_once_one_writes_and_the_other_takes_over_when_it_is_gone(
     tmp_path: Path, server: Server

@@ -49,6 +49,9 @@ _THIN_GAP_S: Final = 0.5  # between two batches, each of which is flushed to dis
 _GAP_S: Final = 0.05  # where more than that comes
 _BATCH_BYTES: Final = 1 << 20  # of messages; their lines take some nine times that
 _LINES_BYTES: Final = 16 << 20  # written at once, however much messages expand
+_LAST_EVENTS_FRAC: Final = (
+    0.25  # of the grace, for what the stream still holds at a stop; the next start writes the rest
+)
 _CLOSING_FRAC: Final = 0.5  # of the grace, for closing at a stop; the next start has what was left open
 _DISK_ERRORS: Final = (StorageFull, OSError)
 _FLUSH_S: Final = 40.0  # longer than a lost delivery takes to come again
@@ -66,6 +69,7 @@ class TelemetryService:
         self._lock = asyncio.Lock()
         self._progress = asyncio.Condition()
         self._hurry = asyncio.Event()
+        self._all_written = asyncio.Event()
         self._problem = "standing by: another telemetry service writes this root"
         self._closing_problem = ""
         metrics = context.metrics
@@ -91,7 +95,7 @@ class TelemetryService:
         ]
 
     async def run(self) -> None:
-        """Write until told to stop; then close the period."""
+        """Write until told to stop, and what the stream holds by then; then close the period."""
         async with self._only_writer():
             series = None if self._context.stopping.is_set() else await self._open_series()
             if series is None:
@@ -105,11 +109,12 @@ class TelemetryService:
                 ]
                 if self._settings.otlp_endpoint:
                     beside.append(tasks.create_task(self._traces.run()))
+                beside.append(tasks.create_task(self._write_last_events()))
                 await consume_batches(
                     self._context.bus,
                     event_consumer(self._context.bus.subjects),
                     self._write,
-                    stopping=self._context.stopping,
+                    stopping=self._all_written,
                     batch=self._settings.batch,
                     batch_bytes=_BATCH_BYTES,
                     gap_s=lambda rate: _GAP_S if rate > _THIN_BYTES_PER_S else _THIN_GAP_S,
@@ -145,6 +150,7 @@ class TelemetryService:
             except _DISK_ERRORS as exc:
                 self._alarm(str(exc))
                 if await is_set_within(self._context.stopping, _TICK_S):
+                    self._all_written.set()  # all that can be
                     return False
                 continue
             self._problem = ""
@@ -171,6 +177,35 @@ class TelemetryService:
         if problem != self._problem:
             logger.error("events wait in the stream", extra={"problem": problem})
         self._problem = problem
+
+    async def _write_last_events(self) -> None:
+        """Once it is to stop: end the writing when what the stream holds by then is on disk, or the time is over."""
+        await self._context.stopping.wait()
+        try:
+            await self._written_until(await self._last_sequence(), self._settings.grace_s * _LAST_EVENTS_FRAC)
+        except TransientError as exc:
+            logger.info("events wait in the stream for the next start", extra={"problem": str(exc)})
+        finally:
+            self._all_written.set()
+
+    async def _last_sequence(self) -> int:
+        return await self._context.bus.last_sequence(self._context.bus.subjects.events_stream)
+
+    async def _written_until(self, last: int, timeout_s: float) -> None:
+        """Wait until all up to `last` is on disk; no batch rests meanwhile. Raises RequestTimeout, TransientError."""
+        bus, written = self._context.bus, 0
+        self._hurry.set()
+        try:
+            async with asyncio.timeout(timeout_s):
+                while (written := await bus.acknowledged(event_consumer(bus.subjects))) < last:
+                    await self._next_batch()
+        except TimeoutError as exc:
+            raise RequestTimeout(
+                f"events up to {last} are not on disk after {timeout_s:g} s, only up to {written}",
+                hint=self._problem or "ask again",
+            ) from exc
+        finally:
+            self._hurry.clear()
 
     async def _next_batch(self) -> None:
         """Until another batch is on disk, or a moment later: its acknowledgement may still be under way."""
@@ -248,21 +283,7 @@ class TelemetryService:
         """Wait until what the stream holds now is on disk, then close the period."""
         if self._series is None:
             raise TransientError("this telemetry service stands by", hint="ask again")
-        bus = self._context.bus
-        last = await bus.last_sequence(bus.subjects.events_stream)
-        written = 0
-        self._hurry.set()
-        try:
-            async with asyncio.timeout(_FLUSH_S):
-                while (written := await bus.acknowledged(event_consumer(bus.subjects))) < last:
-                    await self._next_batch()
-        except TimeoutError as exc:
-            raise RequestTimeout(
-                f"events up to {last} are not on disk after {_FLUSH_S:g} s, only up to {written}",
-                hint=self._problem or "ask again",
-            ) from exc
-        finally:
-            self._hurry.clear()
+        await self._written_until(await self._last_sequence(), _FLUSH_S)
         try:
             return Flushed(files=tuple(await self._close()))
         except OSError as exc:

@@ -1,7 +1,7 @@
 """Endpoints: requests answered by a NATS micro service, so that `nats micro ls|info|stats` shows them.
 
 A handler takes a contract and returns one. Everything around it happens here: decoding, checking, answering in the
-request's own encoding, errors as headers and body, and a report of whatever was refused.
+request's own encoding, errors as headers and body, and a report of whatever is no valid request.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _SCHEMAS: Final = "https://railbus.dev/schema/v1"
 Q = TypeVar("Q", bound=Contract)
 
 Rejected = Callable[[str, bytes, RailbusError], None]
-"""Told of every message that was refused: subject, payload, error."""
+"""Told of every message that is no valid one: subject, payload, error."""
 
 
 @dataclass(frozen=True)
@@ -181,7 +181,8 @@ class _Server:
         if self._stats is not None:
             self._stats._num_errors += 1  # type: ignore[attr-defined]  # noqa: SLF001
             self._stats._last_error = error.code  # type: ignore[attr-defined]  # noqa: SLF001
-        self._rejected(message.subject, bytes(message.data), error)
+        if isinstance(error, WireError):  # no request at all; what is one has its answer, and that is enough
+            self._rejected(message.subject, bytes(message.data), error)
 
 
 def _trace_of(message: Msg) -> str | None:
