@@ -77,6 +77,9 @@ async def test_jobs_in_flight_succeed_once_whichever_node_is_lost(stack: Stack) 
         await _the_leader_of_jobs_is_killed(stack, client)
         await _every_node_is_restarted(stack, client)
         await _the_leader_of_leases_is_paused(stack, client)
+        await until(
+            lambda: _all_are_listed_as_ended(client)
+        )  # the list follows the records
         jobs = {job.id: job for job in (await client.jobs()).jobs}
         await until(lambda: _every_event_is_written_once(stack, list(jobs)))
     ends = {name: (job.state, job.attempt, job.lease_epoch) for name, job in jobs.items()}
@@ -127,6 +130,10 @@ async def _submitted(client: Client, job: str) -> None:
         return True
 
     await until(is_taken, seconds=60)
+
+
+async def _all_are_listed_as_ended(client: Client) -> bool:
+    return all(job.is_final for job in (await client.jobs()).jobs)
 
 
 def _every_event_is_written_once(stack: Stack, jobs: list[str]) -> bool:
