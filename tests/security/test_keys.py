@@ -244,6 +244,44 @@ def test_a_deployment_keeps_its_keys_and_what_was_revoked_stays_so(tmp_path: Pat
     assert not (folder / "keys" / "ann.nk").exists()
 
 
+@pytest.mark.parametrize("verb", ["revoke", "rotate"])
+def test_whom_nobody_knows_has_no_key_to_lose(tmp_path: Path, verb: str) -> None:
+    deploy(tmp_path)
+    railbus_here("keys", "add", "ann", "-d", str(tmp_path), cwd=tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    done = railbus_here("keys", verb, "anna", "-d", str(tmp_path), cwd=tmp_path)
+    assert (done.status, done.out) == (3, "")
+    assert done.err.splitlines() == [
+        "error[NOT_FOUND]: user has value 'anna': nobody of this name has a key",
+        "hint: did you mean 'ann'? `railbus keys list` shows who has one",
+    ]
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("has_seed", [True, False])
+def test_a_revocation_that_was_cut_short_is_completed_by_the_same_command(tmp_path: Path, *, has_seed: bool) -> None:
+    """As a kill leaves it: the seed is still there, or the server's configuration alone is the old one."""
+    deploy(tmp_path)
+    without = (tmp_path / "nats.conf").read_bytes()
+    railbus_here("keys", "add", "ann", "-d", str(tmp_path), cwd=tmp_path)
+    (tmp_path / "people.json").write_text("{}")
+    if not has_seed:
+        (tmp_path / "keys" / "ann.nk").unlink()
+    done = railbus_here("keys", "revoke", "ann", "-d", str(tmp_path), cwd=tmp_path)
+    assert (done.status, done.out) == (0, "the key of ann is of no use any more\n"), done.err
+    assert (tmp_path / "nats.conf").read_bytes() == without
+    assert not (tmp_path / "keys" / "ann.nk").exists()
+    assert railbus_here("keys", "revoke", "ann", "-d", str(tmp_path), cwd=tmp_path).status == 3
+
+
+def test_a_root_that_is_named_by_a_relative_path_or_a_link_is_the_same(root: Root) -> None:
+    """`./learning` is the default: a key that is revoked there must be cut, too."""
+    (root.folder.parent / "link").symlink_to(root.folder)
+    for name in (root.folder.name, "link"):
+        done = railbus_here("--root", name, "keys", "add", f"ann-{name}", cwd=root.folder.parent)
+        assert (done.status, done.err) == (0, "")
+
+
 def test_a_change_that_was_cut_short_is_completed_by_the_same_command(tmp_path: Path) -> None:
     """As a kill leaves it: the seed is there, or the list as well, and the server's configuration is the old one."""
     deploy(tmp_path)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, ParamSpec, TypeVar
 
@@ -85,7 +85,7 @@ def add(
     place = _place(deployment)
     member = add_member(place, name, "read-only" if read_only else role or "user", public=public)
     what = f"{name} has the key {place.seed(name)}" if member.has_seed else f"{name} may join with the key they have"
-    _tell(place, asdict(member), what, is_embedded=deployment is None, as_json=as_json)
+    _tell(asdict(member), what, _let_know(place, is_embedded=deployment is None), as_json=as_json)
 
 
 @keys.command()
@@ -96,11 +96,15 @@ def add(
 def revoke(*, name: str, deployment: Path | None, as_json: bool) -> None:
     """End a person's key, and cut whoever uses it."""
     from railbus.embedded.members import revoke as revoke_member
+    from railbus.embedded.members import unknown
 
     place = _place(deployment)
     was_there = revoke_member(place, name)
-    what = f"the key of {name} is of no use any more" if was_there else f"{name} has no key"
-    _tell(place, {"name": name, "revoked": was_there}, what, is_embedded=deployment is None, as_json=as_json)
+    known = _let_know(place, is_embedded=deployment is None)
+    if not (was_there or known.has_changed):  # else it completes what was cut short
+        raise unknown(place, name)
+    what = f"the key of {name} is of no use any more"
+    _tell({"name": name, "revoked": True}, what, known, as_json=as_json)
 
 
 @keys.command()
@@ -115,29 +119,46 @@ def rotate(*, name: str, deployment: Path | None, as_json: bool) -> None:
     place = _place(deployment)
     member = rotate_member(place, name)
     what = f"{name} has another key: {place.seed(name)}"
-    _tell(place, asdict(member), what, is_embedded=deployment is None, as_json=as_json)
+    _tell(asdict(member), what, _let_know(place, is_embedded=deployment is None), as_json=as_json)
 
 
 def _place(deployment: Path | None) -> Place:
     from railbus.embedded.members import Place
 
-    return Place.of_root(session().layout.root) if deployment is None else Place.of_deployment(deployment)
+    return Place.of_root(session().tree.root) if deployment is None else Place.of_deployment(deployment)
 
 
-def _tell(place: Place, found: dict[str, object], what: str, *, is_embedded: bool, as_json: bool) -> None:
-    """Have the server know, and say what was done and what is left to do."""
-    from railbus.cli.render import print_json
+@dataclass(frozen=True)
+class _Known:
+    """What the server knows of a change."""
+
+    has_changed: bool
+    """Whether what it reads has."""
+    is_reloaded: bool
+    is_embedded: bool
+    """Whether it is that of a root, which is told; one of a deployment is for its operator to tell."""
+
+
+def _let_know(place: Place, *, is_embedded: bool) -> _Known:
+    """Write what the server reads, and have it do so if it is ours."""
     from railbus.embedded.reloading import reload_embedded, write_accounts
     from railbus.embedded.server_config import ServerFiles
     from railbus_shared.settings import CommonSettings, load
 
-    write_accounts(place, load(CommonSettings).subject_prefix)
-    is_known = is_embedded and reload_embedded(ServerFiles(place.config.parent))
+    has_changed = write_accounts(place, load(CommonSettings).subject_prefix)
+    is_reloaded = is_embedded and reload_embedded(ServerFiles(place.config.parent))
+    return _Known(has_changed, is_reloaded, is_embedded)
+
+
+def _tell(found: dict[str, object], what: str, known: _Known, *, as_json: bool) -> None:
+    """Say what was done and what is left to do."""
+    from railbus.cli.render import print_json
+
     if as_json:
-        print_json({**found, "reloaded": is_known})
+        print_json({**found, "reloaded": known.is_reloaded})
         return
     click.echo(what)
-    if not is_embedded:
+    if not known.is_embedded:
         click.echo(f"tell NATS: {_BY_HAND}", err=True)
-    elif not is_known:
+    elif not known.is_reloaded:
         click.echo("NATS does not run on this root; the next `railbus up` knows", err=True)

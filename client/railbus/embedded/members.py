@@ -8,10 +8,11 @@ again completes it, and no key that is not listed is ever let in.
 from __future__ import annotations
 
 import contextlib
+import difflib
 import fcntl
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, get_args
@@ -109,30 +110,45 @@ def add(place: Place, name: str, role: Role, *, public: str | None = None) -> Me
 
 
 def revoke(place: Place, name: str) -> bool:
-    """End a person's key, and remove its seed if it is here; False if there was none.
+    """End a person's key, and remove its seed if it is here; False if there was neither.
 
-    Raises Conflict for one that cannot be without a key.
+    Raises Conflict for one that cannot be without a key, InvalidName.
     """
+    checked_id(name, kind="user")
     with _changing(place) as listed:
         if name in USERS:
             raise Conflict(
                 f"{name!r} cannot be without a key", hint=f"`railbus keys rotate {name}` gives it another one"
             )
         _write(place, {other: one for other, one in listed.items() if other != name})
-        place.seed(checked_id(name, kind="user")).unlink(missing_ok=True)
-    return name in listed
+        had_seed = place.seed(name).exists()
+        place.seed(name).unlink(missing_ok=True)
+    return name in listed or had_seed
 
 
 def rotate(place: Place, name: str) -> Member:
     """Put another key in the place of one, whose holders are refused from then on; raises NotFound."""
     with _changing(place) as listed:
         if name not in USERS and name not in listed:
-            raise NotFound(f"nobody is called {name!r}", hint="`railbus keys list` shows who there is")
+            raise _unknown(name, listed)
         key = replace_key(place.keys, name)
         if name in listed:
             _write(place, {**listed, name: _Listed(listed[name].role, key.public)})
     role = listed[name].role if name in listed else "user" if name == HUMAN else "service"
     return Member(name, role, key.public, has_seed=True)
+
+
+def unknown(place: Place, name: str) -> NotFound:
+    """That nobody has a key under this name, with the nearest names of those who have."""
+    return _unknown(name, _read(place))
+
+
+def _unknown(name: str, listed: Mapping[str, _Listed]) -> NotFound:
+    close = difflib.get_close_matches(name, [*listed, *USERS], n=3)
+    near = f"did you mean {' or '.join(map(repr, close))}? " if close else ""
+    return NotFound(
+        f"user has value {name!r}: nobody of this name has a key", hint=f"{near}`railbus keys list` shows who has one"
+    )
 
 
 @contextlib.contextmanager

@@ -87,4 +87,5 @@ def _pid(where: ServerFiles) -> int | None:
         words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
     except (OSError, ValueError):
         return None
-    return pid if os.fsencode(where.config) in words else None
+    config = where.config.resolve()  # a root may be named by any path
+    return pid if any(Path(os.fsdecode(word)).resolve() == config for word in words if word[:1] == b"/") else None
