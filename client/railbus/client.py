@@ -120,7 +120,7 @@ class _JobRequests(Asker):
 
     async def job(self, job: str) -> JobRecord:
         """A job's record; raises JobNotFound."""
-        return await self.ask("jobs", "get", JobRef(id=job), JobRecord)
+        return await self.ask("jobs", "get", JobRef.parse({"id": job}), JobRecord)
 
     async def attach(self, job: str) -> Job:
         """A handle on a job that was submitted before; raises JobNotFound."""
@@ -136,12 +136,14 @@ class _JobRequests(Asker):
         before: str | None = None,
     ) -> JobList:
         """Records, newest first, as many as one message takes; those older than `before`, to read on."""
-        request = ListJobs(states=tuple(states), owner=owner, group=group, limit=limit, before=before)
+        fields = {"owner": owner, "group": group, "limit": limit, "before": before}
+        request = ListJobs.parse({"states": tuple(states), **fields})
         return await self.ask("jobs", "list", request, JobList)
 
     async def cancel(self, job: str, *, now: bool = False) -> JobRecord:
         """Ask a job to end; returns its record, which may still be running towards its end."""
-        return await self.ask("jobs", "cancel", CancelJob(id=job, by=somebody(), now=now), JobRecord)
+        request = CancelJob.parse({"id": job, "by": somebody(), "now": now})
+        return await self.ask("jobs", "cancel", request, JobRecord)
 
     async def checkpoint(self, job: str, *, timeout_s: float = CHECKPOINT_S) -> SavedCheckpoint:
         """Have a running job write a checkpoint at its next step; returns once that is durable.
@@ -186,15 +188,16 @@ class _DeviceRequests(Asker):
 
     async def revoke(self, holder: str) -> None:
         """Take back what is held by hand under this name; raises NotFound."""
-        await self.tell("devices", "revoke", RevokeLease(holder=holder))
+        await self.tell("devices", "revoke", RevokeLease.parse({"holder": holder}))
 
     async def drain(self, host: str, *, draining: bool = True) -> None:
         """Let a host take no new jobs, or take them again; what runs goes on."""
-        await self.tell("devices", "drain", DrainHost(host=host, draining=draining))
+        await self.tell("devices", "drain", DrainHost.parse({"host": host, "draining": draining}))
 
     async def cordon(self, device: str, *, cordoned: bool = True, reason: str = "") -> None:
         """Let a device take no new jobs, or take them again; what runs goes on."""
-        request = CordonDevice(device=device, cordoned=cordoned, reason=reason, by=somebody())
+        fields = {"device": device, "cordoned": cordoned, "reason": reason, "by": somebody()}
+        request = CordonDevice.parse(fields)
         await self.tell("devices", "cordon", request)
 
 
@@ -207,11 +210,11 @@ class _DataRequests(Asker):
 
     async def describe(self, dataset: str) -> DatasetSummary:
         """One dataset, looked at anew; raises DatasetNotFound, SchemaInvalid, IndexInvalid."""
-        return await self.ask("data", "describe", DatasetRef(dataset=dataset), DatasetSummary)
+        return await self.ask("data", "describe", DatasetRef.parse({"dataset": dataset}), DatasetSummary)
 
     async def verify(self, dataset: str, *, again: bool = True) -> VerifiedShards:
         """Hash every shard of a dataset; raises ShardCorrupt."""
-        request = VerifyShards(dataset=dataset, again=again)
+        request = VerifyShards.parse({"dataset": dataset, "again": again})
         return await self.ask("data", "verify", request, VerifiedShards, timeout_s=_VERIFY_S)
 
     async def events(self, query: QueryEvents) -> EventLines:

@@ -92,6 +92,8 @@ async def _ended_of(asker: Asker, jobs: Collection[str]) -> list[JobRecord]:
     records: list[JobRecord] = []
     names = list(jobs)
     for first in range(0, len(names), _AT_ONCE):
-        asking = (asker.ask("jobs", "get", JobRef(id=job), JobRecord) for job in names[first : first + _AT_ONCE])
+        asking = (
+            asker.ask("jobs", "get", JobRef.parse({"id": job}), JobRecord) for job in names[first : first + _AT_ONCE]
+        )
         records += await asyncio.gather(*asking)
     return [record for record in records if record.is_final]

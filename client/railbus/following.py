@@ -77,5 +77,5 @@ class _Story:
     async def _has_ended(self) -> bool:
         """Not while there is no record: the job may have been published a moment ago, or nobody is there to ask."""
         with contextlib.suppress(JobNotFound, TransientError):
-            return (await self._asker.ask("jobs", "get", JobRef(id=self._job), JobRecord)).is_final
+            return (await self._asker.ask("jobs", "get", JobRef.parse({"id": self._job}), JobRecord)).is_final
         return False

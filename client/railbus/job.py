@@ -79,7 +79,7 @@ class Job:
 
     async def set_priority(self, priority: int) -> Self:
         """Give it another priority while it waits, -100 to 100."""
-        return await self._told("priority", SetPriority(id=self.id, priority=priority))
+        return await self._told("priority", SetPriority.parse({"id": self.id, "priority": priority}))
 
     async def retry(self, *, from_scratch: bool = False) -> Job:
         """A new job like this one, which has ended; it begins from its last checkpoint, or `from_scratch`."""
@@ -100,5 +100,5 @@ class Job:
 
 async def checkpoint_now(asker: Asker, job: str, *, timeout_s: float) -> SavedCheckpoint:
     """Have a running job write a checkpoint, and wait until it is durable."""
-    request = CheckpointJob(id=job, timeout_s=timeout_s)
+    request = CheckpointJob.parse({"id": job, "timeout_s": timeout_s})
     return await asker.ask("jobs", "checkpoint", request, SavedCheckpoint, timeout_s=timeout_s + _CHECKPOINT_MORE_S)

@@ -109,7 +109,8 @@ async def leased(
     asker: Asker, devices: DevicePreference, *, host: str | None, holder: str | None, ttl_s: int, wait_s: float
 ) -> AsyncIterator[DeviceLease]:
     """Lease, keep and release; raises NoFreeDevice, and LeaseLost at the end if it was lost in between."""
-    request = LeaseDevices(holder=holder or new_holder(), devices=devices, host=host, ttl_s=ttl_s)
+    fields = {"holder": holder or new_holder(), "devices": devices, "host": host, "ttl_s": ttl_s}
+    request = LeaseDevices.parse(fields)
     lease = await _granted(asker, request, wait_s=wait_s)
     try:
         async with beside(lease.keep(asker, ttl_s=ttl_s)):

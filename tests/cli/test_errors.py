@@ -11,7 +11,7 @@ import pytest
 
 from commands import environment
 from commands import railbus_here as railbus
-from railbus.cli.session import refusal
+from railbus.cli.session import Session, refusal
 from railbus_shared.errors import BusUnavailable, NotAuthorized
 from railbus_shared.settings import CommonSettings
 from servers import Server
@@ -133,8 +133,67 @@ def test_a_server_that_was_named_and_refuses_the_key_is_told_as_that(tmp_path: P
 def test_a_server_at_the_usual_port_that_nobody_named_belongs_to_something_else(tmp_path: Path) -> None:
     """So that the logs of a root are read from its files, whatever else runs on the machine."""
     refused = NotAuthorized("NATS refused the credentials", hint="check RAILBUS_NATS_KEY_FILE")
-    told = refusal(refused, CommonSettings(root=tmp_path))
+    told = refusal(refused, CommonSettings(root=tmp_path), Session(tmp_path))
     assert isinstance(told, BusUnavailable)
     assert str(tmp_path) in told.message
     assert "railbus up" in told.hint
-    assert refusal(refused, CommonSettings(nats_key_file=tmp_path / "key")) is refused
+    assert refusal(refused, CommonSettings(nats_key_file=tmp_path / "key"), Session(tmp_path)) is refused
+
+
+_ASKING: list[list[str]] = [["jobs"], ["logs"], ["logs", "j-1"], ["logs", "-n", "3"], ["events"], ["watch", "--once"]]
+_ASKING += [["job", "@last"], ["devices"], ["dataset", "list"], ["export", "tensorboard", "@last"]]
+
+
+@pytest.mark.parametrize("words", _ASKING)
+@pytest.mark.parametrize("named", ["from --root", "from RAILBUS_ROOT", "the default"])
+def test_a_root_that_does_not_exist_is_named_with_whoever_named_it(
+    words: list[str], named: str, tmp_path: Path
+) -> None:
+    root = tmp_path / ("learning" if named == "the default" else "wrong")
+    env = {"RAILBUS_ROOT": str(root)} if named == "from RAILBUS_ROOT" else {}
+    done = railbus(*(["--root", "wrong"] if named == "from --root" else []), *words, cwd=tmp_path, env=env)
+    assert (done.status, done.out) == (5, ""), done.err
+    assert f"root '{root}' ({named}) does not exist, and " in done.err
+    assert "--root DIR or RAILBUS_ROOT" in done.err
+    assert "RAILBUS_NATS_URL" in done.err
+    assert not root.exists()
+
+
+_READING: list[list[str]] = [["checkpoints"], ["checkpoints", "verify"], ["checkpoints", "show", "m"], ["restore"]]
+_READING += [["dataset", verb, "d"] for verb in ("show", "verify", "sample", "stats")]
+_READING += [["keys"], ["keys", "add", "ann"], ["keys", "revoke", "ann"]]
+_READING += [["checkpoints", "prune", "--dry-run", "--offline"]]
+
+
+@pytest.mark.parametrize("words", _READING)
+def test_files_of_a_root_that_does_not_exist_are_not_found(words: list[str], tmp_path: Path) -> None:
+    done = railbus("--root", "wrong", *words, cwd=tmp_path)
+    assert (done.status, done.out) == (3, ""), done.err
+    assert done.err.startswith(f"error[NOT_FOUND]: root '{tmp_path / 'wrong'}' (from --root) does not exist\nhint: ")
+
+
+def test_on_a_root_on_which_nothing_runs_that_is_said(tmp_path: Path) -> None:
+    done = railbus("--root", str(tmp_path), "jobs", cwd=tmp_path)
+    assert done.status == 5
+    assert f"nothing runs on root '{tmp_path}' (from --root), and " in done.err
+    assert "`railbus up`" in done.err
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_an_option_counts_more_than_the_environment_wherever_it_stands(before: bool, tmp_path: Path) -> None:
+    words = ["--root", "wrong", "jobs"] if before else ["jobs", "--root", "wrong"]
+    done = railbus(*words, cwd=tmp_path, env={"RAILBUS_ROOT": str(tmp_path / "other")})
+    assert f"root '{tmp_path / 'wrong'}' (from --root)" in done.err
+
+
+_OF_A_JOB = ["job", "why", "cancel", "retry", "hold", "release", "checkpoint now", "export trace", "logs", "logs -f"]
+
+
+@pytest.mark.parametrize("command", [*_OF_A_JOB, "jobs --owner", "jobs --group", "cancel --group"])
+@pytest.mark.parametrize("name", ["NO SUCH", "", "j.1", "../x"])
+def test_a_name_that_can_be_none_is_a_mistake_of_whoever_typed_it(command: str, name: str, server: Server) -> None:
+    """And no fault of railbus; here nobody answers, so only what needs no answer can tell."""
+    env = {"RAILBUS_NATS_URL": server.url}
+    done = railbus(*command.split(), name, cwd=server.folder, env=env)
+    assert done.status != 0
+    assert "error[BUG]" not in done.err

@@ -128,6 +128,19 @@ def test_a_job_that_is_not_clear_is_asked_back(job: str, status: int, said: str,
     assert (done.status, said in done.err) == (status, True), done.err
 
 
+def test_a_job_that_is_nowhere_is_said_to_be_so_with_the_nearest_and_why_only_the_files_were_looked_at(
+    layout: Layout,
+) -> None:
+    done = railbus("logs", "J-AAB-3", cwd=layout.root.parent)
+    assert (done.status, done.out) == (3, ""), done.err
+    said, hint = done.err.splitlines()
+    assert said.startswith(
+        "error[JOB_NOT_FOUND]: job has value 'J-AAB-3': there is no such job, not in the log files of 'learning' "
+        "and the bus cannot be asked: "
+    )
+    assert hint == "hint: did you mean 'j-aab-2' or 'j-aaa-1'?"
+
+
 def test_the_newest_so_many_are_lines_however_many_metrics_make_one(layout: Layout) -> None:
     plain = layout.day(datetime.now(UTC).date()) / LOG_NAME
     metrics = [line(n, "train.metrics", job="j-aab-2", ago_s=5 - n * 0.001, loss=0.5) for n in range(50)]

@@ -58,3 +58,33 @@ def test_a_long_line_goes_on_below_its_beginning() -> None:
         "           words",
         "    | quoted",
     ]
+
+
+def _printed(text: str) -> dict[str, object]:
+    return {"type": "job.output", "time": clock.now(), "job": "j-1", "data": {"line": text}}
+
+
+def test_of_a_long_line_that_a_job_printed_a_few_rows_are_shown_and_the_rest_is_counted() -> None:
+    console = terminal(width=40)
+    teller = Teller(console, rows=3)
+    for text in ("x" * 8192, "short"):
+        teller.tell(_printed(text))
+    rows = written(console)
+    assert sum(row.count("x") for row in rows) == 3 * 40 - len("| ")
+    assert " ".join(" ".join(rows).split()).count(f"… {8192 - 118:,} characters more") == 1
+    assert (len(rows) < 8, rows[-1][9:], teller.num_cut) == (True, "· | short", 1)
+
+
+def test_in_a_pipe_and_where_nobody_says_otherwise_a_line_is_whole() -> None:
+    pipe = Console(file=StringIO(), width=40, soft_wrap=True)
+    for console, rows in ((pipe, 3), (terminal(width=40), None)):
+        teller = Teller(console, rows=rows)
+        teller.tell(_printed("x" * 8192))
+        assert (sum(row.count("x") for row in written(console)), teller.num_cut) == (8192, 0)
+
+
+def test_a_failure_is_told_in_whole_however_long() -> None:
+    console = terminal(width=40)
+    error = {"code": "TASK_ERROR", "message": "y" * 1000}
+    Teller(console, rows=3).tell({"type": "job.failed", "time": clock.now(), "job": "j-1", "data": {"error": error}})
+    assert sum(row.count("y") for row in written(console)) == 1000

@@ -77,9 +77,7 @@ async def test_jobs_in_flight_succeed_once_whichever_node_is_lost(stack: Stack) 
         await _the_leader_of_jobs_is_killed(stack, client)
         await _every_node_is_restarted(stack, client)
         await _the_leader_of_leases_is_paused(stack, client)
-        await until(
-            lambda: _all_are_listed_as_ended(client)
-        )  # the list follows the records
+        await until(lambda: _all_are_listed_as_ended(client))  # the list follows the records
         jobs = {job.id: job for job in (await client.jobs()).jobs}
         await until(lambda: _every_event_is_written_once(stack, list(jobs)))
     ends = {name: (job.state, job.attempt, job.lease_epoch) for name, job in jobs.items()}

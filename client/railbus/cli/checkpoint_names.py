@@ -30,7 +30,7 @@ def meant(model: str, number: int | None) -> Checkpoint:
 
     if number is None and is_path(model):
         return at(Path(model))
-    return find(session().layout, model, number, damaged=warn)
+    return find(session().tree, model, number, damaged=warn)
 
 
 def two_meant(words: Sequence[str]) -> tuple[Checkpoint, Checkpoint]:

@@ -53,7 +53,7 @@ def list_checkpoints(*, model: str | None, job: str | None, metric: str | None, 
     """List checkpoints, of one model or of all; `ls` for short."""
     from railbus.checkpoints.catalogue import known_model, model_names, read_all
 
-    layout = session().layout
+    layout = session().tree
     models = [known_model(layout, model)] if model else model_names(layout)
     found = [one for name in models for one in read_all(layout, name, damaged=warn)]
     listed = [one for one in found if job is None or one.meta.job == job]

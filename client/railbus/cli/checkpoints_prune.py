@@ -79,7 +79,7 @@ def prune(
 
     if not (dry_run or yes) and not sys.stdin.isatty():
         raise click.UsageError("nobody is there to be asked: say --yes or --dry-run")
-    layout = session().layout
+    layout = session().tree
     models = [known_model(layout, model)] if model else model_names(layout)
     found = {
         name: [one for one in read_all(layout, name, damaged=warn) if job in {None, one.meta.job}] for name in models

@@ -87,7 +87,7 @@ def verify(*, model: str | None, number: int | None, as_json: bool) -> int:
     from railbus.checkpoints.catalogue import known_model, model_names
     from railbus.checkpoints.leftovers import leftovers
 
-    layout = session().layout
+    layout = session().tree
     models = [known_model(layout, model)] if model else model_names(layout)
     with progress() as report:
         results = [result for name in models for result in _results(layout, name, number, report)]

@@ -81,7 +81,7 @@ def list_datasets(*, quiet: bool, as_json: bool) -> None:
 @root_option
 def show_dataset(*, name: str, as_json: bool) -> None:
     """Show a dataset's columns, splits and shards."""
-    index = load(session().layout, name)
+    index = load(session().tree, name)
     if as_json:
         schema, file = index.schema.to_map(), index.file.to_map()
         print_json({"summary": summary(index), "schema": schema, "index": file})

@@ -38,7 +38,7 @@ def export(*, name: str, dest: Path, to: str, split: str | None, shard_bytes: in
     from railbus.exporters.exporter import ExportOptions
     from railbus.exporting import export_dataset
 
-    layout = session().layout
+    layout = session().tree
     index = load(layout, name)
     with progress() as report:
         options = ExportOptions(shard_bytes=shard_bytes, report=report)

@@ -42,7 +42,7 @@ def verify(*, name: str, as_json: bool) -> None:
     """Check the schema and the index, and hash every shard."""
     from railbus.verifying import damaged
 
-    layout = session().layout
+    layout = session().tree
     index = load(layout, name)
     with progress() as report:
         found = list(damaged(layout, index, report=report))
@@ -76,7 +76,7 @@ def sample(
     """
     from railbus.reading_rows import Rows
 
-    layout = session().layout
+    layout = session().tree
     rows = Rows(layout, load(layout, name), split=split)
     wanted = count or (_ROWS if png is None else _PICTURES)
     numbers = _numbers(rows, wanted, first=first, seed=seed)
@@ -155,7 +155,7 @@ def stats(*, name: str, split: str | None, as_json: bool) -> None:
     from railbus.reading_rows import Rows
     from railbus.statistics import statistics
 
-    layout = session().layout
+    layout = session().tree
     rows = Rows(layout, load(layout, name), split=split, verifies=True)
     with progress() as report:
         found = statistics(rows, report=report)

@@ -113,7 +113,8 @@ def _query(wanted: Wanted, limit: int, *, before: str | None = None) -> QueryEve
 
     since, until = (None if ns is None else clock.rfc3339(ns) for ns in (wanted.since_ns, wanted.until_ns))
     size = min(limit, _PAGE) if wanted.pattern is None else _PAGE
-    return QueryEvents(job=wanted.job, types=wanted.types, since=since, until=until, limit=size, before=before)
+    fields = {"job": wanted.job, "types": wanted.types, "since": since, "until": until}
+    return QueryEvents.parse({**fields, "limit": size, "before": before})
 
 
 def _has_pattern(event: Event, pattern: re.Pattern[str] | None) -> bool:

@@ -14,8 +14,10 @@ if TYPE_CHECKING:
     from railbus_shared.contracts.jobs import JobRecord, JobState
 
 LAST: Final = "@last"
+_LISTED: Final = "`railbus jobs` lists them"
 _LOOKED_AT: Final = 500
 _PAGE: Final = 100
+_NEAR: Final = 3
 
 
 async def find_job(client: Client, wanted: str) -> JobRecord:
@@ -35,21 +37,38 @@ async def find_job(client: Client, wanted: str) -> JobRecord:
 
 async def job_id(wanted: str) -> str:
     """The id of the job that is meant: itself if the log files know it, else by the bus, else by the files."""
-    from railbus_shared.log_reader import read_events, tail_events
+    from railbus_shared.log_reader import tail_events
 
     if wanted != LAST and tail_events(session().layout, limit=1, job=wanted):
         return wanted
+    has_files = session().layout.logs.is_dir()
     try:
         async with connected() as client:
             return (await find_job(client, wanted)).id
-    except TransientError:
-        layout = session().layout
-        if not layout.logs.is_dir():
+    except JobNotFound as exc:
+        if not has_files:
             raise
-        if wanted == LAST and (newest := tail_events(layout, limit=1, types=["job.queued"])):
-            return str(newest[-1].get("job"))
-        ids = dict.fromkeys(str(event.get("job")) for event in read_events(layout, types=["job.queued"]))
+        return _in_files(wanted, exc, otherwise="nor on the bus")
+    except TransientError as exc:
+        if not has_files:
+            raise
+        return _in_files(wanted, otherwise=f"and the bus cannot be asked: {exc.message}")
+
+
+def _in_files(wanted: str, found: JobNotFound | None = None, *, otherwise: str) -> str:
+    """The id of the job that is meant, by the log files; `found` is what the bus says of it."""
+    from railbus_shared.log_reader import read_events, tail_events
+
+    layout = session().layout
+    if wanted == LAST and (newest := tail_events(layout, limit=1, types=["job.queued"])):
+        return str(newest[-1].get("job"))
+    ids = dict.fromkeys(str(event.get("job")) for event in read_events(layout, types=["job.queued"]))
+    try:
         return choose(wanted, list(ids))
+    except JobNotFound as exc:
+        where = f"{'neither' if found else 'not'} in the log files of {str(layout.root)!r} {otherwise}"
+        hint = found.hint if found and exc.hint == _LISTED else exc.hint
+        raise JobNotFound(f"job has value {wanted!r}: there is no such job, {where}", hint=hint) from exc
 
 
 async def find_jobs(client: Client, wanted: Sequence[str]) -> list[JobRecord]:
@@ -74,7 +93,7 @@ def _last(records: Sequence[JobRecord]) -> str | None:
 
 def choose(wanted: str, ids: Sequence[str]) -> str:
     """The only id that begins so; raises JobNotFound with the nearest, or InvalidField with those that do."""
-    return choose_one(wanted, ids, kind="job", hint="`railbus jobs` lists them", error=JobNotFound)
+    return choose_one(wanted, ids, kind="job", hint=_LISTED, error=JobNotFound)
 
 
 def choose_one(wanted: str, ids: Sequence[str], *, kind: str, hint: str, error: type[NotFound] = NotFound) -> str:
@@ -89,7 +108,6 @@ def choose_one(wanted: str, ids: Sequence[str], *, kind: str, hint: str, error: 
         raise InvalidField(
             field=kind.upper(), value=wanted, problem=f"{len(matches)} {kind}s begin so", hint=f"one of {shown}"
         )
-    close = difflib.get_close_matches(wanted, ids, n=1)
-    raise error(
-        f"{kind} has value {wanted!r}: there is no such {kind}", hint=f"did you mean {close[0]!r}?" if close else hint
-    )
+    close = difflib.get_close_matches(wanted.lower(), ids, n=_NEAR)
+    near = f"did you mean {' or '.join(map(repr, close))}?" if close else hint
+    raise error(f"{kind} has value {wanted!r}: there is no such {kind}", hint=near)

@@ -30,6 +30,8 @@ _STATES: Final[tuple[JobState, ...]] = (
     "cancelled",
 )
 _METRIC_LINES: Final = 20
+_ROWS: Final = 3
+"""Of a terminal, for a line that the job has printed or logged."""
 _NONE: Final = "no jobs; `railbus submit JOB.yaml` makes one"
 _COLUMNS: Final = (
     Column("JOB", "id"),
@@ -154,11 +156,14 @@ def _tell(timeline: Timeline, job: str, console: Console, *, begun: str, ended: 
     from railbus.cli.tell import Teller
 
     span_s = (_ns(ended) - _ns(begun)) / clock.NS_PER_S
-    teller = Teller(console, begins_at=begun, metrics_s=max(2.0, span_s / _METRIC_LINES))
+    teller = Teller(console, begins_at=begun, metrics_s=max(2.0, span_s / _METRIC_LINES), rows=_ROWS)
     for event in timeline.events:
         teller.tell(event)
-    if timeline.left_out:
-        click.echo(f"{timeline.left_out:,} metrics and lines are left out; railbus logs {job}", err=True)
+    said = [f"{timeline.left_out:,} metrics and lines are left out"] if timeline.left_out else []
+    if teller.num_cut:
+        said.append(f"{teller.num_cut} long line{'s are' if teller.num_cut > 1 else ' is'} cut")
+    if said:
+        click.echo(f"{', and '.join(said)}; all of it: railbus logs {job}", err=True)
 
 
 def _is_time(text: str) -> bool:

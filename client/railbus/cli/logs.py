@@ -90,12 +90,12 @@ def logs(
     """
     wanted = _wanted(types, since=since, until=until, pattern=pattern, follow=follow)
     out = Output(print_event) if as_json else Output.in_words(Teller(to_console(), names_job=not job))
-    if job and follow:
+    if job is not None and follow:
         exit_with_code_of_another()
         return _follow_one(job, wanted, newest=lines, out=out)
-    if job:
+    if job is not None:
         wanted = replace(wanted, job=run(job_id(job)))
-    newest = lines or (None if job or since or until else _NEWEST)
+    newest = lines or (None if job is not None or since or until else _NEWEST)
     _tell_all(wanted, newest=newest, out=out, follow=follow)
     return exit_codes.OK
 

@@ -25,7 +25,7 @@ def restore(*, join: bool) -> None:
     from railbus_shared.errors import AlreadyRunning, NotFound
     from railbus_shared.store_marker import marker_path, read_marker, write_marker
 
-    layout = session().layout
+    layout = session().tree
     if read_bus(layout.root) is not None:
         raise AlreadyRunning(f"`railbus up` runs on {str(layout.root)!r}", hint="stop it first")
     path = marker_path(layout)

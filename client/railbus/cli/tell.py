@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from railbus.cli.story import STYLES, Line, Story
-from railbus.cli.texts import one_line
+from railbus.cli.texts import one_line, shortened
 from railbus_shared import clock
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
 
+_SAID_BY_JOBS: Final = frozenset({"job.output", "log.line"})
 _LEAST: Final = 16
 """Width of what is told, however narrow the terminal."""
 _DAY: Final = slice(0, 10)
@@ -42,11 +43,23 @@ class Days:
 
 
 class Teller:
-    """Writes lines. With `begins_at` each carries the seconds since then, else its time of day in UTC."""
+    """Writes lines. With `begins_at` each carries the seconds since then, else its time of day in UTC.
+
+    On a terminal, of what a job has printed or logged at most so many `rows` of each line.
+    """
 
     def __init__(
-        self, console: Console, *, begins_at: str = "", names_job: bool = False, metrics_s: float = 2.0
+        self,
+        console: Console,
+        *,
+        begins_at: str = "",
+        names_job: bool = False,
+        metrics_s: float = 2.0,
+        rows: int | None = None,
     ) -> None:
+        self.num_cut = 0
+        """Lines of which not all was written."""
+        self._most = rows * console.width if rows is not None and console.is_terminal else None
         self._console = console
         self._begin_ns = clock.parse_rfc3339(begins_at) if begins_at else None
         self._days = Days(console)
@@ -58,6 +71,9 @@ class Teller:
         line = self._story.tell(event)
         if line is None:
             return
+        if self._most is not None and event.get("type") in _SAID_BY_JOBS:
+            whole, line = line, Line(shortened(line.text, self._most), line.tone)
+            self.num_cut += line != whole
         self.say(line, time=str(event.get("time", "")))
 
     def lines_of(self, events: Iterable[Mapping[str, object]]) -> list[tuple[Line, str]]:

@@ -34,6 +34,14 @@ def quoted(text: str, *, newest: bool = False) -> list[str]:
     return [f"{_BAR} {line}".rstrip() for line in lines]
 
 
+def shortened(text: str, most: int) -> str:
+    """The text with the end of each line that is longer left out, and counted."""
+    return "\n".join(
+        line if len(line) <= most else f"{line[:most]}… {len(line) - most:,} characters more"
+        for line in text.split("\n")
+    )
+
+
 def set_apart(text: str) -> str:
     """A line of ours in which others have a word: without escapes, and further lines behind a bar."""
     first, *rest = _ESCAPES.sub("", text).expandtabs(4).split("\n")
