@@ -225,6 +225,33 @@ def test_what_cannot_be_done_is_said_and_changes_nothing(tmp_path: Path, words: 
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
+@pytest.mark.parametrize("whose", ["runner", "user", "zoe"])
+def test_a_key_that_another_has_is_refused(tmp_path: Path, whose: str) -> None:
+    """nats-server refuses a configuration that names a key twice: it would not start, and not cut the revoked."""
+    deploy(tmp_path)
+    railbus_here("keys", "add", "zoe", "-d", str(tmp_path), cwd=tmp_path)
+    listed = json.loads(railbus_here("keys", "list", "--json", "-d", str(tmp_path), cwd=tmp_path).out)
+    public = next(one["public"] for one in listed if one["name"] == whose)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    done = railbus_here("keys", "add", "eve", "--public", public, "-d", str(tmp_path), cwd=tmp_path)
+    assert (done.status != 0, "error[CONFLICT]" in done.err, repr(whose) in done.err) == (True, True, True), done.err
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_a_list_with_a_key_of_another_is_refused_whole_and_can_be_mended_by_the_commands(tmp_path: Path) -> None:
+    deploy(tmp_path)
+    config, people = (tmp_path / "nats.conf").read_bytes(), tmp_path / "people.json"
+    listed = json.loads(railbus_here("keys", "list", "--json", "-d", str(tmp_path), cwd=tmp_path).out)
+    public = next(one["public"] for one in listed if one["name"] == "runner")
+    people.write_text(json.dumps({"eve": {"role": "user", "public": public}}))
+    done = railbus_here("init", str(tmp_path), cwd=tmp_path)
+    assert (done.status, "'runner' and 'eve'" in done.err) == (2, True), done.err
+    assert (tmp_path / "nats.conf").read_bytes() == config
+    assert railbus_here("keys", "revoke", "eve", "-d", str(tmp_path), cwd=tmp_path).status == 0
+    assert railbus_here("init", str(tmp_path), cwd=tmp_path).status == 0
+    assert (tmp_path / "nats.conf").read_bytes() == config
+
+
 def test_a_deployment_keeps_its_keys_and_what_was_revoked_stays_so(tmp_path: Path) -> None:
     folder = tmp_path / "deploy"
     assert railbus_here("init", str(folder), "--tls", "--host", "nats.example.com", cwd=tmp_path).status == 0

@@ -12,6 +12,7 @@ import difflib
 import fcntl
 import json
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ from railbus_shared.names import checked_id
 from railbus_shared.subjects import DEFAULT_PREFIX
 
 _ROLES: Final[tuple[Role, ...]] = get_args(Role)
+_EACH_THEIR_OWN: Final = "each needs one of their own: `railbus keys rotate NAME`, or another --public"
 
 
 @dataclass(frozen=True)
@@ -69,10 +71,15 @@ class _Listed:
 
 
 def ensure_members(place: Place, prefix: str = DEFAULT_PREFIX) -> tuple[dict[str, UserKey], Policy]:
-    """Keys of all, made where a service or `user` has none, and what they may do; raises ConfigError."""
+    """Keys of all, made where a service or `user` has none, and what they may do.
+
+    Raises ConfigError, also for a key that two have: nats-server would refuse its whole configuration for it.
+    """
     listed = _read(place)
     keys = ensure_keys(place.keys, USERS)
     keys |= {name: UserKey(name, place.seed(name), one.public) for name, one in listed.items()}
+    if twice := _shared(keys):
+        raise ConfigError(f"{' and '.join(map(repr, twice))} have the same key", hint=_EACH_THEIR_OWN)
     return keys, policy(prefix, {HUMAN: "user", **{name: one.role for name, one in listed.items()}})
 
 
@@ -89,7 +96,8 @@ def all_members(place: Place) -> list[Member]:
 def add(place: Place, name: str, role: Role, *, public: str | None = None) -> Member:
     """Give a person a key, or let in one whose public key they have told; the same again changes nothing.
 
-    Raises Conflict for a name that has another key or role, InvalidName, NotFound, ConfigError.
+    Raises Conflict for a name that has another key or role and for a key that another has, InvalidName, NotFound,
+    ConfigError.
     """
     checked_id(name, kind="user")
     with _changing(place) as listed:
@@ -105,6 +113,9 @@ def add(place: Place, name: str, role: Role, *, public: str | None = None) -> Me
                 f"{name!r} has a key already, as {listed[name].role}",
                 hint=f"`railbus keys revoke {name}` ends that one",
             )
+        others = ensure_members(place)[0]
+        if twice := _shared({**others, name: UserKey(name, seed, public)}):
+            raise Conflict(f"{' and '.join(map(repr, twice))} would have the same key", hint=_EACH_THEIR_OWN)
         _write(place, {**listed, name: wanted})
     return Member(name, role, public, seed.exists())
 
@@ -149,6 +160,12 @@ def _unknown(name: str, listed: Mapping[str, _Listed]) -> NotFound:
     return NotFound(
         f"user has value {name!r}: nobody of this name has a key", hint=f"{near}`railbus keys list` shows who has one"
     )
+
+
+def _shared(keys: Mapping[str, UserKey]) -> list[str]:
+    """Names of those who have a key that another has as well."""
+    count = Counter(key.public for key in keys.values())
+    return [name for name, key in keys.items() if count[key.public] > 1]
 
 
 @contextlib.contextmanager
