@@ -12,8 +12,10 @@ from cluster_for_tests import GIB, runner
 from fakes import FakeGpus
 from railbus_device_manager.service import DeviceManagerService
 from railbus_device_manager.settings import Settings
+from railbus_device_manager.submissions import OUTCOME_HEADER
+from railbus_shared import wire
 from railbus_shared.bus.bucket import Bucket
-from railbus_shared.bus.connection import Bus
+from railbus_shared.bus.connection import Bus, Outgoing
 from railbus_shared.bus.endpoints import serving
 from railbus_shared.contracts.devices import Lease
 from railbus_shared.contracts.waiting import Why
@@ -22,7 +24,7 @@ from railbus_shared.metrics import Metrics
 from railbus_shared.service import Context
 from railbus_shared.settings import CommonSettings
 from railbus_shared.telemetry import LearningTelemetry
-from until import until
+from until import PATIENCE_S, until
 
 GPUS = {f"GPU-{number}f1e2d3c-1111-2222-3333-444455556666": 16 * GIB for number in range(2)}
 JOB: dict[str, Any] = {"model": "m", "dataset": "d", "entrypoint": "classifier"}
@@ -121,3 +123,18 @@ async def test_what_cannot_be_is_refused_with_the_most_that_can_by_a_submission_
     await Bucket(asking, asking.subjects.devices).put("testhost.runner", runner("testhost").to_map())
     told = Why.parse(await ask(asking, "why", {"id": "patient"}))
     assert (told.headline, told.can_ever_start) == ("no_such_device", False)
+
+
+@pytest.mark.parametrize("body", [b"", wire.encode({**JOB, "model": "of-mallory"})], ids=["refused", "accepted"])
+async def test_an_event_of_a_job_sends_its_outcome_into_no_inbox_but_of_device_managers(
+    asking: Bus, body: bytes
+) -> None:
+    """Whoever may submit could else put words of their own into answers to other services and people."""
+    targets = ("_RINBOX.runner.mux.x", "_INBOX.ann.mux", "_R_.abcdef.ghijkl", "_RINBOX.device_managers.x")
+    heard = [await asking.client.subscribe(target) for target in targets]
+    own = await asking.client.subscribe("_RINBOX.device_manager.mux")
+    for target in (*targets, own.subject):
+        await asking.publish(Outgoing("railbus.jobs.submit", body, "", headers={OUTCOME_HEADER: target}))
+    assert (await own.next_msg(PATIENCE_S)).subject == own.subject
+    await asking.client.flush()
+    assert [one.pending_msgs for one in heard] == [0] * len(targets)

@@ -29,7 +29,6 @@ from railbus_shared.errors import (
     error_from_wire,
 )
 from railbus_shared.records import HeldRecord, JobRecords
-from railbus_shared.subjects import is_inbox
 from railbus_shared.telemetry import LearningTelemetry
 
 OUTCOME_HEADER: Final = "Railbus-Outcome"
@@ -182,8 +181,9 @@ class Submissions:
         )
 
     async def _tell(self, delivery: Delivery, outcome: Callable[[], dict[str, object]]) -> None:
+        """Whoever publishes may set the header; it counts where device_managers listen, who alone have a use for it."""
         inbox = delivery.headers.get(OUTCOME_HEADER, "")
-        if is_inbox(inbox):
+        if self._bus.client.is_own_inbox(inbox):
             await self._bus.send(inbox, wire.encode(outcome()))
 
 

@@ -91,6 +91,10 @@ class RailbusClient(Client):
         self._nkeys_seed_str = seed
         self._setup_nkeys_seed_connect()
 
+    def is_own_inbox(self, subject: str) -> bool:
+        """Whether whoever has this key listens there, and nobody else."""
+        return is_inbox(subject) and subject.startswith(f"{self._inbox_prefix.decode()}.")
+
     def give_up(self) -> None:
         """Let a reconnect that goes on end with a closed connection."""
         self.options["max_reconnect_attempts"] = 1  # it counts those of the past, too
