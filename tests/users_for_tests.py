@@ -105,7 +105,11 @@ class Wire:
         options = {"verbose": False, "nkey": key.public, "sig": signature(key, info["nonce"]), "protocol": 1}
         writer.write(b"CONNECT " + json.dumps(options).encode() + b"\r\n")
         wire = cls(reader, writer)
-        assert await wire.is_allowed(b"")
+        try:
+            assert await wire.is_allowed(b"")
+        except AssertionError:
+            await wire.close()
+            raise
         return wire
 
     async def is_allowed(self, line: bytes) -> bool:

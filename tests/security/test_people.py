@@ -20,7 +20,7 @@ from railbus_shared.bus.follow import follow, seam
 from railbus_shared.bus.reading import stored_after
 from railbus_shared.errors import NotAuthorized
 from until import PATIENCE_S
-from users_for_tests import Cluster, running_cluster
+from users_for_tests import Cluster, Wire, running_cluster
 
 PEOPLE: dict[str, Role] = {HUMAN: "user", "ann": "user", "looks": "read-only", "submits": "submit-only"}
 LEASE = "$KV.railbus_leases.dev0"
@@ -226,3 +226,24 @@ async def test_a_person_who_may_only_submit_hears_no_events(cluster: Cluster, pe
         assert (await seen.next_msg(PATIENCE_S)).subject == "railbus.evt.job.j2.started"
         await client.flush()
         assert heard.pending_msgs == 0
+
+
+async def test_a_person_can_neither_subscribe_nor_connect_without_end_and_nobody_else_notices(
+    cluster: Cluster, person: Client
+) -> None:
+    wires: list[Wire] = []
+    try:
+        with pytest.raises(AssertionError, match="closed the connection"):
+            while len(wires) < 1000:
+                wires.append(await Wire.open(cluster, "ann"))
+        lines = [f"SUB of.mine.{number} {number}\r\n".encode() for number in range(20_000)]
+        assert await wires[0].is_allowed(b"".join(lines[:5000]))
+        assert not await wires[0].is_allowed(b"".join(lines[5000:]))
+        await wires.pop().close()
+        assert not await wires[0].is_allowed(b"SUB of.mine.too 20001\r\n")
+        await person.request("$JS.API.INFO", b"", timeout=PATIENCE_S)
+        await person.subscribe("railbus.evt.>")
+        await person.flush()
+    finally:
+        for wire in wires:
+            await wire.close()

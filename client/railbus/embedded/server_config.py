@@ -24,6 +24,9 @@ _MIB: Final = 1 << 20
 _LOG_LIMIT_BYTES: Final = 10 * _MIB
 _PING: Final = "10s"
 
+_PERSON_LIMITS: Final = {"max_connections": 256, "max_subscriptions": 10_000}
+"""Of all connections of one person together: what a script leaks, and what is meant ill, takes little of the memory."""
+
 SERVICE_ACCOUNT: Final = "RAILBUS"
 PERSON_ACCOUNT: Final = "PERSON_"
 
@@ -156,7 +159,7 @@ def _person(key: UserKey, person: Person) -> dict[str, object]:
         *({"service": {"account": SERVICE_ACCOUNT, "subject": subject}} for subject in asked),
         *({"stream": {"account": SERVICE_ACCOUNT, "subject": subject}} for subject in person.told),
     ]
-    return {"users": [_user(key, granted)], "imports": imports}
+    return {"users": [_user(key, granted)], "imports": imports, "limits": _PERSON_LIMITS}
 
 
 def _user(key: UserKey, granted: Permissions) -> dict[str, object]:
