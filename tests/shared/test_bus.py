@@ -296,6 +296,40 @@ async def test_a_reader_that_has_died_is_noticed_and_replaced(bus: Bus) -> None:
         assert await bus.request("railbus.req.echo", {"a": 1}) == {"a": 1}
 
 
+@contextlib.asynccontextmanager
+async def _closing_port(port: int) -> AsyncIterator[list[float]]:
+    """A port that closes every connection, as the proxy of a container that is gone does; the times of those."""
+    accepted: list[float] = []
+
+    async def close(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        accepted.append(time.monotonic())
+        writer.close()
+
+    async with await asyncio.start_server(close, "127.0.0.1", port):
+        yield accepted
+
+
+@pytest.mark.timeout(60)  # attempts become rarer after five seconds
+async def test_a_server_that_is_away_for_long_is_looked_for_rarely_and_still_found_soon(
+    bus: Bus, server: Server
+) -> None:
+    async with _running(bus):
+        for times in (1, 2):  # the second time as quickly as the first
+            server.kill()
+            async with _closing_port(server.port) as accepted:
+                await until(lambda: len(accepted) > 10)
+                assert accepted[10] - accepted[0] < 6  # by far: every 0.25 s
+                await until(lambda: len(accepted) > 25)
+                used_s, began_s = time.process_time(), time.monotonic()
+                await until(lambda: len(accepted) > 28)
+                assert time.monotonic() - began_s > 2
+                assert time.process_time() - used_s < 0.1 * (time.monotonic() - began_s)
+            server.start()
+            came_back_s = time.monotonic()
+            await until(lambda times=times: bus.generation == times)  # type: ignore[misc]
+            assert time.monotonic() - came_back_s < 5
+
+
 async def test_no_server_is_told_in_time(common: CommonSettings, server: Server) -> None:
     server.kill()
     settings = common.model_copy(update={"connect_timeout_s": 0.5})

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 _ASK_S: Final = 2.0
 _DRAW_S: Final = 0.5
+_DRAW_AWAY_S: Final = 2.0
+"""While NATS is away, when nothing changes but the clock."""
 _LISTED: Final = 50
 _ENDED: Final = 8
 _HISTORY: Final = 500
@@ -79,7 +81,7 @@ async def _watch(console: Console) -> None:
                 while True:
                     width, height = console.size
                     live.update(screen(state, width=width, height=height, now_ns=clock.now_ns()), refresh=True)
-                    await asyncio.sleep(_DRAW_S)
+                    await asyncio.sleep(_DRAW_AWAY_S if state.trouble else _DRAW_S)
 
 
 async def _listen(client: Client, state: Watched) -> None:

@@ -35,6 +35,12 @@ logger = logging.getLogger(__name__)
 MALFORMED: Final = "Railbus-Malformed-Headers"
 """Set on a message whose headers could not be parsed."""
 
+QUICK_S: Final = 0.25
+"""Between two attempts to connect to a server."""
+_QUICK_ATTEMPTS: Final = 20
+"""Before they become rarer: those of the first five seconds, in which a restart is over."""
+_RARE_S: Final = 1.0
+"""Between two of the later ones: each costs a millisecond of CPU, and whoever follows may do so for days."""
 _WRONG_LAST_SEQUENCE: Final = {10071, 10164}
 _STATUS: Final = "Status"
 _STORAGE_FULL: Final = {10023, 10047}
@@ -72,6 +78,7 @@ class RailbusClient(Client):
         if not isinstance(self._transport, LargeReads):
             self._transport = LargeReads()
         s.last_attempt = time.monotonic()
+        self.options["reconnect_time_wait"] = QUICK_S if s.reconnects < _QUICK_ATTEMPTS else _RARE_S
         await self._transport.connect(s.uri, READ_BYTES, self.options["connect_timeout"])
 
     async def _close(self, status: int, do_cbs: bool = True) -> None:

@@ -22,7 +22,7 @@ from nats.js.api import StreamState
 
 from railbus_shared import tracing, wire
 from railbus_shared.bus.access import MAX_REFUSALS, is_refusal, read_seed, show_again, tls_context, warn_of_open
-from railbus_shared.bus.client import RailbusClient, bus_errors
+from railbus_shared.bus.client import QUICK_S, RailbusClient, bus_errors
 from railbus_shared.bus.duplicates import stored_at
 from railbus_shared.bus.refusals import Refusals
 from railbus_shared.errors import (
@@ -43,7 +43,6 @@ logger = logging.getLogger(__name__)
 
 _PING_S: Final = 3
 _WATCH_S: Final = 2.0
-_RECONNECT_WAIT_S: Final = 0.25
 _PUBLISH_TIMEOUT_S: Final = 3.0
 _UNPROVEN: Final = "check RAILBUS_NATS_CA_FILE, and that the certificate names the host of RAILBUS_NATS_URL"
 ERROR_HEADER: Final = "Nats-Service-Error"
@@ -150,7 +149,7 @@ class Bus:
             ping_interval=_PING_S,
             max_outstanding_pings=2,
             max_reconnect_attempts=-1,
-            reconnect_time_wait=_RECONNECT_WAIT_S,  # type: ignore[arg-type]  # it only ever sleeps this long
+            reconnect_time_wait=QUICK_S,  # type: ignore[arg-type]  # it only ever sleeps this long
             connect_timeout=2,
             drain_timeout=5,
             flush_timeout=5.0,
