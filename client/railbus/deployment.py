@@ -20,7 +20,9 @@ from railbus.embedded.members import Place, ensure_members
 from railbus.embedded.permissions import USERS
 from railbus.embedded.server_config import CONTAINER_DEPLOY, render_for_container
 from railbus_shared import files, logs
-from railbus_shared.errors import ConfigError
+from railbus_shared.errors import ConfigError, StorageFull
+from railbus_shared.settings import CommonSettings, load
+from railbus_shared.subjects import DEFAULT_PREFIX
 
 logger = logging.getLogger(__name__)
 
@@ -29,14 +31,14 @@ _SERVER_NAME: Final = "railbus"
 _HANDSHAKE_S: Final = 5
 
 
-def deploy(folder: Path, *, tls_hosts: Sequence[str] = ()) -> bool:
+def deploy(folder: Path, *, tls_hosts: Sequence[str] = (), prefix: str = DEFAULT_PREFIX) -> bool:
     """Make what is missing in `folder`; returns whether the server's configuration has changed.
 
-    With names of the server in `tls_hosts` it is reached by TLS from then on.
+    With names of the server in `tls_hosts` it is reached by TLS from then on. Rights are of subjects under a prefix.
     Raises ConfigError for a key that others can read or that is damaged, StorageFull.
     """
     place, tls = Place.of_deployment(folder), TlsFiles(folder / "tls")
-    keys, granted = ensure_members(place)
+    keys, granted = ensure_members(place, prefix)
     is_new = bool(tls_hosts) and ensure_certificates(tls, tls_hosts)
     config = render_for_container(name=_SERVER_NAME, keys=keys, policy=granted, more=_tls_settings(tls))
     if place.config.exists() and place.config.read_bytes() == config:
@@ -65,8 +67,8 @@ def main(arguments: list[str]) -> int:
         return EXIT_CONFIG
     folder = Path(arguments[0])
     try:
-        has_changed = deploy(folder)
-    except ConfigError as exc:
+        has_changed = deploy(folder, prefix=load(CommonSettings).subject_prefix)
+    except (ConfigError, StorageFull) as exc:
         logger.error("cannot go on", extra={"error": exc.to_wire()})  # noqa: TRY400 - the operator's, not a bug
         return EXIT_CONFIG
     except OSError as exc:

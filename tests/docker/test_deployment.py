@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -65,6 +66,23 @@ def test_a_key_that_others_can_read_is_refused_and_nothing_is_written(tmp_path: 
     assert done.returncode == 2
     assert "chmod 600" in done.stderr
     assert not (tmp_path / "nats.conf").exists()
+
+
+@pytest.mark.parametrize("command", [("railbus.deployment",), ("railbus.cli.main", "init")], ids=["module", "command"])
+def test_rights_are_of_the_prefix_that_the_services_are_told(tmp_path: Path, command: tuple[str, ...]) -> None:
+    env = {**os.environ, "RAILBUS_SUBJECT_PREFIX": "team-a"}
+
+    def run(*words: str) -> None:
+        subprocess.run([sys.executable, "-m", *words], env=env, capture_output=True, timeout=PATIENCE_S, check=True)
+
+    run(*command, str(tmp_path))
+    accounts = json.loads((tmp_path / "nats.conf").read_bytes())["accounts"]
+    asked = accounts["PERSON_user"]["users"][0]["permissions"]["publish"]["allow"]
+    assert "team-a.jobs.submit" in asked
+    assert not any(subject.startswith("railbus.") for subject in asked)
+    run("railbus.cli.main", "keys", "add", "ann", "--deployment", str(tmp_path))
+    with_ann = json.loads((tmp_path / "nats.conf").read_bytes())["accounts"]
+    assert {name: account for name, account in with_ann.items() if name in {"RAILBUS", "PERSON_user"}} == accounts
 
 
 @pytest.mark.parametrize("arguments", [(), ("one", "two"), ("/dev/null/folder",)])

@@ -34,10 +34,12 @@ def init(*, folder: Path, tls: bool, hosts: tuple[str, ...], as_json: bool) -> N
     from railbus.cli.render import print_json
     from railbus.deployment import deploy, own_names
     from railbus.embedded.members import Place, all_members
+    from railbus_shared.settings import CommonSettings, load
 
     if hosts and not tls:
         raise click.UsageError("--host names what a certificate is for: give --tls, too")
-    has_changed = deploy(folder, tls_hosts=(*own_names(), *hosts) if tls else ())
+    prefix = load(CommonSettings).subject_prefix
+    has_changed = deploy(folder, tls_hosts=(*own_names(), *hosts) if tls else (), prefix=prefix)
     members = all_members(Place.of_deployment(folder))
     if as_json:
         print_json({"folder": str(folder), "changed": has_changed, "users": [one.name for one in members], "tls": tls})
