@@ -15,9 +15,10 @@ from nats.aio.msg import Msg
 
 import small_datasets
 from railbus.embedded.credentials import ensure_keys
-from railbus.embedded.permissions import HUMAN, SERVICE_USERS, USERS
+from railbus.embedded.permissions import HUMAN, SERVICE_USERS, USERS, policy
 from railbus_dataloader.fetching import FetchLimits, NatsSource
 from railbus_dataloader.sources import WantedFile
+from railbus_shared import catalogue
 from railbus_shared.bus import topology
 from railbus_shared.bus.bucket import Bucket, Write
 from railbus_shared.bus.connection import Outgoing
@@ -80,7 +81,9 @@ async def test_state_is_written_by_its_owners_only(cluster: Cluster, user: str) 
     assert await _may_publish(cluster, user, subjects) == expected
 
 
-REQUESTS = [f"railbus.req.{area}.x" for area in ("jobs", "devices", "data", "runner", "telemetry")]
+REQUESTS = [
+    f"railbus.req.{one}" for one in ("jobs.list", "devices.list", "data.list", "runner.h1.start", "telemetry.query")
+]
 ASKS = {
     HUMAN: ("jobs", "devices", "data", "telemetry"),  # a runner obeys the device_manager alone
     "device_manager": ("data", "runner"),
@@ -95,6 +98,21 @@ ANSWERS = {
     "dataloader": ("data",),
     "telemetry": ("telemetry",),
 }
+
+
+BETWEEN_SERVICES = {
+    *("runner.*.start", "runner.*.stop", "runner.*.save", "devices.*.check"),
+    *("data.*.progress", "data.*.close", "data.*.shard"),
+}
+
+
+def test_a_person_is_offered_every_request_but_those_between_services() -> None:
+    """What is not offered cannot be reached by a reply subject either, for which nobody's rights are asked."""
+    known = {one.tokens.replace(catalogue.HOST, "*") for one in catalogue.REQUESTS}
+    granted = policy()
+    offered = {one.removeprefix("railbus.req.") for one in granted.exports.once if one.startswith("railbus.req.")}
+    assert offered == known - BETWEEN_SERVICES
+    assert granted.people[HUMAN].once == granted.exports.once
 
 
 @pytest.mark.parametrize("user", USERS)

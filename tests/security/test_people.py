@@ -25,6 +25,7 @@ from users_for_tests import Cluster, Wire, running_cluster
 PEOPLE: dict[str, Role] = {HUMAN: "user", "ann": "user", "looks": "read-only", "submits": "submit-only"}
 LEASE = "$KV.railbus_leases.dev0"
 ORDER = "railbus.req.runner.h1.start"
+MOVE = "railbus.req.data.h1.progress"
 FORGED = "railbus.evt.job.j1.succeeded"
 PURGE = {"KV-Operation": "PURGE", "Nats-Rollup": "sub"}
 SOON_S = 0.1
@@ -76,8 +77,13 @@ async def test_no_answer_can_be_sent_into_state_or_to_a_runner_or_among_the_even
     cluster: Cluster, person: Client, subject: str, body: bytes, headers: dict[str, str] | None
 ) -> None:
     sequence = await _stored_event(cluster, person)
-    async with cluster.client("runner") as (runner, _), cluster.client("device_manager") as (manager, errors):
+    async with (
+        cluster.client("runner") as (runner, _),
+        cluster.client("device_manager") as (manager, errors),
+        cluster.client("dataloader") as (dataloader, _),
+    ):
         orders = await runner.subscribe(ORDER)
+        moves = await dataloader.subscribe("railbus.req.data.h1.>")
 
         async def answer(message: Msg) -> None:
             await manager.publish(message.reply, b'{"holder": "mallory"}', headers=message.headers)
@@ -85,19 +91,20 @@ async def test_no_answer_can_be_sent_into_state_or_to_a_runner_or_among_the_even
         await manager.subscribe("railbus.req.jobs.list", cb=answer)  # as trusting as can be
         await manager.flush()
         await runner.flush()
+        await dataloader.flush()
         before = [await _last(cluster, stream) for stream in ("KV_railbus_leases", "RAILBUS_EVENTS")]
-        for reply in (LEASE, ORDER, FORGED, "$JS.API.STREAM.DELETE.RAILBUS_JOBS", "railbus.jobs.submit"):
+        for reply in (LEASE, ORDER, MOVE, FORGED, "$JS.API.STREAM.DELETE.RAILBUS_JOBS", "railbus.jobs.submit"):
             await person.publish(subject, body % sequence if b"%" in body else body, reply=reply, headers=headers)
         await person.request("$JS.API.INFO", b"", timeout=PATIENCE_S)  # all that was asked before has been seen
         async with cluster.bus("device_manager") as bus:
             assert await Bucket(bus, "railbus_leases").get_with_deleted("dev0") is None
             forged = [event async for event in _events(cluster, FORGED)]
-        own = 5 if subject.startswith("railbus.evt.") and headers is None else 0
+        own = 6 if subject.startswith("railbus.evt.") and headers is None else 0
         after = [await _last(cluster, stream) for stream in ("KV_railbus_leases", "RAILBUS_EVENTS")]
         assert (after[0], after[1] <= before[1] + own, forged) == (before[0], True, [])
         with pytest.raises(nats.errors.TimeoutError):
             await orders.next_msg(SOON_S)
-        assert errors == []
+        assert (moves.pending_msgs, errors) == (0, [])
 
 
 async def _events(cluster: Cluster, subject: str) -> AsyncIterator[dict[str, object]]:
@@ -232,14 +239,10 @@ async def test_a_person_can_neither_subscribe_nor_connect_without_end_and_nobody
     cluster: Cluster, person: Client
 ) -> None:
     wires: list[Wire] = []
-
-    async def open_many() -> None:
-        while len(wires) < 1000:
-            wires.append(await Wire.open(cluster, "ann"))
-
     try:
-        with pytest.raises(AssertionError, match="closed the connection"):
-            await open_many()
+        while (wire := await _let_in(cluster, "ann")) is not None:
+            wires.append(wire)
+            assert len(wires) <= 256
         lines = [f"SUB of.mine.{number} {number}\r\n".encode() for number in range(20_000)]
         assert await wires[0].is_allowed(b"".join(lines[:5000]))
         assert not await wires[0].is_allowed(b"".join(lines[5000:]))
@@ -251,3 +254,11 @@ async def test_a_person_can_neither_subscribe_nor_connect_without_end_and_nobody
     finally:
         for wire in wires:
             await wire.close()
+
+
+async def _let_in(cluster: Cluster, name: str) -> Wire | None:
+    """A further connection, unless the server closes it at once."""
+    try:
+        return await Wire.open(cluster, name)
+    except AssertionError:
+        return None

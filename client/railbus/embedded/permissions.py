@@ -28,18 +28,23 @@ USERS: Final = (*SERVICE_USERS, HUMAN)
 Role = Literal["user", "read-only", "submit-only"]
 """Of a person: everything that people do; looking only; submitting only, and seeing no more than the receipt."""
 
-_ASKED_BY_PEOPLE: Final = ("jobs", "devices", "data", "telemetry")
-"""Not `runner`: it obeys the device_manager, which alone knows what was placed where."""
-
 _READING: Final = {
     "jobs": ("get", "list", "why", "dry_run"),
     "devices": ("list",),
     "data": ("list", "describe"),
     "telemetry": ("query",),
 }
-_OF_HOSTS: Final = ("progress", "close", "shard")
-"""Not of people: with what a runner says of its trainer's stream one could take shards from under it, and a file that a
-dataloader asks of another could be sent into anybody's inbox."""
+_ORDERING: Final = {
+    "jobs": ("submit", "cancel", "hold", "priority", "retry", "checkpoint"),
+    "devices": ("lease", "renew", "release", "revoke", "cordon", "drain"),
+    "data": ("open", "verify", "*.open", "*.verify"),
+    "telemetry": ("flush",),
+}
+"""Word by word, so that what is not for people is not there for them at all: a refusal can be got round by a reply
+subject, since an answer is let into an account without being asked for its rights. Not for people are a runner, which
+obeys the device_manager, who alone knows what was placed where; `progress` and `close` of a dataloader, with which one
+could take shards from under a trainer, and `shard`, whose bytes go into an inbox that the request names; and `check` of
+a device_manager, which has the driver read at once, again and again."""
 
 _DESTRUCTIVE_API: Final = (
     "$JS.API.STREAM.DELETE.>",
@@ -99,7 +104,6 @@ class Person:
     once: tuple[str, ...]
     many: tuple[str, ...]
     told: tuple[str, ...]
-    deny: tuple[str, ...] = ()
 
 
 def policy(prefix: str = DEFAULT_PREFIX, people: Mapping[str, Role] | None = None) -> Policy:
@@ -154,13 +158,18 @@ def _asked(subjects: Subjects) -> tuple[str, ...]:
     writer = event_consumer(subjects)
     return (
         subjects.submit,
-        *(subjects.request(area, ">") for area in _ASKED_BY_PEOPLE),
+        *_requests(subjects, _READING),
+        *_requests(subjects, _ORDERING),
         *_own_events(subjects),
         "$JS.API.INFO",
         *(f"$JS.API.STREAM.INFO.{stream}" for stream in (subjects.jobs_stream, *_readable(subjects))),
         *(f"$JS.API.DIRECT.GET.{stream}.>" for stream in _readable(subjects)),
         f"$JS.API.CONSUMER.INFO.{writer.stream}.{writer.name}",  # up to where the log files go
     )
+
+
+def _requests(subjects: Subjects, verbs: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
+    return tuple(subjects.request(area, verb) for area, some in verbs.items() for verb in some)
 
 
 def _many(subjects: Subjects) -> tuple[str, ...]:
@@ -181,14 +190,9 @@ def _of_person(role: Role, subjects: Subjects) -> Person:
     every = Exports(once=_asked(subjects), many=_many(subjects), told=(subjects.all_events,))
     match role:
         case "user":
-            deny = (
-                *(subjects.request("data.*", verb) for verb in _OF_HOSTS),
-                subjects.request("devices.*", "check"),  # the runner's: it has the driver read at once, again and again
-            )
-            return Person(every.once, every.many, every.told, deny)
+            return Person(every.once, every.many, every.told)
         case "read-only":
-            asked = tuple(subjects.request(area, verb) for area, verbs in _READING.items() for verb in verbs)
             api = tuple(subject for subject in every.once if subject.startswith("$JS.API."))
-            return Person((*asked, *api), every.many, every.told)
+            return Person((*_requests(subjects, _READING), *api), every.many, every.told)
         case "submit-only":
             return Person((subjects.submit, subjects.request("jobs", "submit"), "$JS.API.INFO"), (), ())

@@ -154,7 +154,7 @@ def accounts(keys: Mapping[str, UserKey], policy: Policy) -> dict[str, object]:
 def _person(key: UserKey, person: Person) -> dict[str, object]:
     """An account with one user; that its user may publish no more than is imported makes refusals audible."""
     asked = (*person.once, *person.many)
-    granted = Permissions(publish=asked, subscribe=(">",), publish_deny=person.deny)
+    granted = Permissions(publish=asked, subscribe=(">",))
     imports = [
         *({"service": {"account": SERVICE_ACCOUNT, "subject": subject}} for subject in asked),
         *({"stream": {"account": SERVICE_ACCOUNT, "subject": subject}} for subject in person.told),
