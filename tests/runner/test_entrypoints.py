@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from sklearn.datasets import load_digits
 
 from railbus_runner.entrypoints import causal_lm, classifier
 from railbus_runner.entrypoints.causal_lm import Gpt, lr_frac, sample
@@ -28,6 +27,8 @@ PIXELS = Column(dtype="float32", shape=(1, 8, 8))
 
 
 def write_digits(root: Path, *, flat: bool = False) -> None:
+    from sklearn.datasets import load_digits  # takes two seconds, which only these tests are to spend
+
     digits: Any = load_digits()
     order: Array = np.random.default_rng(0).permutation(len(digits.target))
     images = (digits.images[order] / 16).astype(np.float32)

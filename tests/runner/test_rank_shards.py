@@ -10,7 +10,6 @@ from typing import Any, cast
 import pytest
 import torch
 import torch.distributed as dist
-from torch.distributed.fsdp import fully_shard
 
 from railbus_runner import ranks
 from railbus_runner.checkpointing import sharded
@@ -132,6 +131,8 @@ def test_a_metadata_that_names_anything_else_is_not_unpickled(tmp_path: Path) ->
 
 
 def test_weights_are_not_loaded_into_a_model_that_is_spread_already(tmp_path: Path) -> None:
+    from torch.distributed.fsdp import fully_shard  # takes a second, which no other test is to spend
+
     model = torch.nn.Linear(2, 2)
     torch.save(model.state_dict(), tmp_path / "w.pt")
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
