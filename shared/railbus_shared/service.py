@@ -21,10 +21,12 @@ import uvloop
 
 from railbus_shared import files, http
 from railbus_shared.bus import topology
+from railbus_shared.bus.access import Access, FileAccess
 from railbus_shared.bus.connection import Bus, BusClosed
 from railbus_shared.bus.endpoints import AnyEndpoint, serving
 from railbus_shared.bus.sink import BusSink
 from railbus_shared.errors import ConfigError, NotFound, RailbusError, TransientError, shorten
+from railbus_shared.hidden_memory import hide_memory
 from railbus_shared.metrics import Metrics, version
 from railbus_shared.settings import CommonSettings, HttpSettings, without_password
 from railbus_shared.store_marker import marker_path
@@ -78,13 +80,23 @@ class Description:
 
 
 def run(
-    description: Description, make: Callable[[Context], Service], *, common: CommonSettings, http: HttpSettings
+    description: Description,
+    make: Callable[[Context], Service],
+    *,
+    common: CommonSettings,
+    http: HttpSettings,
+    access: Callable[[CommonSettings], Access] = FileAccess,
 ) -> int:
-    """Run a service until SIGTERM or SIGINT and return its exit status. A second signal exits at once."""
+    """Run a service until SIGTERM or SIGINT and return its exit status. A second signal exits at once.
+
+    `access` is called before there is a thread, a child or a connection.
+    """
     telemetry = LearningTelemetry(description.name, host=common.host)
     telemetry.with_logging(level=common.log_level, event_level="warning")
     try:
-        uvloop.run(_Life(description, make, common, http, telemetry).main())
+        shown = access(common)
+        hide_memory()
+        uvloop.run(_Life(description, make, common, http, telemetry, shown).main())
     except BaseExceptionGroup as group:
         return _exit_status(group)
     except ConfigError as exc:
@@ -112,20 +124,26 @@ class _Life:
         common: CommonSettings,
         http_settings: HttpSettings,
         telemetry: LearningTelemetry,
+        access: Access,
     ) -> None:
         self._description = description
         self._make = make
         self._common = common
         self._http = http_settings
         self._telemetry = telemetry
+        self._access = access
         self._metrics = Metrics(description.name)
         self._stopping = asyncio.Event()
         self._reconnected = asyncio.Event()
-        self._bus = Bus(common, name=description.name, inbox=f"_RINBOX.{description.name}")
+        self._bus = self._new_bus()
         self._service: Service | None = None
         self._phase = "connecting"
         self._limit: asyncio.Timeout | None = None
         self._limit_s = 0.0
+
+    def _new_bus(self) -> Bus:
+        name = self._description.name
+        return Bus(self._common, name=name, inbox=f"_RINBOX.{name}", access=self._access)
 
     async def main(self) -> None:
         self._handle_signals()
@@ -243,7 +261,7 @@ class _Life:
                 logger.warning("waiting for NATS", extra={"problem": str(exc)})
                 await self._bus.close()
                 await is_set_within(self._stopping, _RETRY_S)
-                self._bus = Bus(self._common, name=self._description.name, inbox=f"_RINBOX.{self._description.name}")
+                self._bus = self._new_bus()
                 continue
             self._metrics.connected.set(1)
             self._bus.on_connection(self._connection_changed)

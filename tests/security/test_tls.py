@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 
 from railbus.embedded.certificates import TlsFiles, ensure_certificates
+from railbus.embedded.credentials import ensure_keys
+from railbus_shared.bus.access import HeldAccess
 from railbus_shared.bus.connection import Bus
-from railbus_shared.errors import BadSetting, BusUnavailable, ConfigError
+from railbus_shared.errors import BadSetting, BusUnavailable, ConfigError, NotAuthorized
 from railbus_shared.settings import CommonSettings
 from servers import Server
 from until import until
@@ -49,6 +51,35 @@ async def test_a_server_whose_certificate_fits_is_joined(secured: Server, certif
         await bus.client.force_reconnect()
         await until(lambda: bus.generation == 1 and bus.is_connected)
         await bus.check_jetstream()
+
+
+async def test_what_is_held_in_memory_is_enough_to_come_back_when_the_files_are_out_of_reach(
+    certificates: TlsFiles, tmp_path: Path
+) -> None:
+    key = ensure_keys(tmp_path / "keys", ["runner"])["runner"]
+    server = Server(tmp_path, extra=f"{_tls(certificates)}\nauthorization {{ users: [{{nkey: {key.public}}}] }}")
+    server.start()
+    try:
+        authority = tmp_path / "ca.crt"
+        authority.write_bytes(certificates.authority.read_bytes())
+        settings = _settings(server, authority).model_copy(update={"nats_key_file": key.seed_path})
+        held = HeldAccess.read(settings)
+        authority.unlink()
+        key.seed_path.unlink()
+        bus = Bus(settings, name="t", inbox="_INBOX", access=held)
+        await bus.connect()
+        try:
+            server.kill()
+            server.start()
+            await until(lambda: bus.generation == 1 and bus.is_connected)
+            await bus.check_jetstream()
+        finally:
+            await bus.close()
+        with pytest.raises(NotAuthorized):
+            await Bus(settings, name="t", inbox="_INBOX").connect()
+        assert "SU" not in repr(held)
+    finally:
+        server.stop()
 
 
 async def test_a_server_of_another_name_or_another_authority_is_refused(secured: Server, tmp_path: Path) -> None:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import ssl
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 import nkeys
 
 from railbus_shared.errors import BadSetting, NotAuthorized
-from railbus_shared.settings import is_open, without_password
+from railbus_shared.settings import CommonSettings, is_open, uses_tls, without_password
 
 if TYPE_CHECKING:
     from railbus_shared.bus.client import RailbusClient
@@ -20,6 +22,52 @@ logger = logging.getLogger(__name__)
 
 MAX_REFUSALS: Final = 3
 """In a row, while reconnecting; a key that the server does not know any more is not asked about for ever."""
+
+
+class Access(Protocol):
+    """Where a connection has its key from, and whom it trusts."""
+
+    def seed(self) -> str | None:
+        """The nkey seed to show now; None to show none. Raises NotAuthorized."""
+        ...
+
+    def trusted(self) -> ssl.SSLContext | None:
+        """What proves the server; None where the URL wants no TLS. Raises BadSetting."""
+        ...
+
+
+@dataclass(frozen=True)
+class FileAccess:
+    """Reads the files that the settings name whenever it is asked, so that a key may be replaced in its file."""
+
+    settings: CommonSettings
+
+    def seed(self) -> str | None:
+        path = self.settings.nats_key_file
+        return read_seed(path) if path is not None else None
+
+    def trusted(self) -> ssl.SSLContext | None:
+        return tls_context(self.settings.nats_ca_file) if uses_tls(self.settings.nats_url) else None
+
+
+@dataclass(frozen=True)
+class HeldAccess:
+    """In memory alone, for a process that may read the files no more; another key needs another process."""
+
+    _seed: str | None = field(repr=False)
+    _trusted: ssl.SSLContext | None
+
+    @classmethod
+    def read(cls, settings: CommonSettings) -> HeldAccess:
+        """What the files hold now; raises NotAuthorized, BadSetting."""
+        files = FileAccess(settings)
+        return cls(files.seed(), files.trusted())
+
+    def seed(self) -> str | None:
+        return self._seed
+
+    def trusted(self) -> ssl.SSLContext | None:
+        return self._trusted
 
 
 def is_refusal(problem: str) -> bool:
@@ -57,8 +105,10 @@ def read_seed(path: Path) -> str:
         mode = path.stat().st_mode & 0o777
         seed = path.read_text().strip()
     except (OSError, UnicodeError) as exc:
+        is_powerless = isinstance(exc, PermissionError) and os.geteuid() == 0  # root, but for its capabilities
         raise NotAuthorized(
-            f"key file {str(path)!r} cannot be read: {exc}", hint="check RAILBUS_NATS_KEY_FILE"
+            f"key file {str(path)!r} cannot be read: {exc}",
+            hint=f"chown 0:0 {path}" if is_powerless else "check RAILBUS_NATS_KEY_FILE",
         ) from exc
     if mode & 0o077:
         raise NotAuthorized(f"key file {str(path)!r} can be read by others (mode {mode:04o})", hint=f"chmod 600 {path}")
@@ -67,11 +117,12 @@ def read_seed(path: Path) -> str:
     return seed
 
 
-def show_again(client: RailbusClient, path: Path | None) -> None:
-    """Have a client that was refused show what its key file holds now: its key may have been replaced there."""
-    if path is not None:
-        with contextlib.suppress(NotAuthorized):  # that is told once there have been enough refusals
-            client.take_seed(read_seed(path))
+def show_again(client: RailbusClient, access: Access) -> None:
+    """Have a client that was refused show the key that there is now: it may have been replaced in its file."""
+    with contextlib.suppress(NotAuthorized):  # that is told once there have been enough refusals
+        seed = access.seed()
+        if seed is not None:
+            client.take_seed(seed)
 
 
 def _is_seed(seed: str) -> bool:

@@ -21,7 +21,7 @@ from nats.aio.msg import Msg
 from nats.js.api import StreamState
 
 from railbus_shared import tracing, wire
-from railbus_shared.bus.access import MAX_REFUSALS, is_refusal, read_seed, show_again, tls_context, warn_of_open
+from railbus_shared.bus.access import MAX_REFUSALS, Access, FileAccess, is_refusal, show_again, warn_of_open
 from railbus_shared.bus.client import QUICK_S, RailbusClient, bus_errors
 from railbus_shared.bus.duplicates import stored_at
 from railbus_shared.bus.refusals import Refusals
@@ -69,7 +69,7 @@ class Outgoing:
 class Bus:
     """A connection, and what goes over it. Made by `Bus.open`."""
 
-    def __init__(self, settings: CommonSettings, *, name: str, inbox: str) -> None:
+    def __init__(self, settings: CommonSettings, *, name: str, inbox: str, access: Access | None = None) -> None:
         self.subjects = Subjects(settings.subject_prefix)
         self.name = name
         self.generation = 0
@@ -81,6 +81,7 @@ class Bus:
         self.storage_problem = ""
         """Why the last write into a stream failed, if it did for want of space or of an answer; for /readyz."""
         self._settings = settings
+        self._access = access or FileAccess(settings)
         self._inbox = inbox
         self._client = RailbusClient(needs_tls=uses_tls(settings.nats_url), may_roam=settings.insecure)
         self._num_refused = 0
@@ -136,11 +137,10 @@ class Bus:
         settings = self._settings
         check_urls(settings.nats_url, insecure=settings.insecure)
         warn_of_open(settings.nats_url)
-        seed = read_seed(settings.nats_key_file) if settings.nats_key_file is not None else None
         connecting = self._client.connect(
             urls_in(settings.nats_url),
             name=self.name,
-            nkeys_seed_str=seed,
+            nkeys_seed_str=self._access.seed(),
             inbox_prefix=self._inbox.encode(),
             error_cb=self._error,
             disconnected_cb=self._disconnected,
@@ -153,7 +153,7 @@ class Bus:
             connect_timeout=2,
             drain_timeout=5,
             flush_timeout=5.0,
-            tls=tls_context(settings.nats_ca_file) if uses_tls(settings.nats_url) else None,
+            tls=self._access.trusted(),
         )
         url = without_password(settings.nats_url)
         try:
@@ -357,7 +357,7 @@ class Bus:
             self._connecting.reschedule(0)  # nats-py would ask again and again; no answer will be another
         elif is_refusal(self.problem):
             self._num_refused += 1
-            show_again(self._client, self._settings.nats_key_file)
+            show_again(self._client, self._access)
             if self._num_refused >= MAX_REFUSALS:
                 self._client.give_up()
                 self._closed.set()
