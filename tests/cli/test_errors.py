@@ -197,3 +197,11 @@ def test_a_name_that_can_be_none_is_a_mistake_of_whoever_typed_it(command: str, 
     done = railbus(*command.split(), name, cwd=server.folder, env=env)
     assert done.status != 0
     assert "error[BUG]" not in done.err
+
+
+@pytest.mark.root
+def test_what_root_brings_up_has_no_runner_of_another_user(tmp_path: Path) -> None:
+    done = railbus("up", "--root", str(tmp_path / "learning"), cwd=tmp_path, env={"RAILBUS_RUNNER_USER": "nobody"})
+    assert (done.status, done.out) == (2, "")
+    assert done.err.startswith("error[CONFIG_ERROR]: setting RAILBUS_RUNNER_USER is not for this command")
+    assert not (tmp_path / "learning").exists()

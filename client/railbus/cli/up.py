@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import click
 
 from railbus.cli.session import root_option, session
+from railbus_shared.errors import ConfigError
 
 
 @click.command()
@@ -59,7 +61,15 @@ def up(
 
 
 def service_env(*, rotation: str, entrypoints: tuple[Path, ...], cpu_slots: int | None) -> dict[str, str]:
-    """The options as settings of the services."""
+    """The options as settings of the services.
+
+    Raises ConfigError where root wants a runner of another user: the tree, keys and all, is that of who starts this.
+    """
+    if os.geteuid() == 0 and os.environ.get("RAILBUS_RUNNER_USER"):
+        raise ConfigError(
+            "setting RAILBUS_RUNNER_USER is not for this command: all that it starts is of one user, root here",
+            hint="run it as that user, or start the services each by itself: docs/operations.md",
+        )
     env = {"RAILBUS_TELEMETRY_ROTATION": rotation}
     if entrypoints:
         env["RAILBUS_RUNNER_ENTRYPOINT_DIRS"] = json.dumps([str(path.resolve()) for path in entrypoints])

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 
 from railbus_runner.service import DESCRIPTION, RunnerService
 from railbus_runner.settings import Settings
+from railbus_runner.user import opened
 from railbus_shared.service import run
 from railbus_shared.settings import CommonSettings, load
 
 
 def main() -> int:
     settings = load(Settings)
+    access = partial(opened, user=settings.user, groups=settings.user_groups)
+    common = load(CommonSettings)
     return run(
-        DESCRIPTION, lambda context: RunnerService(context, settings), common=load(CommonSettings), http=settings
+        DESCRIPTION, lambda context: RunnerService(context, settings), common=common, http=settings, access=access
     )
 
 

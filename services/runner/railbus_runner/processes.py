@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 _PR_SET_PDEATHSIG: Final = 1
+_PR_GET_PDEATHSIG: Final = 2
 _PR_SET_NO_NEW_PRIVS: Final = 38
 _MAX_DESCRIPTORS: Final = 1 << 16
 _PR_SET_CHILD_SUBREAPER: Final = 36
@@ -169,6 +170,17 @@ def die_with_parent(expected_parent: int) -> None:
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != expected_parent:
         os._exit(128 + signal.SIGKILL)
+
+
+def death_signal() -> int:
+    """The signal that this process gets when its parent ends; 0 for none. A change of user takes it back."""
+    number = ctypes.c_int()
+    _prctl(_PR_GET_PDEATHSIG, ctypes.addressof(number))
+    return number.value
+
+
+def set_death_signal(number: int) -> None:
+    _prctl(_PR_SET_PDEATHSIG, number)
 
 
 def adopt_orphans() -> None:

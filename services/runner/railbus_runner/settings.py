@@ -26,6 +26,11 @@ class Settings(HttpSettings):
     """Folders in which a job's `workdir` may lie, as a JSON list; none by default: trainers work in fresh ones."""
     may_gain_privileges: bool = False
     """Lets what trainers start gain rights (`sudo`, a set-uid `nvidia-modprobe`), which `no_new_privs` forbids them."""
+    user: str = ""
+    """Of a runner that root starts: whom it becomes, for good, once it has read its key, as a name, a number or either
+    with `:` and a group. Training code then has the rights of that user, who cannot read the key. None by default."""
+    user_groups: tuple[str, ...] = ()
+    """Groups of that user beside those that the system knows, such as `render` for devices: names, as a JSON list."""
     log_rules: tuple[LogRule, ...] = ()
     """What lines of a failed attempt's output tell, before the runner's own rules: a JSON list of `LogRule`."""
     reap_s: float = Field(default=10.0, gt=0)
