@@ -82,6 +82,10 @@ def test_every_service_runs_once_in_kubernetes_with_its_port_its_key_and_its_ima
         assert Path(str(env["RAILBUS_NATS_KEY_FILE"])).name in {key["path"] for key in keys}
 
 
+AS_ROOT = {"runner": ["SETUID", "SETGID"], "runner-key": None}
+"""Containers that are root, until the runner has read its key, and what else they may."""
+
+
 def test_nothing_in_kubernetes_has_power_over_its_host() -> None:
     for pod in _pods():
         assert pod["securityContext"]["runAsNonRoot"]
@@ -89,7 +93,21 @@ def test_nothing_in_kubernetes_has_power_over_its_host() -> None:
         for box in (*pod["containers"], *pod["initContainers"]):
             closed = box["securityContext"]
             assert (closed["allowPrivilegeEscalation"], closed["readOnlyRootFilesystem"]) == (False, True)
-            assert closed["capabilities"] == {"drop": ["ALL"]}
+            assert closed["capabilities"]["drop"] == ["ALL"]
+            assert closed["capabilities"].get("add") == AS_ROOT.get(box["name"])
+            assert (closed.get("runAsUser", 10001) == 0) == (box["name"] in AS_ROOT)
+
+
+def test_training_code_in_kubernetes_is_a_user_whose_keys_are_none() -> None:
+    pod = next(pod for pod in _pods() for box in pod["containers"] if box["name"] == "runner")
+    boxes = {box["name"]: box for box in (*pod["containers"], *pod["initContainers"])}
+    env = {each["name"]: each.get("value") for each in boxes["runner"]["env"]}
+    assert (env["RAILBUS_RUNNER_USER"], env["HOME"]) == ("10001:10001", "/root")
+    mounts = {name: {mount["name"]: mount["mountPath"] for mount in box["volumeMounts"]} for name, box in boxes.items()}
+    assert env["RAILBUS_NATS_KEY_FILE"] == f"{mounts['runner']['runner-key']}/runner.nk"
+    assert not {"keys", "own-keys"} & mounts["runner"].keys()  # those of others, and its own that the group can read
+    assert "runner.nk" in boxes["runner-key"]["command"][-1]
+    assert "runner.nk" not in boxes["keys"]["command"][-1]
 
 
 def test_a_service_takes_longer_to_be_killed_than_to_drain() -> None:
@@ -125,10 +143,11 @@ def test_systemd_takes_the_units(tmp_path: Path) -> None:
     for path in SYSTEMD:
         copy = tmp_path / path.relative_to(DEPLOY / "systemd")
         copy.parent.mkdir(exist_ok=True)
-        copy.write_text(re.sub(r"^ExecStart=\S+", "ExecStart=/bin/true", path.read_text(), flags=re.MULTILINE))
+        copy.write_text(re.sub(r"^ExecStart=(!?)/\S+", r"ExecStart=\1/bin/true", path.read_text(), flags=re.MULTILINE))
     template = (tmp_path / "railbus@.service").read_text()
     for name in SERVICE_USERS:
         (tmp_path / f"railbus@{name}.service").write_text(template)
+    assert (tmp_path / "railbus@runner.service.d" / "runner.conf").exists()  # is read with the unit of that name
     units = sorted(str(path) for path in tmp_path.glob("*.service"))
     done = subprocess.run([analyze, "verify", *units], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
@@ -144,6 +163,16 @@ def test_a_unit_runs_each_service_as_nobody_with_its_own_key() -> None:
             for line in ("NoNewPrivileges=yes", "ProtectSystem=strict", "CapabilityBoundingSet=", "User=railbus"):
                 assert f"\n{line}\n" in text, path.name
     assert "LoadCredential=railbus.nk:/etc/railbus/keys/%i.nk" in unit
+
+
+def test_the_unit_of_the_runner_leaves_training_code_no_key() -> None:
+    lines = (DEPLOY / "systemd" / "railbus@runner.service.d" / "runner.conf").read_text().splitlines()
+    start = lines.index("ExecStart=")  # or there would be two
+    assert re.fullmatch(r"ExecStart=!\S+/python -P -s -m railbus_runner", lines[start + 1])
+    assert "Environment=RAILBUS_RUNNER_USER=railbus" in lines  # the User= of the unit, to whom its folders belong
+    assert "CapabilityBoundingSet=CAP_SETUID CAP_SETGID" in lines
+    assert {"LoadCredential=", "Environment=RAILBUS_NATS_KEY_FILE=/etc/railbus/keys/runner.nk"} <= set(lines)
+    assert "InaccessiblePaths=-/run/credentials" in lines
 
 
 # --- Compose ----------------------------------------------------------------------------------------------------------

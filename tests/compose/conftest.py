@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+import thief
 from compose_stack import LEASE_TTL_S, SERVICES, Stack
 from running_up import PACED
 
@@ -76,6 +77,7 @@ def _override(folder: Path) -> Path:
     """Leases that live shortly, and training code of a user's own."""
     (folder / "entrypoints").mkdir()
     (folder / "entrypoints" / "paced.py").write_text(PACED)
+    (folder / "entrypoints" / "thief.py").write_text(thief.CODE)
     names = [*(name for name in SERVICES if name != "runner"), "runner"]
     services = "".join(SERVICE.format(name=name, lease_ttl_s=LEASE_TTL_S) for name in names)
     path = folder / "override.yaml"

@@ -9,11 +9,13 @@ import json
 import os
 import socket
 import stat
+from pathlib import Path
 from typing import Any, cast
 
 import nkeys
 import pytest
 
+import thief
 from compose_stack import LEASE_TTL_S, SERVICES, Stack
 from histories import violations
 from until import until
@@ -54,11 +56,14 @@ def test_it_is_healthy_and_only_loopback_hears_it(stack: Stack) -> None:
 
 
 _FACTS = """
-import importlib.util, json, os
-status = dict(line.split(":", 1) for line in open("/proc/1/status"))
+import importlib.util, json, os, psutil
+service = psutil.Process(1).children()[0].pid
+status = dict(line.split(":", 1) for line in open(f"/proc/{service}/status"))
 roots = [line.split() for line in open("/proc/mounts") if line.split()[1] == "/"]
 print(json.dumps({
-    "uids": status["Uid"].split(), "capabilities": [status[name].strip() for name in ("CapEff", "CapPrm", "CapBnd")],
+    "ids": [*status["Uid"].split(), *status["Gid"].split(), *status["Groups"].split()],
+    "capabilities": [int(status[name], 16) for name in ("CapEff", "CapPrm", "CapInh", "CapAmb")],
+    "bound": int(status["CapBnd"], 16),
     "no_new_privs": status["NoNewPrivs"].strip(), "seccomp": status["Seccomp"].strip(),
     "root": roots[-1][3].split(",")[0],
     "writable": [path for path in ("/", "/etc", "/opt/railbus", "/usr/local", "/run") if os.access(path, os.W_OK)],
@@ -68,11 +73,16 @@ print(json.dumps({
 """
 
 
+BOUND_OF_RUNNER = 1 << 5 | 1 << 6 | 1 << 7
+"""KILL, SETGID and SETUID."""
+
+
 @pytest.mark.parametrize("service", SERVICES)
 def test_a_service_has_no_power_and_no_key_but_its_own(stack: Stack, service: str) -> None:
     facts = json.loads(stack.inside(service, _FACTS))
-    assert set(facts["uids"]) == {"10001"}
-    assert {int(value, 16) for value in facts["capabilities"]} == {0}
+    assert set(facts["ids"]) == {"10001"}
+    assert set(facts["capabilities"]) == {0}
+    assert facts["bound"] == (BOUND_OF_RUNNER if service == "runner" else 0)  # what nothing there can gain any more
     assert (facts["no_new_privs"], facts["seccomp"], facts["root"], facts["writable"]) == ("1", "2", "ro", [])
     assert (facts["secrets"], facts["key"]) == (["railbus.nk"], "0o600")
     assert facts["seed"] == stack.seed(service)
@@ -100,7 +110,7 @@ def test_nats_has_no_power_and_no_key(stack: Stack) -> None:
 
 def test_the_keys_lie_beside_the_checkout_and_each_belongs_to_who_uses_it(stack: Stack) -> None:
     owner = stack.deploy.stat().st_uid
-    owners = {"keys": owner, **{f"{service}.nk": 10001 for service in SERVICES}}
+    owners = {"keys": owner, **{f"{service}.nk": 10001 for service in SERVICES}, "runner.nk": 0}
     for path in (stack.deploy / "keys", *(stack.deploy / "keys").iterdir()):
         found = path.stat()
         assert (found.st_uid, stat.S_IMODE(found.st_mode) & 0o077) == (owners.get(path.name, owner), 0), path
@@ -129,17 +139,18 @@ def test_strangers_are_refused(stack: Stack) -> None:
         assert _connected(stack, **credentials) == "-ERR 'Authorization Violation'"
 
 
-async def test_a_person_is_let_in_and_shut_out_while_it_runs(stack: Stack) -> None:
-    def keys(*words: str) -> None:
-        stack.compose("run", "--rm", "-T", "--no-deps", "init", "railbus", "keys", *words, "--deployment", "/deploy")
-        for _ in range(2):  # the first reload brings an account without what it imports
-            stack.compose("exec", "-T", "nats", "kill", "-HUP", "1")
+def _keys(stack: Stack, *words: str) -> None:
+    stack.compose("run", "--rm", "-T", "--no-deps", "init", "railbus", "keys", *words, "--deployment", "/deploy")
+    for _ in range(2):  # the first reload brings an account without what it imports
+        stack.compose("exec", "-T", "nats", "kill", "-HUP", "1")
 
-    keys("add", "ann")
+
+async def test_a_person_is_let_in_and_shut_out_while_it_runs(stack: Stack) -> None:
+    _keys(stack, "add", "ann")
     assert (stack.deploy / "keys" / "ann.nk").stat().st_uid == stack.deploy.stat().st_uid
     seed = stack.seed("ann")
     await until(lambda: _connected(stack, seed=seed) == "PONG")
-    keys("revoke", "ann")
+    _keys(stack, "revoke", "ann")
     await until(lambda: _connected(stack, seed=seed) == "-ERR 'Authorization Violation'")
     assert _connected(stack, seed=stack.seed()) == "PONG"
 
@@ -162,6 +173,28 @@ async def test_the_digits_job_is_published_from_the_host_and_its_files_are_in_th
     weights = files[f"checkpoints/checkpoint-{number:06d}.pt"]
     assert hashlib.sha256(weights).hexdigest() == record["checkpoint"]["sha256"]
     assert record["checkpoint"]["sha256"] in json.dumps(meta)
+
+
+async def test_training_code_finds_no_way_to_the_key_of_its_runner(stack: Stack) -> None:
+    seed = stack.seed("runner")
+    what = thief.params(Path("/run/secrets/railbus.nk"), seed, Path("/learning/models/loot.json"))
+    await stack.publish(_paced("thief", entrypoint="thief:steal", params=what))
+    record = await stack.ended("thief")
+    assert (record["state"], record["attempt"]) == ("succeeded", 1), record
+    loot = json.loads(stack.files("models/loot.json")["loot.json"])
+    assert loot["uids"] == ["10001"] * 4
+    assert thief.has_stolen(loot, seed) == {}
+
+
+async def test_a_runner_whose_key_is_replaced_goes_on_with_the_new_one_once_it_is_started_anew(stack: Stack) -> None:
+    before = stack.seed("runner")
+    _keys(stack, "rotate", "runner")
+    found = (stack.deploy / "keys" / "runner.nk").stat()
+    assert (found.st_uid, stat.S_IMODE(found.st_mode)) == (0, 0o600)
+    stack.compose("restart", "runner")
+    stack.up()
+    assert stack.seed("runner") != before
+    assert stack.get("runner", "/readyz") == 200
 
 
 @pytest.mark.parametrize("service", BESIDE)
@@ -257,7 +290,7 @@ def _everything_was_written_down_and_closed(stack: Stack) -> None:
     assert len(keys) == len(set(keys))
     assert violations(lines) == []
     ends = [line["job"] for line in lines if line["type"] == "job.succeeded"]
-    assert sorted(ends) == sorted(["digits", "killed", "restarted", *(f"beside-{name}" for name in BESIDE)])
+    assert sorted(ends) == sorted(["digits", "thief", "killed", "restarted", *(f"beside-{name}" for name in BESIDE)])
     stopped = [line["data"]["service"] for line in lines if line["type"] == "service.stopped"]
     assert stopped[0] == "runner"
     assert set(stopped) == set(SERVICES) - {"telemetry"}  # its own last word comes after the log is closed
