@@ -17,6 +17,7 @@ NAMES: Final = (
     "recovery",
     "train_throughput",
     "log_series",
+    "log_closing",
     "log_reading",
     "telemetry",
     "data",

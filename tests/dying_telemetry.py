@@ -29,7 +29,7 @@ CLOSING = ("fsync.before", "fsync.after", "replace.before", "replace.after", "un
 def some_instant(chance: random.Random, points: Sequence[str] = APPENDING + ACKNOWLEDGING + CLOSING) -> str:
     """One that is come to within a second or two under load, if periods are closed as well."""
     point = chance.choice(points)
-    most = 20 if point in ACKNOWLEDGING else 3 if point in APPENDING else 2
+    most = 20 if point in ACKNOWLEDGING else 3
     return f"{point}:{chance.randint(1, most)}"
 
 

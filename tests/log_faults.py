@@ -70,7 +70,7 @@ def _read(layout: Layout) -> Read | None:
             return None
         if done.returncode:
             found.broken.append(done.stderr)
-        found.add(done.stdout, is_growing=path.suffix == ".jsonl")
+        found.add(done.stdout, is_growing=path.suffix != ".gz")
     return found
 
 
@@ -242,7 +242,8 @@ class Cluster:
         self.peak_bytes = self.telemetry.peak_bytes()
         assert await asyncio.to_thread(self.telemetry.stop) == 0, self.telemetry.output()[-2000:]
         self.judge("after a clean stop")
-        assert not list(self.layout.logs.rglob("trainer.log.jsonl")), "a clean stop closes every period"
+        plain = [path for path in self.layout.logs.rglob("trainer.log.jsonl*") if path.suffix != ".gz"]
+        assert not plain, "a clean stop closes every period"
 
     def judge(self, when: str) -> None:
         found = faults(self.layout, self.acknowledged())

@@ -2,7 +2,7 @@
 
 Lines come in the order in which they were written, each once, as far as the files are whole; what is torn or damaged is
 reported and passed over. Memory is bounded, whatever the files hold. Every line has a place, which it keeps: the plain
-file becomes the member that begins where the closed file ends now.
+file becomes the member that begins where the closed file ends now, and the file begun beside it the one behind.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import BinaryIO, Final, NamedTuple
 
 from railbus_shared import inflate
 from railbus_shared.inflate import Piece
-from railbus_shared.layout import CLOSED_LOG_NAME, LOG_NAME
+from railbus_shared.layout import BEGUN_LOG_NAME, CLOSED_LOG_NAME, LOG_NAME
 from railbus_shared.log_filter import Filter
 from railbus_shared.log_index import DayIndex
 
@@ -33,6 +33,8 @@ class Place(NamedTuple):
 
     member: int
     """Where in the closed file the member begins in which it stands, or will stand."""
+    is_behind: bool
+    """Whether it will stand in the one behind that, of which nobody knows yet where it begins."""
     offset: int
     """Where it begins in the plain bytes of the member."""
 
@@ -44,37 +46,46 @@ class Found(NamedTuple):
     event: dict[str, object]
 
 
+class _Files(NamedTuple):
+    """Those of a day that there are."""
+
+    closed: BinaryIO | None
+    plain: BinaryIO | None
+    begun: BinaryIO | None
+
+
 class DayLog:
     """The files of a day as they were at one instant."""
 
-    def __init__(self, folder: Path, closed: BinaryIO | None, plain: BinaryIO | None) -> None:
+    def __init__(self, folder: Path, found: _Files) -> None:
         self._folder = folder
-        self._closed = closed
+        self._closed = closed = found.closed
         self._closed_bytes = 0 if closed is None else os.fstat(closed.fileno()).st_size
-        self._plain = plain
+        self._growing = [file for file in (found.plain, found.begun) if file is not None]
+        """What is in no member yet, oldest first: one file, or two while the first is being closed."""
 
     @classmethod
     @contextlib.contextmanager
     def opened(cls, folder: Path) -> Iterator[DayLog]:
         """A day that has vanished has no lines."""
         with contextlib.ExitStack() as stack:
-            closed, plain = _opened(folder, stack)
-            if closed is not None and plain is not None and inflate.ends_with(closed, plain):
-                plain = None  # its lines are in the closed file already
-            yield cls(folder, closed, plain)
+            found = _opened(folder, stack)
+            if found.closed is not None and found.plain is not None and inflate.ends_with(found.closed, found.plain):
+                found = found._replace(plain=None)  # its lines are in the closed file already
+            yield cls(folder, found)
 
     def events(self, wanted: Filter) -> Iterator[Found]:
         """All that match, in their order."""
         for start, end in _merged(self._spans(wanted)):
             yield from self._matching(self._closed_blocks(start, end), wanted)
-        if self._plain is not None:
-            self._plain.seek(0)
-            pieces = (Piece(self._closed_bytes, chunk) for chunk in inflate.chunks_of(self._plain))
-            yield from self._matching(_blocks(pieces), wanted)
+        yield from self._matching(self._growing_blocks(), wanted)
 
     def newest(self, wanted: Filter, *, limit: int, before: Place | None = None) -> list[Found]:
         """The newest that match and stand before a place, the newest first."""
-        found = self._newest_plain(wanted, limit=limit, before=before)
+        before = None if before is None else self._now_at(before)
+        found: list[Found] = []
+        for at in reversed(range(len(self._growing))):
+            found += self._newest_growing(at, wanted, limit=limit - len(found), before=before)
         for start, end in reversed(self._spans(wanted)):
             if len(found) >= limit:
                 break
@@ -92,9 +103,7 @@ class DayLog:
     def _all_blocks(self) -> Iterator[tuple[Place, bytes]]:
         if self._closed is not None:
             yield from self._closed_blocks(0, self._closed_bytes)
-        if self._plain is not None:
-            self._plain.seek(0)
-            yield from _blocks(Piece(self._closed_bytes, chunk) for chunk in inflate.chunks_of(self._plain))
+        yield from self._growing_blocks()
 
     def _spans(self, wanted: Filter) -> list[tuple[int, int]]:
         """The parts of the closed file in which something may match; all of it where no index describes it."""
@@ -132,19 +141,35 @@ class DayLog:
     def _report_damage(self, at: int) -> None:
         logger.warning("closed log is torn or damaged", extra={"folder": str(self._folder), "at_byte": at})
 
-    # --- the plain file ----------------------------------------------------------------------------------------------
+    def _now_at(self, place: Place) -> Place:
+        """A place as it is called now: what was behind a plain file has a member to stand in, once that one has."""
+        if not place.is_behind or self._closed is None or place.member >= self._closed_bytes:
+            return place
+        members = inflate.Members(self._closed, offset=place.member)
+        for _ in members.pieces(of_one=True):
+            pass
+        return Place(members.whole_end, False, place.offset)
 
-    def _newest_plain(self, wanted: Filter, *, limit: int, before: Place | None) -> list[Found]:
+    # --- the files that grow -----------------------------------------------------------------------------------------
+
+    def _growing_blocks(self) -> Iterator[tuple[Place, bytes]]:
+        for at, file in enumerate(self._growing):
+            file.seek(0)
+            for place, block in _blocks(Piece(self._closed_bytes, chunk) for chunk in inflate.chunks_of(file)):
+                yield place._replace(is_behind=at > 0), block
+
+    def _newest_growing(self, at: int, wanted: Filter, *, limit: int, before: Place | None) -> list[Found]:
         found: list[Found] = []
-        if self._plain is None or (before is not None and before.member < self._closed_bytes):
+        file, start = self._growing[at], Place(self._closed_bytes, at > 0, 0)
+        if limit <= 0 or (before is not None and before <= start):
             return found
-        end = os.fstat(self._plain.fileno()).st_size
-        if before is not None and before.member == self._closed_bytes:
+        end = os.fstat(file.fileno()).st_size
+        if before is not None and before[:2] == start[:2]:
             end = min(end, before.offset)
-        for offset, block in _blocks_from_the_end(self._plain, end):
-            for at, line in reversed(list(wanted.candidates(block))):
+        for offset, block in _blocks_from_the_end(file, end):
+            for line_at, line in reversed(list(wanted.candidates(block))):
                 if (event := self._event_of(line, wanted)) is not None:
-                    found.append(Found(Place(self._closed_bytes, offset + at), event))
+                    found.append(Found(start._replace(offset=offset + line_at), event))
                     if len(found) == limit:
                         return found
         return found
@@ -168,7 +193,7 @@ class DayLog:
 def _candidates(blocks: Iterable[tuple[Place, bytes]], wanted: Filter) -> Iterator[tuple[Place, bytes]]:
     for place, block in blocks:
         for at, line in wanted.candidates(block):
-            yield Place(place.member, place.offset + at), line
+            yield place._replace(offset=place.offset + at), line
 
 
 def _merged(spans: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
@@ -187,7 +212,7 @@ def _blocks(pieces: Iterable[Piece]) -> Iterator[tuple[Place, bytes]]:
 
     The place is that of the first line.
     """
-    rest, place, member, offset = b"", Place(0, 0), -1, 0
+    rest, place, member, offset = b"", Place(0, False, 0), -1, 0
     for piece in pieces:
         if not piece.data:
             rest = b""
@@ -195,17 +220,17 @@ def _blocks(pieces: Iterable[Piece]) -> Iterator[tuple[Place, bytes]]:
         if piece.member != member:
             member, offset = piece.member, 0
         if not rest:
-            place = Place(member, offset)
+            place = Place(member, False, offset)
         first_end = piece.data.find(b"\n") + 1 if rest and place.member != member else 0
         if first_end:  # the line that spans two members goes alone
             yield place, rest + piece.data[:first_end]
-            rest, place = b"", Place(member, first_end)
+            rest, place = b"", Place(member, False, first_end)
         data = rest + piece.data[first_end:]
         cut = data.rfind(b"\n") + 1
         offset += len(piece.data)
         if cut:
             yield place, data[:cut]
-            place = Place(place.member, place.offset + cut)
+            place = place._replace(offset=place.offset + cut)
         rest = data[cut:]
 
 
@@ -228,20 +253,28 @@ def _blocks_from_the_end(file: BinaryIO, end: int) -> Iterator[tuple[int, bytes]
         end, size = begin, min(2 * size, inflate.CHUNK_BYTES)
 
 
-def _opened(folder: Path, stack: contextlib.ExitStack) -> tuple[BinaryIO | None, BinaryIO | None]:
-    """The closed and the plain file of a day as they were at one instant.
+def _opened(folder: Path, stack: contextlib.ExitStack) -> _Files:
+    """The files of a day as they were at one instant.
 
-    The writer puts a plain file's lines into the closed file, and then removes it. So the plain one is opened first:
-    if it still has its name once the closed one is open, then its lines are in at most the last member.
+    Lines only move on: what was begun takes the name of the plain file, and that joins the closed one. So they are
+    opened in this order, and nothing is missed. If what was opened still has a name at the end, then at most the first
+    of them that grow has its lines in the closed file already, as its last member.
     """
     for _ in range(_OPEN_TRIES):
         with contextlib.ExitStack() as attempt:
+            begun = _open(folder / BEGUN_LOG_NAME, attempt)
             plain = _open(folder / LOG_NAME, attempt)
             closed = _open(folder / CLOSED_LOG_NAME, attempt)
-            if plain is None or _has_name(plain):
+            if begun is not None and (plain is None or _is_same(begun, plain)):
+                begun, plain = None, begun  # its turn has come
+            if all(file is None or _has_name(file) for file in (begun, plain)):
                 stack.push(attempt.pop_all())
-                return closed, plain
+                return _Files(closed, plain, begun)
     raise TimeoutError(f"the log in {str(folder)!r} changes faster than it can be opened")
+
+
+def _is_same(one: BinaryIO, other: BinaryIO) -> bool:
+    return os.path.samestat(os.fstat(one.fileno()), os.fstat(other.fileno()))
 
 
 def _open(path: Path, stack: contextlib.ExitStack) -> BinaryIO | None:

@@ -54,12 +54,14 @@ class Members:
         """The plain bytes, at most 1 MiB at a time; of a torn member as far as they can be had."""
         return (piece.data for piece in self.pieces())
 
-    def pieces(self, *, end: int | None = None) -> Iterator[Piece]:
-        """As `chunks`, each with its member; of the file as if it ended at `end`."""
+    def pieces(self, *, end: int | None = None, of_one: bool = False) -> Iterator[Piece]:
+        """As `chunks`, each with its member; of the file as if it ended at `end`, or of one member only."""
         self._end = end
         self._file.seek(self._read)
         while not self.is_torn and (self._raw or self._refill()):
             yield from self._member()
+            if of_one:
+                return
 
     def _member(self) -> Iterator[Piece]:
         decoder, start = inflater(wbits=_GZIP_WBITS), self.whole_end

@@ -3,7 +3,7 @@
     <root>/
     ├── datasets/<dataset_name>/{schema.json, index.json, shards/shard-00000.data, versions/000001/}
     ├── models/<model_name>/{model_schema.json, checkpoints/checkpoint-000123.{pt,meta.json}}
-    ├── logs/<YYYY>/<MM>/<DD>/{trainer.log.jsonl.gz, trainer.log.jsonl}
+    ├── logs/<YYYY>/<MM>/<DD>/{trainer.log.jsonl.gz, trainer.log.jsonl, trainer.log.jsonl.begun}
     └── .railbus/                       what railbus keeps for itself: keys, NATS store, run files
         └── cache/<key[:2]>/<key>/      a shard of a dataset that lies elsewhere, with its sidecar
 
@@ -24,6 +24,12 @@ from railbus_shared.names import checked_name
 
 LOG_NAME: Final = "trainer.log.jsonl"
 CLOSED_LOG_NAME: Final = "trainer.log.jsonl.gz"
+BEGUN_LOG_NAME: Final = "trainer.log.jsonl.begun"
+"""What is written while the plain file joins the closed one, whose name it then takes.
+
+A shell opens it between the two, by its name: a line moves only to what is opened later, or an open says that a file
+has gone.
+"""
 LOG_INDEX_NAME: Final = ".index"
 """Beside a day's closed log: what it holds, as far as readers can pass over it."""
 _CHECKPOINT: Final = re.compile(r"checkpoint-([0-9]{6,})\.meta\.json\Z")

@@ -23,6 +23,7 @@ from railbus_shared.log_filter import Filter
 
 _ANSWER_BYTES: Final = 448 * 1024  # of events in one answer; an answer is at most 512 KiB
 _ANSWER_NODES: Final = wire.MAX_NODES - 1000
+_BEHIND: Final = "+"
 
 
 def read_events(
@@ -102,13 +103,15 @@ class _Cursor(NamedTuple):
     place: Place
 
     def __str__(self) -> str:
-        return f"{self.day.isoformat()}/{self.place.member}/{self.place.offset}"
+        member, is_behind, offset = self.place
+        return f"{self.day.isoformat()}/{member}{_BEHIND if is_behind else ''}/{offset}"
 
     @classmethod
     def parse(cls, text: str) -> _Cursor:
         """Raises ValueError."""
         day, member, offset = text.split("/")
-        return cls(date.fromisoformat(day), Place(int(member), int(offset)))
+        is_behind = member.endswith(_BEHIND)
+        return cls(date.fromisoformat(day), Place(int(member.removesuffix(_BEHIND)), is_behind, int(offset)))
 
 
 class _Found(NamedTuple):

@@ -113,6 +113,28 @@ async def test_a_minute_stopped_beside_one_that_stands_by_loses_nothing(tmp_path
         await found.settled(seconds=COME_AGAIN_S)
 
 
+@pytest.mark.timeout(400)  # 200 MB are closed some times over
+async def test_a_kill_while_more_is_written_beside_a_large_period_that_is_closed_loses_nothing(
+    tmp_path: Path, server: Server
+) -> None:
+    plain = large_period(Layout(tmp_path / "learning"))
+    num_lines = plain.read_bytes().count(b"\n")
+    temporary, begun = plain.with_name(f".{plain.name}.gz.tmp"), plain.with_name(f"{plain.name}.begun")
+    async with cluster(tmp_path, server, rate=1000) as found, asyncio.TaskGroup() as tasks:
+        for least_bytes in (1, 12 << 20):
+            await found.ready(seconds=120)
+            flushing = tasks.create_task(found.flush())
+            await until(partial(is_larger, temporary, least_bytes), seconds=120)
+            await until(begun.exists)
+            found.telemetry.kill()
+            found.telemetry.start()
+            await flushing
+        await found.ready(seconds=120)
+        await found.settled(seconds=COME_AGAIN_S)
+        counts = read(found.layout).counts
+        assert sum(1 for producer_id, _ in counts if producer_id == "large") == num_lines
+
+
 @pytest.mark.timeout(400)  # 200 MB are read at each of some starts
 async def test_a_kill_while_a_large_period_is_compressed_loses_nothing(tmp_path: Path, server: Server) -> None:
     layout = Layout(tmp_path / "learning")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import sys
 import threading
@@ -14,6 +15,7 @@ from railbus_shared import clock, inflate, wire
 from railbus_shared.contracts.logs import QueryEvents
 from railbus_shared.layout import Layout
 from railbus_shared.log_reader import query, read_events, tail_events
+from railbus_telemetry import closing
 from railbus_telemetry.lines import DAY_NS, batch
 from railbus_telemetry.runs import Run
 from railbus_telemetry.series import LogSeries
@@ -189,7 +191,7 @@ def interruption() -> Interruption:
     return Interruption()
 
 
-@pytest.mark.parametrize("opened_before", [0, 1])
+@pytest.mark.parametrize("opened_before", [0, 1, 2])
 @pytest.mark.parametrize("periods", [1, 2, 3])
 def test_periods_that_close_while_a_day_is_opened_are_read_once(
     layout: Layout, writer: LogSeries, interruption: Interruption, opened_before: int, periods: int
@@ -208,6 +210,129 @@ def test_periods_that_close_while_a_day_is_opened_are_read_once(
     found = numbers(read_events(layout))
     interruption.work = []
     assert found == [1, 2, *range(3, 1 + len(found))]
+
+
+def closing_while(writer: LogSeries, work: Callable[[], None]) -> None:
+    """Close all, and in the midst of it do some work, once."""
+    left = [work]
+    writer.close_all(is_stopping=lambda: bool(left and left.pop()()))
+
+
+STEPS = ("while it is staged", "when it has replaced the closed file", "when it is over")
+
+
+@pytest.mark.parametrize("before", STEPS)
+@pytest.mark.parametrize("opened_before", [0, 1, 2])
+def test_a_day_is_opened_at_any_time_of_a_closing_and_read_once(
+    layout: Layout, writer: LogSeries, interruption: Interruption, opened_before: int, before: str, tmp_path: Path
+) -> None:
+    """The closing goes on in another thread as far as a step, then the reader opens some files, then it is over."""
+    writer.append(lines(1))
+    writer.close_all()
+    writer.append(lines(2))
+    reached, goes_on = threading.Event(), threading.Event()
+    commit = closing.commit
+
+    def stop() -> None:
+        reached.set()
+        assert goes_on.wait(10)
+
+    def stopping_commit(plain: Path) -> None:
+        commit(plain)
+        stop()
+
+    def close() -> None:
+        def work() -> None:
+            writer.append(lines(3))
+            if before == STEPS[0]:
+                stop()
+
+        closing_while(writer, work)
+        if before == STEPS[2]:
+            stop()
+
+    closing_thread = threading.Thread(target=close)
+
+    def finish() -> None:
+        interruption.work.clear()
+        goes_on.set()
+        closing_thread.join()
+        writer.append(lines(4))
+
+    with pytest.MonkeyPatch.context() as patched:
+        if before == STEPS[1]:
+            patched.setattr(closing, "commit", stopping_commit)
+        closing_thread.start()
+        assert reached.wait(10)
+        interruption.work = [finish, *[lambda: None] * opened_before]
+        found = numbers(read_events(layout))
+        interruption.work = []
+        assert not closing_thread.is_alive()
+    assert found in ([1, 2, 3], [1, 2, 3, 4])
+
+
+def test_a_reader_beside_a_writer_and_a_closing_that_never_rest_sees_each_line_once(
+    layout: Layout, writer: LogSeries
+) -> None:
+    written, done = [0], threading.Event()
+
+    def write() -> None:
+        for number in range(1, 401):
+            writer.append(lines(number, pad=2000))
+            written[0] = number
+        done.set()
+
+    def close() -> None:
+        while not done.is_set():
+            writer.close_all()
+
+    threads = [threading.Thread(target=write), threading.Thread(target=close)]
+    for thread in threads:
+        thread.start()
+    rounds = 0
+    while not done.is_set():
+        least = written[0]
+        found = numbers(read_events(layout))
+        assert found == list(range(1, len(found) + 1))
+        assert len(found) >= least
+        newest = numbers(tail_events(layout, limit=50))
+        assert newest == list(range(int(str(newest[0])), int(str(newest[-1])) + 1)) if newest else least == 0
+        rounds += 1
+    for thread in threads:
+        thread.join()
+    assert rounds > 5
+
+
+async def test_pages_join_whatever_is_closed_between_them(layout: Layout, writer: LogSeries) -> None:
+    """A place that was told of a line keeps it, also where that stood in a file that was begun beside a closing."""
+    writer.append(lines(*range(1, 11)))
+    writer.close_all()
+    writer.append(lines(*range(11, 21)))
+    pages: list[list[object]] = []
+    places: list[str] = []
+
+    async def read_page(before: str | None) -> str | None:
+        answer = await query(layout, QueryEvents(limit=4, before=before))
+        pages.insert(0, numbers(answer.events))
+        places.append(answer.older or "")
+        return answer.older
+
+    first: list[str | None] = []
+
+    def meanwhile() -> None:
+        writer.append(lines(*range(21, 31)))
+        first.append(asyncio.run(read_page(None)))
+        first.append(asyncio.run(read_page(first[0])))
+
+    await asyncio.to_thread(closing_while, writer, meanwhile)
+    place = await read_page(first[1])
+    writer.close_all()
+    answer = await query(layout, QueryEvents(limit=1000, before=first[1]))
+    assert numbers(answer.events) == list(range(1, 23)), "the same place, when its file was closed as well"
+    while place:
+        place = await read_page(place)
+    assert [number for page in pages for number in page] == list(range(1, 31))
+    assert sum("+" in place for place in places) == 2
 
 
 async def test_a_query_gives_the_newest_and_says_what_it_left_out(days: Layout) -> None:

@@ -123,11 +123,11 @@ def present(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("present")
 async def test_telemetry_removes_old_days_and_indexes_the_others(layout: Layout, series: LogSeries) -> None:
-    told, metrics, lock = Told(), Metrics("telemetry"), asyncio.Lock()
+    told, metrics = Told(), Metrics("telemetry")
     (layout.logs / ".removed-2020-01-01").mkdir()
     upkeep = Upkeep(layout, Rules(25, None), tell=told, metrics=metrics, look_s=0.01)
     async with asyncio.TaskGroup() as tasks:
-        task = tasks.create_task(upkeep.run(series, lock))
+        task = tasks.create_task(upkeep.run(series))
         await until(lambda: len(told.events) == 3 and len(list(layout.logs.rglob(".index"))) == 25)
         upkeep.note_closed(series.close_all())
         await until(lambda: len(list(layout.logs.rglob(".index"))) == 26)

@@ -114,10 +114,14 @@ class Writer:
             self._series.append(self._lines(self._random.randint(1, 40)))
             time.sleep(0.01)  # so that rsyslog reads while it is written
 
-    def end_period(self) -> None:
-        """The plain file goes at once after its last line was written; it is two hours later, at last another day."""
+    def end_period(self, *, writes: bool = False) -> None:
+        """The plain file goes at once after its last line was written; it is two hours later, at last another day.
+
+        With `writes` more lines come while it is being closed.
+        """
         self.now_ns += 4 * HALF_HOUR_NS
-        assert self._series.rotate(self.now_ns)
+        work = [self.write] if writes else []
+        assert self._series.rotate(self.now_ns, is_stopping=lambda: bool(work and work.pop()()))
 
     def _lines(self, count: int) -> list[Run]:
         events = []
@@ -168,6 +172,20 @@ async def test_every_line_arrives_once_over_rotations_and_over_midnight(
     assert sorted(collector.numbers()) == list(range(1, writer.written + 1))
     assert len({json.loads(line)["time"][:10] for line in collector.lines}) == 2
     assert max(map(len, collector.lines)) > 20_000
+
+
+async def test_what_comes_while_a_period_is_closed_arrives_once(
+    layout: Layout, shipper: Shipper, collector: Collector
+) -> None:
+    writer = Writer(layout)
+    shipper.start()
+    writer.write()
+    await wait_for_all(writer, collector)
+    for _ in range(5):
+        writer.end_period(writes=True)
+        writer.write()
+    await wait_for_all(writer, collector)
+    assert sorted(collector.numbers()) == list(range(1, writer.written + 1))
 
 
 async def test_a_restart_goes_on_where_it_was_and_a_kill_repeats_but_loses_nothing(

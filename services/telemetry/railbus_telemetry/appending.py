@@ -56,6 +56,14 @@ class PlainFiles:
         if fd is not None:
             os.close(fd)
 
+    def rename(self, path: Path, name: Path) -> None:
+        """Give a file another name, over what has it; one that is open goes on to be appended to."""
+        path.replace(name)
+        self.close(name)
+        fd = self._fds.pop(path, None)
+        if fd is not None:
+            self._fds[name] = fd
+
     def close_all(self) -> None:
         for path in list(self._fds):
             self.close(path)

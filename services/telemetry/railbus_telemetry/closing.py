@@ -1,8 +1,9 @@
-"""One day's two files: the plain one that grows, and the closed one it joins as one more gzip member.
+"""How a day's plain file joins the closed one, as one more gzip member.
 
 Closing is staged so that at every instant each line stands in a whole file: the closed file with the new member is
 written beside the old one, read back and compared, renamed over it, and only then the plain file goes. A process killed
 between the last two steps leaves the lines in both; `mend_plain` finds the plain file in the last member, and drops it.
+The plain file does not change meanwhile: what comes is written elsewhere (`series`).
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import BinaryIO, Final, Protocol
 import orjson
 
 from railbus_shared import files, inflate
-from railbus_shared.layout import CLOSED_LOG_NAME, LOG_NAME
+from railbus_shared.layout import CLOSED_LOG_NAME
 
 try:
     from isal import isal_zlib
@@ -70,13 +71,16 @@ def stage(plain: Path, *, is_stopping: IsStopping = never) -> int:
     return temporary.stat().st_size
 
 
-def commit(plain: Path) -> Path:
-    """Let the staged file replace the closed one, then remove the plain one; returns the closed file."""
+def commit(plain: Path) -> None:
+    """Let the staged file replace the closed one; from then on the plain one may go."""
     closed = plain.with_name(CLOSED_LOG_NAME)
     files.temporary_path(closed).replace(closed)
     files.fsync_dir(closed.parent)
-    remove(plain)
-    return closed
+
+
+def discard(plain: Path) -> None:
+    """Remove the staged file, if there is one."""
+    files.temporary_path(plain.with_name(CLOSED_LOG_NAME)).unlink(missing_ok=True)
 
 
 def remove(path: Path) -> None:
@@ -93,16 +97,15 @@ def remove_litter(folder: Path) -> None:
         path.unlink()
 
 
-def mend_plain(folder: Path, *, note: Callable[[str, int], object]) -> bool:
-    """Tell the keys of a day's plain file to `note` and cut its torn tail; returns whether the file is still there.
+def mend_plain(plain: Path, *, note: Callable[[str, int], object]) -> bool:
+    """Tell the keys of a plain file to `note` and cut its torn tail; returns whether the file is still there.
 
     It is not if the closed file has its lines already, or if no line is left of it.
     """
-    plain, closed = folder / LOG_NAME, folder / CLOSED_LOG_NAME
     if not plain.exists():
         return False
     good_bytes = _scan(plain, note)
-    if good_bytes == 0 or _is_closed_already(plain, closed):
+    if good_bytes == 0 or is_closed(plain):
         logger.warning("removed a log that was closed or empty", extra={"file": str(plain), "good_bytes": good_bytes})
         remove(plain)
         return False
@@ -161,8 +164,9 @@ def _scan(plain: Path, note: Callable[[str, int], object]) -> int:
     return good_end
 
 
-def _is_closed_already(plain: Path, closed: Path) -> bool:
+def is_closed(plain: Path) -> bool:
     """Whether the last member of the closed file is the plain file, byte for byte."""
+    closed = plain.with_name(CLOSED_LOG_NAME)
     if not closed.exists():
         return False
     with closed.open("rb") as file, plain.open("rb") as source:

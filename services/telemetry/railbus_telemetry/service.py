@@ -66,7 +66,7 @@ class TelemetryService:
         self._settings = settings
         self._layout = context.common.layout
         self._series: LogSeries | None = None
-        self._lock = asyncio.Lock()
+        self._closing = asyncio.Lock()
         self._progress = asyncio.Condition()
         self._hurry = asyncio.Event()
         self._all_written = asyncio.Event()
@@ -105,7 +105,7 @@ class TelemetryService:
             async with asyncio.TaskGroup() as tasks:
                 beside = [
                     tasks.create_task(self._rotate()),
-                    tasks.create_task(self._upkeep.run(series, self._lock)),
+                    tasks.create_task(self._upkeep.run(series)),
                 ]
                 if self._settings.otlp_endpoint:
                     beside.append(tasks.create_task(self._traces.run()))
@@ -170,8 +170,7 @@ class TelemetryService:
 
     async def _append(self, runs: list[Run]) -> list[Run]:
         assert self._series is not None  # noqa: S101 - `run` opens it before anything is consumed
-        async with self._lock:
-            return await asyncio.to_thread(self._series.append, runs)
+        return await asyncio.to_thread(self._series.append, runs)
 
     def _alarm(self, problem: str) -> None:
         if problem != self._problem:
@@ -264,8 +263,8 @@ class TelemetryService:
         return [str(path.relative_to(self._layout.root)) for path in closed]
 
     async def _alone(self, close: Callable[[], list[Path]]) -> list[Path]:
-        """Close something while nobody else uses the series; one that is cancelled ends when its thread has."""
-        async with self._lock:
+        """Close something while nobody else does, in one thread; one that is cancelled ends when that has."""
+        async with self._closing:
             closing = asyncio.ensure_future(asyncio.to_thread(close))
             try:
                 return await asyncio.shield(closing)

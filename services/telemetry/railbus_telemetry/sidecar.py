@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -31,14 +32,18 @@ class Sidecar:
     closed_bytes: dict[str, int] = field(default_factory=dict)
     """Size of the closed file of each day, `YYYY-MM-DD`, that is known to be whole."""
 
-    def save(self, path: Path, *, incarnation: str) -> None:
-        """Write it in one step; raises StorageFull."""
+    def content(self, *, incarnation: str) -> dict[str, object]:
+        """What to save of it as it is now."""
         newest = sorted(self.closed_bytes)[-_MAX_DAYS:]
-        content = {
+        return {
             "incarnation": incarnation,
             "closed_bytes": {day: self.closed_bytes[day] for day in newest},
             "seen": self.seen.to_map(),
         }
+
+    @staticmethod
+    def save(path: Path, content: Mapping[str, object]) -> None:
+        """Write a content in one step; raises StorageFull."""
         digest = hashlib.sha256(orjson.dumps(content)).hexdigest()
         files.write_whole(path, orjson.dumps({"v": 1, "sha256": digest, "content": content}))
 

@@ -56,12 +56,12 @@ class Upkeep:
         self._closed.extend(path.parent for path in files)
         self._has_closed.set()
 
-    async def run(self, series: LogSeries, lock: asyncio.Lock) -> None:
-        """Until cancelled; `lock` is held by whoever uses the series."""
+    async def run(self, series: LogSeries) -> None:
+        """Until cancelled."""
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._index())
-                tasks.create_task(self._remove(series, lock))
+                tasks.create_task(self._remove(series))
         finally:
             self._stopping.set()
 
@@ -100,19 +100,18 @@ class Upkeep:
 
     # --- removal -----------------------------------------------------------------------------------------------------
 
-    async def _remove(self, series: LogSeries, lock: asyncio.Lock) -> None:
+    async def _remove(self, series: LogSeries) -> None:
         while True:
             try:
                 await asyncio.to_thread(removing.sweep, self._layout)
                 for one in await self._outdated(series):
-                    await self._remove_day(one, series, lock)
+                    await self._remove_day(one, series)
             except OSError as exc:  # the disk fails; what is left over is swept at the next look
                 logger.error("a log cannot be removed", extra={"problem": str(exc)})  # noqa: TRY400 - no bug
             await asyncio.sleep(self._look_s)
 
-    async def _remove_day(self, one: Outdated, series: LogSeries, lock: asyncio.Lock) -> None:
-        async with lock:
-            aside = await asyncio.to_thread(series.set_aside, one.day.day)
+    async def _remove_day(self, one: Outdated, series: LogSeries) -> None:
+        aside = await asyncio.to_thread(series.set_aside, one.day.day)
         if aside is not None:
             self._report(one)
             await asyncio.to_thread(shutil.rmtree, aside)

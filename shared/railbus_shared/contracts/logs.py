@@ -9,7 +9,7 @@ from pydantic import AfterValidator, Field, WithJsonSchema
 
 from railbus_shared.contracts.model import Contract, Id, Items, Time
 
-PLACE_PATTERN = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}/[0-9]{1,18}/[0-9]{1,18}$"
+PLACE_PATTERN = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}/[0-9]{1,18}\+?/[0-9]{1,18}$"
 
 
 def _existing(place: str) -> str:
@@ -23,7 +23,10 @@ LogPlace = Annotated[
     AfterValidator(_existing),
     WithJsonSchema({"type": "string", "pattern": PLACE_PATTERN, "examples": ["2026-11-23/40960/1234"]}),
 ]
-"""Where an event stands in the log: day, member of its file, byte in that. It stands there for good."""
+"""Where an event stands in the log: day, member of its file (with a `+` the one behind it), byte in that.
+
+It stands there for good.
+"""
 
 
 class QueryEvents(Contract):
