@@ -95,6 +95,22 @@ async def test_a_service_that_dies_between_two_steps_costs_nothing_but_time(
     assert violations(lines) == []
 
 
+@pytest.mark.parametrize("point", ["before.Started", "after.Started"])
+async def test_a_runner_that_is_told_to_stop_while_it_takes_a_job_gives_it_back_uncharged(
+    failing_up: RunningUp, point: str
+) -> None:
+    up, folder = failing_up, failing_up.root.parent
+    async with up.client() as client:
+        await until(up.is_ready, seconds=60)
+        arm(folder, point, signal.SIGTERM)
+        job = (await client.submit({**JOB, "model": f"stopped-{point.lower()}", "max_attempts": 1})).id
+        lines = await _through(client, up, job)
+        record = await client.job(job)
+    assert not (folder / point).exists(), "nobody came to the point"
+    assert (record.state, record.attempt, record.lease_epoch) == ("succeeded", 1, 2), record
+    assert [line["data"]["cause"] for line in lines if line["type"] == "job.requeued"] == ["preempted"]
+
+
 WRITTEN_BESIDE: dict[str, Any] = {
     **JOB,
     "params": {"epochs": 4, "pause_s": 0.03},

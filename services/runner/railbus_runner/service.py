@@ -113,7 +113,7 @@ class RunnerService:
                     await self._context.stopping.wait()
                     self._news.set()
                     for attempt in list(self._attempts.values()):
-                        await attempt.stop(Stop(reason="shutdown"), grace_s=self._settings.grace_s)
+                        await self._shut_down(attempt)
                     await self._drained()
                     await end(reporting)
                 await self._warm.close()
@@ -147,6 +147,7 @@ class RunnerService:
             await self._begin(request, tasks)
         finally:
             self._starting.discard(ref)
+            self._news.set()
         return Nothing()
 
     async def _begin(self, request: StartAttempt, tasks: asyncio.TaskGroup) -> None:
@@ -161,6 +162,11 @@ class RunnerService:
         attempt = Attempt(self._tools, request, applied.record)
         self._attempts[attempt.ref] = attempt
         tasks.create_task(self._see_through(attempt, applied.record))
+        if self._context.stopping.is_set():  # that came while the record was changed
+            await self._shut_down(attempt)
+
+    async def _shut_down(self, attempt: Attempt) -> None:
+        await attempt.stop(Stop(reason="shutdown"), grace_s=self._settings.grace_s)
 
     async def _stop(self, request: StopAttempt) -> Nothing:
         attempt = self._running(request)
@@ -188,8 +194,8 @@ class RunnerService:
             self._news.set()
 
     async def _drained(self) -> None:
-        """Wait until the trainers have ended; `Attempt.stop` kills those that take too long."""
-        while self._attempts:
+        """Wait until the trainers have ended, those that begin just now too; `Attempt.stop` kills the slow ones."""
+        while self._attempts or self._starting:
             self._news.clear()
             await self._news.wait()
 
