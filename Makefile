@@ -13,14 +13,14 @@ LOCKER := .venv-lock
 demo: $(READY)
 	$(BIN)/railbus demo
 
-# A test may take 20 s where one is run by hand; beside another one, with coverage on, it is given longer. What Python
-# compiles is kept, even where the environment says not to: processes are started by the hundred. pytest takes half a
-# minute to rewrite all asserts, which is done once, before each process of the tests needs it.
+# A test may take 20 s where one is run by hand; beside others, with coverage on, it is given longer. Four at once keep
+# two cores busy, as many tests wait. What Python compiles is kept, even where the environment says not to: processes
+# are started by the hundred. pytest takes half a minute to rewrite all asserts, which is done once, before four need it.
 test: export PYTHONDONTWRITEBYTECODE =
 test: $(READY)
 	find tests -name 'test_*.py' | xargs -P 2 -n 140 $(BIN)/python -m pytest --collect-only -qq > /dev/null || true
 	$(BIN)/python -m coverage erase
-	$(BIN)/python -m coverage run -m pytest -n 2 --dist worksteal --timeout 60 -m 'not docker'
+	$(BIN)/python -m coverage run -m pytest -n 4 --dist worksteal --timeout 120 -m 'not docker'
 	$(BIN)/python -m coverage combine --quiet
 	$(BIN)/python -m coverage report --skip-covered --skip-empty | tail -n 40
 

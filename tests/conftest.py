@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -18,9 +19,18 @@ settings.register_profile("railbus", deadline=None, suppress_health_check=[Healt
 settings.load_profile("railbus")
 
 
+BESIDE_OTHERS = 3
+"""How many times longer a test may take where others run at the same time; a timeout ends only what hangs."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What takes longest comes first, so that no process has a long test left when the others are done."""
     items.sort(key=lambda item: item.path.parent.name != "e2e")
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        for item in items:
+            mark = item.get_closest_marker("timeout")
+            if mark is not None:
+                item.add_marker(pytest.mark.timeout(BESIDE_OTHERS * mark.args[0]), append=False)
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from pathlib import Path
 from railbus_shared.bus.connection import Bus
 from railbus_shared.layout import Layout
 from railbus_shared.settings import CommonSettings
-from until import until
+from until import PATIENCE_S, until
 
 
 @dataclass
@@ -29,7 +29,7 @@ class Dataloader:
     log: Path
     bus: Bus
 
-    async def ask(self, verb: str, body: dict[str, object], *, timeout_s: float = 15) -> dict[str, object]:
+    async def ask(self, verb: str, body: dict[str, object], *, timeout_s: float = PATIENCE_S) -> dict[str, object]:
         """Ask it, by the subject of its host."""
         return await self.bus.request(f"railbus.req.data.{self.name}.{verb}", body, timeout_s=timeout_s)
 
@@ -70,5 +70,5 @@ async def dataloader(
     finally:
         if process.returncode is None:
             process.terminate()
-            async with asyncio.timeout(15):
+            async with asyncio.timeout(PATIENCE_S):
                 await process.wait()

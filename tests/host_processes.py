@@ -15,7 +15,7 @@ from pathlib import Path
 
 from railbus_shared.layout import Layout
 from railbus_shared.settings import CommonSettings
-from until import until
+from until import PATIENCE_S, until
 
 TRAINING = ("dataloader", "device_manager", "runner")
 """What a host needs to run jobs."""
@@ -71,7 +71,7 @@ async def running_host(
                 host.processes[service] = await asyncio.create_subprocess_exec(
                     *command, env=environment, stdout=output, stderr=output
                 )
-        await until(host.are_ready, seconds=60)
+        await until(host.are_ready)
         yield host
     finally:
         for service in reversed(services):  # the runner first: it hands back what the others look after
@@ -81,5 +81,5 @@ async def running_host(
 async def _ended(process: asyncio.subprocess.Process | None) -> None:
     if process is not None and process.returncode is None:
         process.terminate()
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(PATIENCE_S):
             await process.wait()

@@ -57,7 +57,7 @@ class Process:
     def kill(self) -> None:
         if self.process is not None:
             self.process.kill()
-            self.process.wait(10)
+            self.process.wait(PATIENCE_S)
 
     def stop(self, *, timeout_s: float = PATIENCE_S) -> int:
         """Ask it to end, and return its exit status."""

@@ -21,6 +21,7 @@ from railbus_shared.errors import TransientError
 from railbus_shared.settings import CommonSettings
 from railbus_shared.topology import Consumer
 from servers import server_binary
+from until import PATIENCE_S
 
 NUM_NODES: Final = 3
 
@@ -51,7 +52,7 @@ class Node:
     def kill(self, number: int = signal.SIGKILL) -> None:
         assert self.process is not None
         self.process.send_signal(number)
-        self.process.wait(10)
+        self.process.wait(PATIENCE_S)
 
     def pause(self) -> None:
         assert self.process is not None
@@ -138,7 +139,7 @@ def running_cluster(folder: Path) -> Iterator[Cluster]:
         for node in nodes:
             if node.process is not None:
                 node.process.kill()
-                node.process.wait(10)
+                node.process.wait(PATIENCE_S)
 
 
 def _free_ports(count: int) -> list[int]:

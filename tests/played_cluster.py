@@ -30,6 +30,7 @@ from railbus_shared.service import Context
 from railbus_shared.settings import CommonSettings
 from railbus_shared.telemetry import LearningTelemetry, Sink
 from railbus_shared.waiting import end
+from until import PATIENCE_S
 
 JOB: dict[str, object] = {"model": "m", "dataset": "d", "entrypoint": "classifier", "devices": {"kind": "cpu"}}
 
@@ -157,7 +158,7 @@ async def played_runner(
             work = [tasks.create_task(runner.live()), tasks.create_task(telemetry.run())]
             await bus.check_jetstream()
             yield runner
-            await telemetry.flush(timeout_s=5)
+            await telemetry.flush(timeout_s=PATIENCE_S)
             await end(*work)
 
 
@@ -183,7 +184,7 @@ async def device_manager(
             yield service
             stopping.set()
             await running
-            await telemetry.flush(timeout_s=5)
+            await telemetry.flush(timeout_s=PATIENCE_S)
             await end(telling)
 
 

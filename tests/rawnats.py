@@ -7,12 +7,14 @@ import socket
 from types import TracebackType
 from typing import Self
 
+from until import PATIENCE_S
+
 
 class RawClient:
     """One TCP connection to a server, in the text protocol."""
 
     def __init__(self, port: int) -> None:
-        self._socket = socket.create_connection(("127.0.0.1", port), timeout=5)
+        self._socket = socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_S)
         self._file = self._socket.makefile("rb")
         self._file.readline()
         self.send(

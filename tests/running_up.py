@@ -24,6 +24,7 @@ from nats.aio.client import Client as NatsClient
 from railbus.client import Client
 from railbus_shared.layout import Layout
 from railbus_shared.settings import CommonSettings, running_bus
+from until import PATIENCE_S
 
 SERVICES = ("device_manager", "dataloader", "runner", "telemetry")
 
@@ -127,10 +128,10 @@ class RunningUp:
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
         try:
-            return self.process.wait(40)
+            return self.process.wait(PATIENCE_S)
         except subprocess.TimeoutExpired:
             self.process.kill()
-            self.process.wait(5)
+            self.process.wait(PATIENCE_S)
             raise AssertionError(f"railbus up did not stop:\n{self.logs()}") from None
 
     def log_lines(self) -> list[dict[str, Any]]:
@@ -182,7 +183,7 @@ def start_up(
 
 
 async def until_event(
-    client: Client, job: str, kind: str, *, count: int = 1, timeout_s: float = 60
+    client: Client, job: str, kind: str, *, count: int = 1, timeout_s: float = PATIENCE_S
 ) -> dict[str, object]:
     """The `count`-th event of a kind of a job."""
     async with asyncio.timeout(timeout_s):
@@ -194,7 +195,7 @@ async def until_event(
     raise AssertionError(f"job {job} ended without {kind}: {await client.job(job)}")
 
 
-async def finished(client: Client, job: str, *, timeout_s: float = 90) -> list[dict[str, object]]:
+async def finished(client: Client, job: str, *, timeout_s: float = PATIENCE_S) -> list[dict[str, object]]:
     """All events of a job up to its end."""
     async with asyncio.timeout(timeout_s):
         return [event async for event in client.follow(job)]

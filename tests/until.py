@@ -9,7 +9,7 @@ import asyncio
 import inspect
 from collections.abc import Awaitable, Callable
 
-PATIENCE_S = 50.0
+PATIENCE_S = 100.0
 
 
 async def until(condition: Callable[[], bool | Awaitable[bool]], *, seconds: float = PATIENCE_S) -> None:

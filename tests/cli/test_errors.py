@@ -15,6 +15,7 @@ from railbus.cli.session import Session, refusal
 from railbus_shared.errors import BusUnavailable, NotAuthorized
 from railbus_shared.settings import CommonSettings
 from servers import Server
+from until import PATIENCE_S
 
 
 @pytest.fixture
@@ -74,7 +75,7 @@ def test_a_reader_that_goes_away_is_no_trouble(tmp_path: Path) -> None:
     process.stdin.close()
     process.stdout.readline()
     process.stdout.close()
-    assert process.wait(10) == 1
+    assert process.wait(PATIENCE_S) == 1
     assert process.stderr.read() == b""
     process.stderr.close()
 

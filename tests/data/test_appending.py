@@ -18,6 +18,7 @@ from railbus_shared.data.shard_paths import ShardPaths
 from railbus_shared.data.writer import append_dataset
 from railbus_shared.errors import DatasetNotFound, IndexInvalid, InvalidField, InvalidName, NotFound
 from railbus_shared.layout import Layout
+from until import PATIENCE_S
 
 
 @pytest.fixture
@@ -233,7 +234,7 @@ def python(code: str, root: Path, *, stdin: int = subprocess.DEVNULL) -> subproc
 @pytest.mark.timeout(60)  # two writes and their flushes for each of some eighty steps
 def test_an_append_killed_at_any_step_leaves_the_old_or_the_new_version(tmp_path: Path) -> None:
     with python(KILLED_AT_EVERY_STEP, tmp_path) as process:
-        out, err = process.communicate(timeout=55)
+        out, err = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 0, err
     num_steps, *versions = map(int, out.split())
     assert num_steps > 40
@@ -252,7 +253,7 @@ def test_two_appenders_wait_for_each_other(layout: Layout) -> None:
         with python(APPENDER, layout.root) as other:
             assert other.stdout is not None
             assert select.select([other.stdout], [], [], 1.0)[0] == []
-            outs = [one.communicate("\n", timeout=15)[0], other.communicate(timeout=15)[0]]
+            outs = [one.communicate("\n", timeout=PATIENCE_S)[0], other.communicate(timeout=PATIENCE_S)[0]]
     assert [out.split()[-1] for out in outs] == ["2", "3"]
     assert DatasetIndex.load(layout.dataset("d")).file.samples == 50
 
@@ -264,6 +265,6 @@ def test_a_reader_beside_appends_always_finds_a_whole_version(layout: Layout) ->
         assert reader.stdout.readline() == "ready\n"
         for start in range(30, 140, 10):
             append(layout, start, start + 10)
-        out, err = reader.communicate(timeout=15)
+        out, err = reader.communicate(timeout=PATIENCE_S)
     assert reader.returncode == 0, err
     assert int(out) >= 2

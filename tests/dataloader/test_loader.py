@@ -35,6 +35,7 @@ from railbus_shared.errors import (
 )
 from railbus_shared.layout import Layout
 from railbus_shared.metrics import Metrics
+from until import PATIENCE_S
 
 
 @pytest.fixture
@@ -318,7 +319,7 @@ class Counted:
 
     def __call__(self, path: Path) -> str:
         self.calls += 1
-        assert self.may_go.wait(10)
+        assert self.may_go.wait(PATIENCE_S)
         return files.sha256_file(path)
 
 

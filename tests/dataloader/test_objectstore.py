@@ -26,6 +26,7 @@ from railbus_shared.data.index import DatasetIndex
 from railbus_shared.data.writer import append_dataset
 from railbus_shared.errors import BadSetting, DatasetNotFound, NoSource, ShardCorrupt, TransferBroken
 from railbus_shared.layout import Layout
+from until import PATIENCE_S
 
 pytestmark = pytest.mark.timeout(60)  # the server takes 5 to 20 s to start on a busy machine
 AWS = {"AWS_ACCESS_KEY_ID": "k", "AWS_SECRET_ACCESS_KEY": "s", "AWS_REGION": "us-east-1", "AWS_ALLOW_HTTP": "true"}
@@ -47,12 +48,12 @@ def s3_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield url
     finally:
         process.kill()
-        process.wait(10)
+        process.wait(PATIENCE_S)
 
 
 def _make_bucket(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
     """Waits for the server, which takes a few seconds to import what it is made of."""
-    deadline = time.monotonic() + 50
+    deadline = time.monotonic() + PATIENCE_S
     while True:
         try:
             urllib.request.urlopen(urllib.request.Request(url, method="PUT"), timeout=5).close()  # noqa: S310 - our own

@@ -32,7 +32,7 @@ from railbus_shared.contracts.requests import (
 from railbus_shared.errors import RailbusError, TransientError
 from railbus_shared.layout import Layout
 from railbus_shared.settings import CommonSettings
-from until import until
+from until import PATIENCE_S, until
 
 pytestmark = pytest.mark.timeout(60)  # starts services, several of them in some tests
 
@@ -48,7 +48,7 @@ class Dataloader:
 
     async def ask(self, verb: str, request: Contract) -> dict[str, object]:
         subject = self.bus.subjects.request(f"data.{self.host}", verb)
-        return await self.bus.request(subject, request.to_map(), timeout_s=10)
+        return await self.bus.request(subject, request.to_map(), timeout_s=PATIENCE_S)
 
     async def is_serving(self) -> bool:
         try:
@@ -87,12 +87,12 @@ async def dataloader(
         )
     running = Dataloader(bus, host, run_dir, process)
     try:
-        await until(running.is_serving, seconds=20)
+        await until(running.is_serving)
         yield running
     finally:
         if process.returncode is None:
             process.send_signal(signal.SIGTERM)
-            async with asyncio.timeout(15):
+            async with asyncio.timeout(PATIENCE_S):
                 assert await process.wait() == 0, (root.parent / f"{host}.log").read_text()
 
 

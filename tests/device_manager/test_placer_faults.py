@@ -71,7 +71,7 @@ async def test_a_placer_that_is_stopped_with_leases_in_hand_or_killed_costs_noth
             await client.submit({**JOB, "id": "contested"})
             await runner.end("early")
             await until(lambda: not (tmp_path / "before.Placed").exists())
-            await until(lambda: runner.has("contested"), seconds=60)
+            await until(lambda: runner.has("contested"))
             assert "dm2" in await leader(bus)
             first.processes["device_manager"].send_signal(signal.SIGCONT)
             for number in range(4):

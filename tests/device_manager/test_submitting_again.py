@@ -18,7 +18,7 @@ from railbus_shared.contracts.jobs import JobRecord
 from railbus_shared.errors import Conflict, TransientError
 from railbus_shared.settings import CommonSettings
 from servers import Server
-from until import PATIENCE_S, until
+from until import until
 
 pytestmark = pytest.mark.timeout(90)  # NATS is killed twice, and all reconnect
 
@@ -34,7 +34,7 @@ async def _submitted(client: Client) -> JobRecord:
             found.append(await client.job((await client.submit(SPEC)).id))
         return bool(found)
 
-    await until(is_taken, seconds=2 * PATIENCE_S)
+    await until(is_taken)
     return found[0]
 
 

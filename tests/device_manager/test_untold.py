@@ -24,7 +24,7 @@ from railbus_shared.records import HeldRecord, JobRecords
 from railbus_shared.settings import CommonSettings
 from railbus_shared.telemetry import LearningTelemetry
 from records_for_tests import record
-from until import until
+from until import PATIENCE_S, until
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -86,14 +86,14 @@ async def test_a_placer_that_begins_tells_the_ends_that_lack_and_none_that_may_h
     telemetry.event("app.began")
     async with asyncio.TaskGroup() as tasks:
         telling = tasks.create_task(telemetry.run())
-        await telemetry.flush(timeout_s=5)
+        await telemetry.flush(timeout_s=PATIENCE_S)
         for number in range(1, 151):
             ended = record("failed" if number % 3 else "cancelled", id=f"j-{number}", sequence=number)
             ended = ended.changed(incarnation=bus.incarnation, ended_at=clock.now())
             revision = await jobs.create(ended.id, ended.to_map())
             if number % 10:
                 tell_end(telemetry, HeldRecord(ended, revision))
-        await telemetry.flush(timeout_s=5)
+        await telemetry.flush(timeout_s=PATIENCE_S)
         telling.cancel()
     wanted = [f"j-{number}" for number in range(1, 151)]
     async with device_manager(common, "dm1", history=BusSink(bus)):

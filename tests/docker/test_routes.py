@@ -72,7 +72,7 @@ def nodes(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
     yield tmp_path
     for process in running:
         process.kill()
-        process.wait(10)
+        process.wait(PATIENCE_S)
 
 
 def _started(deployed: Path, node: str) -> subprocess.Popen[bytes]:

@@ -123,7 +123,7 @@ async def test_an_index_that_disagrees_with_its_shards_is_refused_at_once(up: Ru
         (folder / name).write_text(text)
     async with up.raw_client() as raw:
         reply = await raw.request(
-            "railbus.req.jobs.submit", json.dumps({**GOOD, "dataset": "broken"}).encode(), timeout=15
+            "railbus.req.jobs.submit", json.dumps({**GOOD, "dataset": "broken"}).encode(), timeout=PATIENCE_S
         )
     body = json.loads(reply.data)
     assert body["code"] == "INDEX_INVALID"

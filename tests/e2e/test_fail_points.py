@@ -54,7 +54,7 @@ async def _through(client: Client, up: RunningUp, job: str) -> list[dict[str, An
         return untold(up.log_lines(), [job]) == {}
 
     await until(is_over, seconds=90)
-    await until(are_free, seconds=60)
+    await until(are_free)
     await until(is_told_once)
     return [line for line in up.log_lines() if line.get("job") == job]
 
@@ -196,7 +196,7 @@ async def test_a_writer_that_was_stopped_past_the_lease_with_its_runner_commits_
         _, writer = _processes_of(up, job)
         before = (await client.job(job)).checkpoint
         up.kill("runner", signal.SIGSTOP)
-        await until_event(client, job, "job.requeued", timeout_s=60)
+        await until_event(client, job, "job.requeued")
         up.kill("runner", signal.SIGCONT)
         lines = await _through(client, up, job)
     assert processes.process_info(writer) is None

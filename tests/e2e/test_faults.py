@@ -19,7 +19,7 @@ from railbus.client import Client
 from railbus_runner import processes
 from railbus_shared.contracts.jobs import JobRecord
 from running_up import RunningUp, finished, until_event
-from until import until
+from until import PATIENCE_S, until
 
 pytestmark = pytest.mark.timeout(120)  # starts services that import torch
 
@@ -192,7 +192,7 @@ async def test_an_attempt_goes_on_after_nats_was_silent_for_less_and_for_more_th
             await asyncio.sleep(silent_s)
         finally:
             up.kill("nats", signal.SIGCONT)
-        await asyncio.to_thread(up.wait_until, up.is_ready, timeout_s=60, what="ready again")
+        await asyncio.to_thread(up.wait_until, up.is_ready, timeout_s=PATIENCE_S, what="ready again")
     async with up.client() as client:
         awaited: dict[str, Any] = await until_event(client, job, "job.lease_awaited")
         await client.cancel(job)

@@ -10,6 +10,7 @@ import pytest
 from histories import FINAL, unended, violations
 from railbus.client import Client
 from running_up import RunningUp, finished, until_event
+from until import PATIENCE_S
 
 pytestmark = pytest.mark.timeout(180)  # starts services that import torch, kills them, and trains
 
@@ -78,7 +79,7 @@ async def test_a_trainer_does_not_notice_the_death_of(up: RunningUp, service: st
         up.kill(service)
         events = await finished(client, job)
         record = await client.job(job)
-        up.wait_until(up.is_ready, timeout_s=60, what="ready again")
+        up.wait_until(up.is_ready, timeout_s=PATIENCE_S, what="ready again")
         await client.flush()
     assert (record.state, record.attempt, record.lease_epoch) == ("succeeded", 1, 1)
     assert not [event for event in events if event["type"] == "checkpoint.resumed"]
@@ -93,13 +94,13 @@ async def test_a_runner_paused_past_its_lease_finds_itself_fenced(up: RunningUp)
         job = (await client.submit({**JOB, "params": {"epochs": 40, "pause_s": 0.03}})).id
         await until_event(client, job, "job.checkpointed")
         up.kill("runner", signal.SIGSTOP)
-        await until_event(client, job, "job.requeued", timeout_s=60)
+        await until_event(client, job, "job.requeued")
         up.kill("runner", signal.SIGCONT)
-        await until_event(client, job, "job.started", count=2, timeout_s=60)
+        await until_event(client, job, "job.started", count=2)
         record = await client.job(job)
         assert record.lease_epoch == 2
         await client.cancel(job)
-        await finished(client, job, timeout_s=60)
+        await finished(client, job)
         await client.flush()
     assert violations(up.log_lines()) == []
 
@@ -118,8 +119,8 @@ async def test_readiness_follows_nats_and_liveness_does_not(up: RunningUp) -> No
                 missing = [line for line in text.splitlines() if line.startswith("[-]")]
                 return status == 503 and any("nats" in line.lower() for line in missing)
 
-            await asyncio.to_thread(up.wait_until, names_nats, timeout_s=10, what=f"{service} answers 503")
+            await asyncio.to_thread(up.wait_until, names_nats, timeout_s=PATIENCE_S, what=f"{service} answers 503")
             assert up.get(service, "/livez")[0] == 200
     finally:
         up.kill("nats", signal.SIGCONT)
-    await asyncio.to_thread(up.wait_until, up.is_ready, timeout_s=60, what="ready again")
+    await asyncio.to_thread(up.wait_until, up.is_ready, timeout_s=PATIENCE_S, what="ready again")

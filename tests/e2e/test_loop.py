@@ -134,7 +134,7 @@ async def test_a_running_job_can_be_cancelled(up: RunningUp) -> None:
         submitted = await client.submit(job)
         await until_event(client, submitted.id, "job.first_step")
         await client.cancel(submitted.id)
-        await finished(client, submitted.id, timeout_s=60)
+        await finished(client, submitted.id)
         record = await client.job(submitted.id)
     assert (record.state, record.end_cause) == ("cancelled", "cancelled")
 
@@ -154,7 +154,7 @@ async def test_a_trainers_stream_is_open_for_as_long_as_it_trains(up: RunningUp)
         await until_event(client, record.id, "job.first_step")
         assert _open_streams(up) == 1
         await client.cancel(record.id)
-        await finished(client, record.id, timeout_s=30)
+        await finished(client, record.id)
     await until(lambda: _open_streams(up) == 0)
 
 
@@ -166,6 +166,6 @@ async def test_the_trainer_has_no_credentials_of_the_bus(up: RunningUp) -> None:
         ledger = json.loads(next((up.layout.state / "runner" / "attempts").glob(f"{record.id}.*.json")).read_bytes())
         environment = Path(f"/proc/{ledger['pid']}/environ").read_bytes()
         await client.cancel(record.id)
-        await finished(client, record.id, timeout_s=60)
+        await finished(client, record.id)
     assert b"RAILBUS_" not in environment
     assert b"NATS" not in environment

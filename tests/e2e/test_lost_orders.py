@@ -52,10 +52,10 @@ async def test_an_attempt_ends_within_a_renewal_although_no_order_to_stop_arrive
     settings = {"lease_ttl_s": "6", "runner_entrypoint_dirs": f'["{entrypoints}"]'}
     async with running_host(common, tmp_path / "a", "a", TRAINING, settings=settings):
         job, before = (await client.submit(JOB)).id, None
-        await until(lambda: has_saved(1), seconds=60)
+        await until(lambda: has_saved(1))
         await records.apply(job, PreemptAsked(1, "j-other"))
         before = (await record()).checkpoint
-        await until(lambda: has_saved(2), seconds=60)
+        await until(lambda: has_saved(2))
         assert ((await record()).attempt, (await record()).end_cause) == (1, "preempted")
         await records.apply(job, CancelAsked(by="ada"))
         events = [event async for event in client.follow(job)]

@@ -127,7 +127,7 @@ async def _submitted(client: Client, job: str) -> None:
             return False
         return True
 
-    await until(is_taken, seconds=60)
+    await until(is_taken)
 
 
 async def _all_are_listed_as_ended(client: Client) -> bool:

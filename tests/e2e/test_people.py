@@ -97,7 +97,7 @@ async def test_a_job_that_is_held_waits_until_it_is_released_and_says_so(up: Run
         assert (await job.why()).headline == "held"
         assert "held by ana" in command("why", job.id, cwd=up.root, env=_env(up)).out
         await job.hold(held=False)
-        assert (await job.wait(timeout_s=90)).state == "succeeded"
+        assert (await job.wait(timeout_s=PATIENCE_S)).state == "succeeded"
 
 
 async def test_a_running_job_writes_a_checkpoint_when_it_is_asked_to_and_the_answer_comes_when_it_is_durable(
@@ -115,7 +115,7 @@ async def test_a_running_job_writes_a_checkpoint_when_it_is_asked_to_and_the_ans
         path = up.layout.checkpoints("people") / f"{name}.pt"
         assert second["checkpoint"]["sha256"] == sha256_file(path)
         await job.cancel(now=True)
-        assert (await job.wait(timeout_s=90)).state == "cancelled"
+        assert (await job.wait(timeout_s=PATIENCE_S)).state == "cancelled"
         refused = command("checkpoint", "now", job.id, cwd=up.root, env=_env(up))
         assert (refused.status, "is cancelled and writes no checkpoint now" in refused.err) == (1, True)
 
@@ -124,7 +124,7 @@ async def test_a_jobs_curves_are_written_for_tensorboard_while_it_trains(up: Run
     async with up.client() as client:
         job = (await client.submit({**PACED, "params": {"epochs": 2, "pause_s": 0.01}})).id
         words = ("export", "tensorboard", "-f", job, "--json")
-        done = await asyncio.to_thread(command, *words, cwd=tmp_path, env=_env(up), timeout_s=90)
+        done = await asyncio.to_thread(command, *words, cwd=tmp_path, env=_env(up), timeout_s=PATIENCE_S)
         told = [event async for event in client.follow(job) if event["type"] == "train.metrics"]
     assert done.status == 0, done.err
     found = done.json()
@@ -251,7 +251,7 @@ def test_what_would_become_of_jobs_is_told_without_submitting_them(up: RunningUp
 def test_waiting_for_a_job_exits_with_its_code(up: RunningUp) -> None:
     spec = up.root / "job.yaml"
     spec.write_text("model: people\ndataset: digits\nentrypoint: paced:leave\nparams: {code: 42}\nmax_attempts: 1\n")
-    done = command("submit", str(spec), "--wait", cwd=up.root, env=_env(up), timeout_s=90)
+    done = command("submit", str(spec), "--wait", cwd=up.root, env=_env(up), timeout_s=PATIENCE_S)
     assert done.status == 42, done.err
     spec.write_text("model: people\ndataset: nowhere\nentrypoint: paced:leave\n")
     assert command("submit", str(spec), "--wait", cwd=up.root, env=_env(up)).status == 125
@@ -292,7 +292,7 @@ def _shipping(up: RunningUp, folder: Path, name: str) -> Iterator[subprocess.Pop
             yield process
         finally:
             process.kill()
-            process.wait(10)
+            process.wait(PATIENCE_S)
 
 
 def _keys(lines: bytes) -> set[tuple[str, int]]:

@@ -12,6 +12,7 @@ from torch.utils.dlpack import from_dlpack
 
 from railbus_runner.buffers import Ring
 from railbus_shared.contracts.artifacts import Column
+from until import PATIENCE_S
 
 ROWS = 64
 COLUMN = Column(dtype="int32", shape=(1024,))
@@ -94,7 +95,7 @@ def test_what_another_thread_holds_is_not_used_again(ring: Ring) -> None:
     done = threading.Event()
     kept: list[torch.Tensor] = [ring.take(ROWS)[0]]
     first = kept[0].data_ptr()
-    holder = threading.Thread(target=lambda _tensor: done.wait(10), args=(kept.pop(),))
+    holder = threading.Thread(target=lambda _tensor: done.wait(PATIENCE_S), args=(kept.pop(),))
     holder.start()
     assert first not in [pointer(ring) for _ in range(5)]
     done.set()

@@ -42,6 +42,7 @@ from railbus_shared.errors import (
     StorageFull,
 )
 from railbus_shared.layout import Layout
+from until import PATIENCE_S
 
 # --- writing ---------------------------------------------------------------------------------------------------------
 
@@ -96,7 +97,7 @@ def test_four_processes_never_take_the_same_number(tmp_path: Path) -> None:
     workers = [context.Process(target=_claim_many, args=(tmp_path, f"j-{n}", numbers)) for n in range(4)]
     for worker in workers:
         worker.start()
-    taken = [numbers.get(timeout=30) for _ in range(200)]
+    taken = [numbers.get(timeout=PATIENCE_S) for _ in range(200)]
     for worker in workers:
         worker.join()
     assert [number for number, count in Counter(taken).items() if count > 1] == []

@@ -14,6 +14,7 @@ from railbus_runner.end_cause import end_cause
 from railbus_shared.data.index import DatasetIndex
 from railbus_shared.data.readers import open_shard
 from railbus_shared.errors import ShardCorrupt
+from until import PATIENCE_S
 
 READER = """
 import sys
@@ -38,7 +39,7 @@ def test_a_file_that_is_cut_under_a_map_is_the_cause_that_is_told(tmp_path: Path
         assert process.stdout.readline() == "open\n"
         with shard.open("r+b") as file:
             file.truncate(4096)
-        process.communicate("\n", timeout=15)
+        process.communicate("\n", timeout=PATIENCE_S)
     assert process.returncode == -signal.SIGBUS
     cause, error = end_cause(process.returncode, ended=None, stop=None, timed_out=False, lost_lease=False, oom_kills=0)
     assert cause == "signal"

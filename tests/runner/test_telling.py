@@ -11,7 +11,7 @@ from railbus_runner.telling import StreamTeller
 from railbus_shared import wire
 from railbus_shared.contracts.requests import OpenedStream, StreamProgress, VerifiedShards, VerifyShards
 from railbus_shared.errors import NotFound, RailbusError, RequestTimeout
-from until import until
+from until import PATIENCE_S, until
 
 SHA = "0" * 64
 _MOST_MAPS = 65_530
@@ -113,5 +113,5 @@ async def test_a_word_that_is_refused_holds_nothing_up() -> None:
     dataloader.problem = NotFound("no such dataset")
     async with telling(dataloader) as teller:
         teller.heed(Ahead(released=(1,)))
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE_S):
             await teller.releases_told()

@@ -23,7 +23,7 @@ from railbus_runner.stream import ShardStream
 from railbus_shared.data.index import DatasetIndex
 from railbus_shared.errors import EntrypointFailed, InvalidField, ShardCorrupt
 from railbus_shared.layout import Layout
-from until import until
+from until import PATIENCE_S, until
 
 pytestmark = pytest.mark.timeout(120)  # each worker imports torch, which takes seconds on a busy machine
 
@@ -248,5 +248,5 @@ def test_workers_die_with_the_process_that_made_them(opened: Opened, transforms:
         assert workers
         process.send_signal(signal.SIGKILL)
         process.wait()
-    psutil.wait_procs(workers, timeout=10)
+    psutil.wait_procs(workers, timeout=PATIENCE_S)
     assert not [worker for worker in workers if worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE]

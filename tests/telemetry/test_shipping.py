@@ -24,7 +24,7 @@ from railbus_shared.layout import Layout
 from railbus_telemetry.lines import batch
 from railbus_telemetry.runs import Run
 from railbus_telemetry.series import LogSeries
-from until import until
+from until import PATIENCE_S, until
 
 CONFIG = Path(__file__).parents[2] / "deploy/shipping/rsyslog.conf"
 RSYSLOGD = shutil.which("rsyslogd") or "/usr/sbin/rsyslogd"
@@ -94,7 +94,7 @@ class Shipper:
     def end(self, number: signal.Signals = signal.SIGTERM) -> None:
         if self._process is not None:
             self._process.send_signal(number)
-            self._process.wait(30)
+            self._process.wait(PATIENCE_S)
             self._process = None
             (self._folder / "pid").unlink(missing_ok=True)
 
