@@ -15,7 +15,7 @@ from nats.aio.client import Client
 
 from railbus.embedded.credentials import UserKey, ensure_keys
 from railbus.embedded.nats_server import NatsServer, find_server
-from railbus.embedded.permissions import HUMAN, SERVICE_USERS, Role, policy
+from railbus.embedded.permissions import HUMAN, OPERATOR, SERVICE_USERS, Role, policy
 from railbus.embedded.server_config import ServerFiles, render
 from railbus_shared.bus.client import RailbusClient
 from railbus_shared.bus.connection import Bus
@@ -23,6 +23,8 @@ from railbus_shared.settings import CommonSettings
 from until import PATIENCE_S
 
 T = TypeVar("T")
+_OF_SERVICES = (*SERVICE_USERS, OPERATOR)
+"""Whose inboxes are those of services."""
 
 
 async def within(answer: Awaitable[T], *, timeout_s: float = PATIENCE_S) -> T:
@@ -42,7 +44,7 @@ class Cluster:
     @contextlib.asynccontextmanager
     async def bus(self, user: str) -> AsyncIterator[Bus]:
         """As our own programs connect."""
-        async with Bus.open(self.settings(user), name=user, service=user in SERVICE_USERS) as bus:
+        async with Bus.open(self.settings(user), name=user, service=user in _OF_SERVICES) as bus:
             yield bus
 
     @contextlib.asynccontextmanager
@@ -57,7 +59,7 @@ class Cluster:
         await client.connect(
             self.server.url,
             nkeys_seed_str=self.keys[user].seed_path.read_text().strip(),
-            inbox_prefix=f"_RINBOX.{user}".encode() if user in SERVICE_USERS else b"_INBOX",
+            inbox_prefix=f"_RINBOX.{user}".encode() if user in _OF_SERVICES else b"_INBOX",
             error_cb=note,
             allow_reconnect=False,
         )
@@ -71,7 +73,7 @@ class Cluster:
 def running_cluster(folder: Path, people: Mapping[str, Role] | None = None) -> Iterator[Cluster]:
     """A server with every service and these people; with the one that everyone has, if none are named."""
     roles: Mapping[str, Role] = {HUMAN: "user"} if people is None else people
-    keys = ensure_keys(folder / "keys", (*SERVICE_USERS, *roles))
+    keys = ensure_keys(folder / "keys", (*_OF_SERVICES, *roles))
     where = ServerFiles(folder / "nats")
 
     def content(port: int) -> bytes:

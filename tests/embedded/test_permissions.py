@@ -15,7 +15,7 @@ from nats.aio.msg import Msg
 
 import small_datasets
 from railbus.embedded.credentials import ensure_keys
-from railbus.embedded.permissions import HUMAN, SERVICE_USERS, USERS, policy
+from railbus.embedded.permissions import HUMAN, OPERATOR, SERVICE_USERS, USERS, policy
 from railbus_dataloader.fetching import FetchLimits, NatsSource
 from railbus_dataloader.sources import WantedFile
 from railbus_shared import catalogue
@@ -71,6 +71,7 @@ WRITERS = {
     "runner": ("jobs", "devices", "leases"),
     "dataloader": ("datasets",),
     "telemetry": (),
+    OPERATOR: BUCKETS,
 }
 
 
@@ -90,6 +91,7 @@ ASKS = {
     "runner": ("data",),
     "dataloader": ("data",),
     "telemetry": (),
+    OPERATOR: (),
 }
 ANSWERS = {
     HUMAN: (),
@@ -97,6 +99,7 @@ ANSWERS = {
     "runner": ("runner",),
     "dataloader": ("data",),
     "telemetry": ("telemetry",),
+    OPERATOR: (),
 }
 
 
@@ -156,6 +159,7 @@ async def test_no_service_listens_on_anothers_inboxes_or_on_everything(cluster: 
         ("runner", [*OWN, "railbus.evt.job.j1.queued"]),
         ("dataloader", [*OWN, "railbus.evt.job.j1.queued"]),
         ("telemetry", [*OWN, "railbus.evt.job.j1.queued"]),
+        (OPERATOR, []),
     ],
 )
 async def test_a_person_submits_and_tells_of_its_own_but_forges_no_event(
@@ -172,9 +176,11 @@ async def test_a_person_submits_and_tells_of_its_own_but_forges_no_event(
     assert await _may_publish(cluster, user, subjects) == expected
 
 
-@pytest.mark.parametrize("user", USERS)
-async def test_nobody_destroys_a_stream_and_a_person_steals_no_delivery(stores: Cluster, user: str) -> None:
-    verbs = ("STREAM.DELETE", "STREAM.PURGE", "STREAM.RESTORE", "STREAM.MSG.DELETE")
+@pytest.mark.parametrize("user", [*SERVICE_USERS, HUMAN])
+async def test_nobody_destroys_a_stream_or_copies_it_and_a_person_steals_no_delivery(
+    stores: Cluster, user: str
+) -> None:
+    verbs = ("STREAM.DELETE", "STREAM.PURGE", "STREAM.RESTORE", "STREAM.SNAPSHOT", "STREAM.MSG.DELETE")
     subjects = [f"$JS.API.{verb}.{stream}" for verb in verbs for stream in STREAMS]
     if user == HUMAN:
         subjects += [
@@ -187,6 +193,16 @@ async def test_nobody_destroys_a_stream_and_a_person_steals_no_delivery(stores: 
             "$JS.ACK.RAILBUS_JOBS.device-manager.1.1.1.1.0",
         ]
     assert await _may_publish(stores, user, subjects) == []
+
+
+async def test_an_operator_copies_streams_of_railbus_and_puts_them_back_and_no_others(stores: Cluster) -> None:
+    verbs = ("SNAPSHOT", "RESTORE", "DELETE", "UPDATE", "PURGE", "CREATE")
+    subjects = [f"$JS.API.STREAM.{verb}.{stream}" for verb in verbs for stream in (*STREAMS, "FOREIGN")]
+    assert await _may_publish(stores, OPERATOR, subjects) == [
+        f"$JS.API.STREAM.{verb}.{stream}" for verb in verbs[:4] for stream in STREAMS
+    ]
+    own, others = f"_RINBOX.{OPERATOR}.x.>", ["_RINBOX.runner.x", "_RINBOX.>", ">", "$KV.>", "railbus.evt.>", "$JS.>"]
+    assert await _may_subscribe(stores, OPERATOR, [own, *others]) == [own]
 
 
 async def test_a_person_neither_takes_from_nor_removes_the_consumer_of_a_service(stores: Cluster) -> None:
@@ -222,7 +238,7 @@ async def test_a_person_reads_state(stores: Cluster) -> None:
         assert set(await bucket.snapshot()) == {"j1"}
 
 
-@pytest.mark.parametrize("user", USERS)
+@pytest.mark.parametrize("user", [*SERVICE_USERS, HUMAN])
 async def test_whoever_follows_events_hears_of_them(cluster: Cluster, user: str) -> None:
     """Those of which nothing is heard come with the next look only, up to a second late."""
     assert await _may_subscribe(cluster, user, ["railbus.evt.>", "railbus.evt.*.j-1.>"]) == [

@@ -14,7 +14,7 @@ import pytest
 
 from railbus.embedded.credentials import UserKey, ensure_keys
 from railbus.embedded.members import Place
-from railbus.embedded.permissions import SERVICE_USERS
+from railbus.embedded.permissions import SERVICE_USERS, USERS
 from railbus.embedded.reloading import reload_embedded
 from railbus.embedded.server_config import SERVICE_ACCOUNT, ServerFiles
 from railbus_shared import wire
@@ -49,7 +49,7 @@ def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningUp]:
 def _check_no_secret_is_told(up: RunningUp) -> None:
     """No seed stands in any file but its own, whatever was tried: not in logs, events, state or configuration."""
     seeds = [path.read_bytes().strip() for path in (up.layout.state / "keys").glob("*.nk")]
-    assert len(seeds) == len(SERVICE_USERS) + 1
+    assert len(seeds) == len(USERS)
     others = [path for path in up.root.rglob("*") if path.is_file() and path.suffix != ".nk"]
     assert len(others) > 10
     assert [path for path in (*others, up.output) if any(seed in path.read_bytes() for seed in seeds)] == []

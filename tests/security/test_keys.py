@@ -263,7 +263,7 @@ def test_a_deployment_keeps_its_keys_and_what_was_revoked_stays_so(tmp_path: Pat
     assert not deploy(folder)
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
     secrets = [path for path in folder.rglob("*") if path.suffix in {".nk", ".key"}]
-    assert len(secrets) == 8
+    assert len(secrets) == 9
     assert {stat.S_IMODE(path.stat().st_mode) for path in (*secrets, folder / "people.json")} == {0o600}
     railbus_here("keys", "revoke", "ann", "-d", str(folder), cwd=tmp_path)
     deploy(folder)

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Final, get_args
 
 from railbus.embedded.credentials import UserKey, checked_public_key, ensure_keys, replace_key
-from railbus.embedded.permissions import HUMAN, SERVICE_USERS, USERS, Policy, Role, policy
+from railbus.embedded.permissions import HUMAN, OPERATOR, USERS, Policy, Role, policy
 from railbus_shared import files
 from railbus_shared.errors import ConfigError, Conflict, InvalidName, NotFound, shorten
 from railbus_shared.layout import Layout
@@ -58,7 +58,7 @@ class Member:
 
     name: str
     role: str
-    """Of a person; `service` for those."""
+    """Of a person; `service` for those, and `operator`."""
     public: str
     has_seed: bool
     """Whether the secret lies here as well."""
@@ -89,7 +89,7 @@ def all_members(place: Place) -> list[Member]:
     keys, granted = ensure_members(place)
     listed = _read(place)
     roles = {**dict.fromkeys(granted.services, "service"), **dict.fromkeys(granted.people, "user")}
-    roles |= {name: one.role for name, one in listed.items()}
+    roles |= {OPERATOR: OPERATOR, **{name: one.role for name, one in listed.items()}}
     return [Member(name, role, keys[name].public, place.seed(name).exists()) for name, role in roles.items()]
 
 
@@ -145,7 +145,7 @@ def rotate(place: Place, name: str) -> Member:
         key = replace_key(place.keys, name)
         if name in listed:
             _write(place, {**listed, name: _Listed(listed[name].role, key.public)})
-    role = listed[name].role if name in listed else "user" if name == HUMAN else "service"
+    role = listed[name].role if name in listed else {HUMAN: "user", OPERATOR: OPERATOR}.get(name, "service")
     return Member(name, role, key.public, has_seed=True)
 
 
@@ -196,8 +196,10 @@ def _read(place: Place) -> dict[str, _Listed]:
         return {}
     except (ValueError, KeyError, TypeError, AttributeError, InvalidName) as exc:
         raise ConfigError(f"{str(place.people)!r} is damaged: {exc!r}", hint="mend it, or restore a copy") from exc
-    if wrong := set(listed) & set(SERVICE_USERS):
-        raise ConfigError(f"{str(place.people)!r} names services: {sorted(wrong)}", hint="remove them there")
+    if wrong := set(listed) & (set(USERS) - {HUMAN}):
+        raise ConfigError(
+            f"{str(place.people)!r} names services or the operator: {sorted(wrong)}", hint="remove them there"
+        )
     return listed
 
 

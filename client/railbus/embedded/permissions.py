@@ -9,7 +9,8 @@ People have no consumers. A consumer delivers from inside the account of the ser
 server checks no rights there; so people read streams by `DIRECT.GET` (`bus.follow`), which leaves nothing behind.
 
 Services trust each other more: each listens in its own inboxes and writes its own buckets only, but any of them may
-make streams and consumers, because whoever starts first creates what must exist.
+make streams and consumers, because whoever starts first creates what must exist. None may take a stream away, put one
+back or have a copy of it sent somewhere: that is the operator's, whose key is no service's and no person's.
 """
 
 from __future__ import annotations
@@ -19,11 +20,13 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from railbus_shared.subjects import DEFAULT_PREFIX, PERSON_REPLY, SERVICE_INBOX, Subjects
-from railbus_shared.topology import event_consumer
+from railbus_shared.topology import event_consumer, topology
 
 HUMAN: Final = "user"
 SERVICE_USERS: Final = ("device_manager", "dataloader", "runner", "telemetry")
-USERS: Final = (*SERVICE_USERS, HUMAN)
+OPERATOR: Final = "operator"
+"""Who backs up and restores: `railbus backup` and `railbus restore` beside the keys, and nobody else."""
+USERS: Final = (*SERVICE_USERS, OPERATOR, HUMAN)
 
 Role = Literal["user", "read-only", "submit-only"]
 """Of a person: everything that people do; looking only; submitting only, and seeing no more than the receipt."""
@@ -46,10 +49,11 @@ obeys the device_manager, who alone knows what was placed where; `progress` and 
 could take shards from under a trainer, and `shard`, whose bytes go into an inbox that the request names; and `check` of
 a device_manager, which has the driver read at once, again and again."""
 
-_DESTRUCTIVE_API: Final = (
+_OPERATORS_API: Final = (
     "$JS.API.STREAM.DELETE.>",
     "$JS.API.STREAM.PURGE.>",
     "$JS.API.STREAM.RESTORE.>",
+    "$JS.API.STREAM.SNAPSHOT.>",  # is delivered wherever its asker says
     "$JS.API.STREAM.MSG.DELETE.>",
     "$JS.API.ACCOUNT.>",
     "$JS.API.SERVER.>",
@@ -125,7 +129,8 @@ def _of_services(subjects: Subjects) -> dict[str, Permissions]:
         "runner": _Role(("runner",), ("data", "devices.*"), (subjects.jobs, subjects.leases, subjects.devices)),
         "telemetry": _Role(("telemetry",), (), ()),
     }
-    return {name: _of_service(name, role, subjects) for name, role in roles.items()}
+    of_services = {name: _of_service(name, role, subjects) for name, role in roles.items()}
+    return {**of_services, OPERATOR: _of_operator(subjects)}
 
 
 def _of_service(name: str, role: _Role, subjects: Subjects) -> Permissions:
@@ -143,13 +148,31 @@ def _of_service(name: str, role: _Role, subjects: Subjects) -> Permissions:
             "$JS.ACK.>",
             "$JS.FC.>",
         ),
-        publish_deny=_DESTRUCTIVE_API,
+        publish_deny=_OPERATORS_API,
         subscribe=(
             f"{SERVICE_INBOX}.{name}.>",
             "$SRV.>",
             subjects.all_events,  # which it may read from the stream as well
             *(subjects.request(area, ">") for area in role.answers),
         ),
+    )
+
+
+def _of_operator(subjects: Subjects) -> Permissions:
+    """Copies whole streams of railbus, and puts them back; asks nothing of a service but whether it runs."""
+    streams = [stream.name for stream in topology(subjects).streams]
+    verbs = ("INFO", "SNAPSHOT", "RESTORE", "UPDATE", "DELETE", "MSG.GET", "MSG.DELETE")
+    return Permissions(
+        publish=(
+            "$JS.API.INFO",
+            *(f"$JS.API.STREAM.{verb}.{stream}" for verb in verbs for stream in streams),
+            *(f"$JS.API.CONSUMER.{verb}.{stream}.>" for verb in ("INFO", "DELETE") for stream in streams),
+            *(f"$JS.API.CONSUMER.LIST.{stream}" for stream in streams),
+            "$JS.SNAPSHOT.>",
+            *(f"$KV.{name.removeprefix('KV_')}.>" for name in streams if name.startswith("KV_")),
+            "$SRV.PING",
+        ),
+        subscribe=(f"{SERVICE_INBOX}.{OPERATOR}.>",),
     )
 
 
