@@ -58,7 +58,8 @@ COMMANDS: Final[Mapping[str, Mapping[str, Entry]]] = {
     "Deployments": {
         "init": Entry("init:init", "Make keys, certificates and the configuration of NATS for a deployment."),
         "keys": Entry("keys:keys", "List, add, revoke and replace keys of the bus."),
-        "restore": Entry("restore:restore", "Accept a store of NATS that was put back from a backup."),
+        "backup": Entry("backup:backup", "Copy the store of a running NATS into a folder."),
+        "restore": Entry("restore:restore", "Put a backup into NATS, or accept a store that was put back."),
     },
     "More": {
         "events": Entry("logs:events", "Every event as it is, from the log files or live."),

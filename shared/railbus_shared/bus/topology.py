@@ -4,6 +4,9 @@ The store's incarnation is a random id in the metadata of the stream of jobs. A 
 names of the streams that existed: another incarnation, or a stream that is gone, means that the store was wiped or
 restored, and is refused until a person says so (`railbus up --new-store`, `railbus restore`).
 
+While `railbus restore` puts a backup into a store, the stream of jobs is marked in its metadata, from the first message
+of all streams to the last: until then the store is refused as one that is not whole, whoever asks.
+
 In a cluster every stream has as many copies as `RAILBUS_REPLICAS` says. One that has fewer is given more, and never
 fewer than it has: services that were told differently would else undo each other's work.
 """
@@ -11,7 +14,7 @@ fewer than it has: services that were told differently would else undo each othe
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -28,7 +31,8 @@ from railbus_shared.topology import Consumer, Stream, Topology, topology
 
 logger = logging.getLogger(__name__)
 
-_INCARNATION = "railbus-incarnation"
+_INCARNATION: Final = "railbus-incarnation"
+_RESTORING: Final = "railbus-restoring"
 _NO_CLUSTER: Final = {10074}
 
 
@@ -67,6 +71,21 @@ async def incarnation_of_store(bus: Bus) -> str:
     return ((found.metadata if found else None) or {}).get(_INCARNATION, "")
 
 
+def metadata_of(incarnation: str) -> dict[str, str]:
+    """What a stream says of the store that it belongs to."""
+    return {_INCARNATION: incarnation}
+
+
+def marked(metadata: Mapping[str, str]) -> dict[str, str]:
+    """Those of the stream of jobs while a backup is put into its store."""
+    return {**metadata, _RESTORING: "1"}
+
+
+def is_marked(metadata: Mapping[str, str]) -> bool:
+    """Whether a backup is put into the store of the stream that says so, or was until somebody was killed."""
+    return _RESTORING in metadata
+
+
 async def _incarnation(bus: Bus, wanted: Topology, known: StoreMarker) -> str:
     """The store's incarnation, made with the first stream if the store is new; compared with the marker's."""
     first, expected = wanted.streams[0], known.incarnation
@@ -75,6 +94,11 @@ async def _incarnation(bus: Bus, wanted: Topology, known: StoreMarker) -> str:
         if expected or first.name in known.streams:
             raise _missing(first.name)
         await _create(bus, first, new_incarnation())
+    elif is_marked(found.metadata or {}):
+        raise StoreMissing(
+            "this NATS store is not whole: a backup is being put into it, or was until the command was ended",
+            hint="wait until `railbus restore FOLDER` is done, or run it again",
+        )
     incarnation = known.renewed or await incarnation_of_store(bus)
     if expected and incarnation != expected:
         raise IncarnationMismatch(
@@ -166,7 +190,7 @@ def _config(stream: Stream, incarnation: str) -> js.StreamConfig:
         deny_delete=stream.is_bucket,
         allow_msg_ttl=stream.allow_ttl or None,
         allow_atomic=stream.allow_atomic or None,
-        metadata={_INCARNATION: incarnation},
+        metadata=metadata_of(incarnation),
     )
 
 

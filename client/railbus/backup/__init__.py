@@ -1,0 +1,1 @@
+"""A copy of the store of a running NATS in a folder, and back."""
