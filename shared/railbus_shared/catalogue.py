@@ -184,6 +184,8 @@ EVENTS: Final = (
     Told("device.leaked", "device_manager", "It is used though nobody has leased it.", ("device", "pids")),
     Told("host.drained", "device_manager", "The host takes no new jobs.", ("host_id", "jobs")),
     Told("host.undrained", "device_manager", "The host takes jobs again.", ("host_id", "jobs")),
+    Told("logs.moved", "telemetry", "The log of this NATS goes on in another root than before.",
+         ("path", "before", "host_before")),
     Told("logs.removed", "telemetry", "The log of a day went, because it was too old or all were too large.",
          ("day", "bytes", "reason")),
     Told("service.started", "every service", "It serves.", ("service", "version", "pid", "url")),

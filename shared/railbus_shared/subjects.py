@@ -19,6 +19,8 @@ SERVICE_INBOX: Final = "_RINBOX"
 """Inboxes of services: `_RINBOX.<user>.>`, which no person may listen on."""
 PERSON_REPLY: Final = "_R_"
 """Where nats-server has the answer to a request from another account sent, in place of what the asker named."""
+LOG_KEY: Final = "log"
+"""In the bucket `leader`: on which root the log is written, which telemetry writes and nobody else does."""
 
 _PREFIX: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}(?:\.[a-z0-9][a-z0-9_-]{0,31}){0,3}\Z")
 _REPLY: Final = re.compile(rf"(?:{USER_INBOX}|{SERVICE_INBOX}|{PERSON_REPLY})(?:\.[A-Za-z0-9_-]{{1,64}}){{1,4}}\Z")

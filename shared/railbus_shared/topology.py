@@ -101,7 +101,7 @@ def _streams(subjects: Subjects) -> tuple[Stream, ...]:
         _bucket(subjects.devices, "What device_managers and runners report of their hosts.", allow_ttl=True),
         _bucket(subjects.leases, "Leases on devices.", allow_ttl=True, allow_atomic=True),
         _bucket(subjects.datasets, "What dataloaders know of datasets."),
-        _bucket(subjects.leader, "Who places jobs.", allow_ttl=True),
+        _bucket(subjects.leader, "Who places jobs, and on which root the log is written.", allow_ttl=True),
     )
 
 

@@ -228,6 +228,15 @@ async def test_a_person_submits_a_job_and_gets_the_receipt(stores: Cluster) -> N
         assert errors == []
 
 
+@pytest.mark.parametrize("user", USERS)
+async def test_who_writes_the_log_says_where_and_nobody_else_does_but_those_who_lead(
+    cluster: Cluster, user: str
+) -> None:
+    subjects = ["$KV.railbus_leader.log", "$KV.railbus_leader.placer", "$KV.railbus_leader.log.more"]
+    expected = {"telemetry": subjects[:1], "device_manager": subjects}.get(user, [])
+    assert await _may_publish(cluster, user, subjects) == expected
+
+
 async def test_a_person_reads_state(stores: Cluster) -> None:
     async with stores.bus("device_manager") as manager, stores.bus(HUMAN) as person:
         await Bucket(manager, "railbus_jobs").write(Write("j1", {"state": "queued"}, 0))

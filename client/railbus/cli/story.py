@@ -358,6 +358,7 @@ _TELLERS: Final[Mapping[str, Callable[[Mapping[str, object], Data], Line]]] = {
     "device.uncordoned": _told_by("{device} takes jobs again ({by})", "good"),
     "device.xid": _told_by("{device}: XID {xid}, {words}", "bad"),
     "device.leaked": _told_by("{device} is used by processes {pids} though nobody has leased it", "bad"),
+    "logs.moved": _told_by("the log goes on in {path}; before it was written in {before} of {host_before}", "bad"),
     "host.drained": _told_by("{host_id} takes no new jobs"),
     "host.undrained": _told_by("{host_id} takes jobs again", "good"),
     "checkpoint.resumed": _resumed,

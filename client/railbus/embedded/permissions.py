@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from railbus_shared.subjects import DEFAULT_PREFIX, PERSON_REPLY, SERVICE_INBOX, Subjects
+from railbus_shared.subjects import DEFAULT_PREFIX, LOG_KEY, PERSON_REPLY, SERVICE_INBOX, Subjects
 from railbus_shared.topology import event_consumer, topology
 
 HUMAN: Final = "user"
@@ -78,6 +78,8 @@ class _Role:
     asks: tuple[str, ...]
     buckets: tuple[str, ...]
     submits: bool = False
+    keys: tuple[str, ...] = ()
+    """Single keys of further buckets."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +129,7 @@ def _of_services(subjects: Subjects) -> dict[str, Permissions]:
         "device_manager": _Role(("jobs", "devices"), ("runner", "data"), every_bucket, submits=True),
         "dataloader": _Role(("data",), ("data",), (subjects.datasets,)),
         "runner": _Role(("runner",), ("data", "devices.*"), (subjects.jobs, subjects.leases, subjects.devices)),
-        "telemetry": _Role(("telemetry",), (), ()),
+        "telemetry": _Role(("telemetry",), (), (), keys=(f"$KV.{subjects.leader}.{LOG_KEY}",)),
     }
     of_services = {name: _of_service(name, role, subjects) for name, role in roles.items()}
     return {**of_services, OPERATOR: _of_operator(subjects)}
@@ -141,6 +143,7 @@ def _of_service(name: str, role: _Role, subjects: Subjects) -> Permissions:
             *((subjects.submit,) if role.submits else ()),
             *(subjects.request(area, ">") for area in role.asks),
             *(f"$KV.{bucket}.>" for bucket in role.buckets),
+            *role.keys,
             f"{SERVICE_INBOX}.>",
             f"{PERSON_REPLY}.>",
             "$SRV.>",

@@ -2,7 +2,8 @@
 
 Messages in: everything on `<prefix>.evt.>`, by the durable consumer `telemetry-writer`; requests `telemetry.query` and
 `telemetry.flush`. A batch is acknowledged once its bytes are flushed to disk; what cannot be written stays in the
-stream. One instance writes a root at a time; others stand by at its lock.
+stream. One root holds the log of a store (`claim`), and one instance writes it at a time; others of that root stand by
+at its lock.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Final
 
 from railbus_shared import clock
+from railbus_shared.bus.bucket import Bucket
 from railbus_shared.bus.consume import Delivery, consume_batches
 from railbus_shared.bus.endpoints import AnyEndpoint, Endpoint
 from railbus_shared.contracts.logs import EventLines, QueryEvents
@@ -28,6 +30,7 @@ from railbus_shared.log_reader import query
 from railbus_shared.service import Context, Description
 from railbus_shared.topology import event_consumer
 from railbus_shared.waiting import end, is_set_within
+from railbus_telemetry.claim import LogClaim, LogRoot
 from railbus_telemetry.closing import IsStopping, LeftOpen, never
 from railbus_telemetry.lines import portions
 from railbus_telemetry.removing import Rules
@@ -97,34 +100,43 @@ class TelemetryService:
     async def run(self) -> None:
         """Write until told to stop, and what the stream holds by then; then close the period."""
         async with self._only_writer():
-            series = None if self._context.stopping.is_set() else await self._open_series()
-            if series is None:
+            claim = await self._claimed()
+            if claim is None:
                 return
-            gc.freeze()
-            gc.set_threshold(_COLLECT_AFTER, 20, 20)
             async with asyncio.TaskGroup() as tasks:
-                beside = [
-                    tasks.create_task(self._rotate()),
-                    tasks.create_task(self._upkeep.run(series)),
-                ]
-                if self._settings.otlp_endpoint:
-                    beside.append(tasks.create_task(self._traces.run()))
-                beside.append(tasks.create_task(self._write_last_events()))
-                await consume_batches(
-                    self._context.bus,
-                    event_consumer(self._context.bus.subjects),
-                    self._write,
-                    stopping=self._all_written,
-                    batch=self._settings.batch,
-                    batch_bytes=_BATCH_BYTES,
-                    gap_s=lambda rate: _GAP_S if rate > _THIN_BYTES_PER_S else _THIN_GAP_S,
-                    hurry=self._hurry,
-                )
-                await end(*beside)
-            with self._closing_told():
-                until_s = time.monotonic() + self._settings.grace_s * _CLOSING_FRAC
-                await self._close(is_stopping=lambda: time.monotonic() >= until_s)
-            await self._upkeep.finish()
+                keeping = tasks.create_task(claim.keep())
+                await self._write_log()
+                await end(keeping)
+
+    async def _write_log(self) -> None:
+        series = None if self._context.stopping.is_set() else await self._open_series()
+        if series is None:
+            return
+        gc.freeze()
+        gc.set_threshold(_COLLECT_AFTER, 20, 20)
+        async with asyncio.TaskGroup() as tasks:
+            beside = [
+                tasks.create_task(self._rotate()),
+                tasks.create_task(self._upkeep.run(series)),
+            ]
+            if self._settings.otlp_endpoint:
+                beside.append(tasks.create_task(self._traces.run()))
+            beside.append(tasks.create_task(self._write_last_events()))
+            await consume_batches(
+                self._context.bus,
+                event_consumer(self._context.bus.subjects),
+                self._write,
+                stopping=self._all_written,
+                batch=self._settings.batch,
+                batch_bytes=_BATCH_BYTES,
+                gap_s=lambda rate: _GAP_S if rate > _THIN_BYTES_PER_S else _THIN_GAP_S,
+                hurry=self._hurry,
+            )
+            await end(*beside)
+        with self._closing_told():
+            until_s = time.monotonic() + self._settings.grace_s * _CLOSING_FRAC
+            await self._close(is_stopping=lambda: time.monotonic() >= until_s)
+        await self._upkeep.finish()
 
     async def checks(self) -> Mapping[str, str]:
         return {"log": self._problem or self._closing_problem}
@@ -288,7 +300,29 @@ class TelemetryService:
         except OSError as exc:
             raise TransientError(f"the period cannot be closed: {exc}", hint="mend the disk, and ask again") from exc
 
-    # --- one writer for each root ------------------------------------------------------------------------------------
+    # --- one root for each store, and one writer for each root --------------------------------------------------------
+
+    async def _claimed(self) -> LogClaim | None:
+        """The claim of this root on the store's log; None if told to stop before that.
+
+        Where another root had it, that is told. Raises BadSetting if that one is written now.
+        """
+        bus, common, stopping = self._context.bus, self._context.common, self._context.stopping
+        self._problem = "looking on which root the log of this NATS is written"
+        while True:
+            try:
+                here = LogRoot.here(self._layout.root, state=self._layout.state, host=common.host)
+                break
+            except _DISK_ERRORS as exc:
+                self._alarm(str(exc))
+                if await is_set_within(stopping, _TICK_S):
+                    return None
+        claim = LogClaim(Bucket(bus, bus.subjects.leader), here, ttl_s=common.lease_ttl_s)
+        if before := await claim.take(stopping):
+            self._context.telemetry.event(
+                "logs.moved", severity="warning", path=here.path, before=before.path, host_before=before.host
+            )
+        return None if stopping.is_set() else claim
 
     @contextlib.asynccontextmanager
     async def _only_writer(self) -> AsyncIterator[None]:
