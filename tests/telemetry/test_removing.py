@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import sys
@@ -146,6 +147,29 @@ async def test_what_is_closed_last_is_indexed_at_a_stop(layout: Layout, series: 
     upkeep.note_closed(series.close_all())
     await upkeep.finish()
     assert (layout.day(TODAY) / ".index").exists()
+
+
+async def test_an_index_that_is_under_way_at_a_stop_is_left(layout: Layout) -> None:
+    """Else its thread would hold up the end of the process for as long as the day takes."""
+    writer = LogSeries(layout, rotation="daily", incarnation="4f", now_ns=lambda: NOON_NS)
+    (line,) = lines(1, at_ns=NOON_NS)
+    writer.append([line._replace(data=100_000 * line.data, num_lines=100_000)])
+    (closed,) = writer.close_all()
+    upkeep = Upkeep(layout, Rules(None, None), tell=Told(), metrics=Metrics("telemetry"))
+    async with asyncio.TaskGroup() as tasks:
+        task = tasks.create_task(upkeep.run(writer))
+        await until(lambda: is_open(closed))
+        task.cancel()
+    await upkeep.finish()
+    await asyncio.get_running_loop().shutdown_default_executor()
+    assert not (closed.parent / ".index").exists()
+
+
+def is_open(path: Path) -> bool:
+    """Whether this process holds a file open."""
+    with contextlib.suppress(FileNotFoundError):
+        return any(fd.resolve() == path for fd in Path("/proc/self/fd").iterdir())
+    return False
 
 
 def test_a_reader_meets_a_day_that_vanishes(layout: Layout, series: LogSeries) -> None:

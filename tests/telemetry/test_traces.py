@@ -118,6 +118,24 @@ async def test_a_trace_is_sent_when_its_job_has_ended_also_past_a_refusal_and_a_
         assert {span["name"] for span in spans} == {"job", "wait", "start", "attempt", "setup", "train"}
 
 
+async def test_the_trace_of_a_job_that_ends_right_before_a_stop_is_sent(common: CommonSettings, bus: Bus) -> None:
+    collector = Collector(503)
+    async with listening(collector) as url:
+        async with serving_log(common, bus, url) as metrics:
+            await tell(bus, "j-1", "job.queued", *LIFE)
+        assert len(collector.spans) == 6
+        assert metrics.registry.get_sample_value("railbus_traces_exported_total") == 1
+
+
+async def test_a_trace_that_there_is_no_time_for_at_a_stop_is_counted(
+    common: CommonSettings, bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("railbus_telemetry.traces._FINISH_S", 0.2)
+    async with serving_log(common, bus, "http://127.0.0.1:9") as metrics:
+        await tell(bus, "j-1", "job.queued", *LIFE)
+    assert metrics.registry.get_sample_value("railbus_traces_dropped_total", {"reason": "stopped"}) == 1
+
+
 async def test_a_collector_that_is_away_costs_traces_that_are_counted_and_no_line(
     common: CommonSettings, bus: Bus, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,8 +16,8 @@ import gc
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from pathlib import Path
-from typing import Final
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final, TypeVar
 
 from railbus_shared import clock
 from railbus_shared.bus.bucket import Bucket
@@ -60,6 +60,8 @@ _DISK_ERRORS: Final = (StorageFull, OSError)
 _FLUSH_S: Final = 40.0  # longer than a lost delivery takes to come again
 _POLL_S: Final = 0.05
 
+A = TypeVar("A")
+
 
 class TelemetryService:
     """Writes the logs tree; one writer for each root."""
@@ -69,7 +71,9 @@ class TelemetryService:
         self._settings = settings
         self._layout = context.common.layout
         self._series: LogSeries | None = None
+        self._appending = asyncio.Lock()
         self._closing = asyncio.Lock()
+        self._threads = ThreadPoolExecutor(2, thread_name_prefix="log")
         self._progress = asyncio.Condition()
         self._hurry = asyncio.Event()
         self._all_written = asyncio.Event()
@@ -114,14 +118,25 @@ class TelemetryService:
             return
         gc.freeze()
         gc.set_threshold(_COLLECT_AFTER, 20, 20)
+        try:
+            async with self._traces.exporting():
+                await self._write_all(series)
+                with self._closing_told():
+                    until_s = time.monotonic() + self._settings.grace_s * _CLOSING_FRAC
+                    await self._close(is_stopping=lambda: time.monotonic() >= until_s)
+                await self._upkeep.finish()
+        finally:
+            async with self._appending, self._closing:
+                self._series = None  # from here on another process may write the root
+            self._threads.shutdown(wait=False)
+
+    async def _write_all(self, series: LogSeries) -> None:
         async with asyncio.TaskGroup() as tasks:
-            beside = [
+            beside = (
                 tasks.create_task(self._rotate()),
                 tasks.create_task(self._upkeep.run(series)),
-            ]
-            if self._settings.otlp_endpoint:
-                beside.append(tasks.create_task(self._traces.run()))
-            beside.append(tasks.create_task(self._write_last_events()))
+                tasks.create_task(self._write_last_events()),
+            )
             await consume_batches(
                 self._context.bus,
                 event_consumer(self._context.bus.subjects),
@@ -133,10 +148,6 @@ class TelemetryService:
                 hurry=self._hurry,
             )
             await end(*beside)
-        with self._closing_told():
-            until_s = time.monotonic() + self._settings.grace_s * _CLOSING_FRAC
-            await self._close(is_stopping=lambda: time.monotonic() >= until_s)
-        await self._upkeep.finish()
 
     async def checks(self) -> Mapping[str, str]:
         return {"log": self._problem or self._closing_problem}
@@ -150,8 +161,7 @@ class TelemetryService:
         for runs in portions(messages, incarnation=incarnation, telemetry=producer, limit_bytes=_LINES_BYTES):
             if not await self._written(runs):
                 return False
-        if self._settings.otlp_endpoint:
-            self._traces.heed(deliveries)
+        self._traces.heed(deliveries)
         return True
 
     async def _written(self, runs: list[Run]) -> bool:
@@ -181,8 +191,7 @@ class TelemetryService:
             self._lag_seconds.observe(max(0, now_ns - run.at_ns) / clock.NS_PER_S)
 
     async def _append(self, runs: list[Run]) -> list[Run]:
-        assert self._series is not None  # noqa: S101 - `run` opens it before anything is consumed
-        return await asyncio.to_thread(self._series.append, runs)
+        return await self._alone(self._appending, lambda series: series.append(runs))
 
     def _alarm(self, problem: str) -> None:
         if problem != self._problem:
@@ -230,10 +239,10 @@ class TelemetryService:
             await asyncio.sleep(_TICK_S)
             now_ns = clock.now_ns()
             if self._series.due(now_ns):
+                stopping = self._context.stopping.is_set
+                rotate = functools.partial(LogSeries.rotate, now_ns=now_ns, is_stopping=stopping)
                 with self._closing_told():
-                    stopping = self._context.stopping.is_set
-                    rotate = functools.partial(self._series.rotate, now_ns, is_stopping=stopping)
-                    self._upkeep.note_closed(await self._alone(rotate))
+                    self._upkeep.note_closed(await self._alone(self._closing, rotate))
 
     @contextlib.contextmanager
     def _closing_told(self) -> Iterator[None]:
@@ -268,22 +277,27 @@ class TelemetryService:
                 return series
 
     async def _close(self, *, is_stopping: IsStopping = never) -> list[str]:
-        """Close every open period; returns the files under the root that it went to. Raises LeftOpen."""
-        assert self._series is not None  # noqa: S101
-        closed = await self._alone(functools.partial(self._series.close_all, is_stopping=is_stopping))
+        """Close every open period; returns the files that it went to. Raises LeftOpen, TransientError."""
+        closed = await self._alone(self._closing, lambda series: series.close_all(is_stopping=is_stopping))
         self._upkeep.note_closed(closed)
         return [str(path.relative_to(self._layout.root)) for path in closed]
 
-    async def _alone(self, close: Callable[[], list[Path]]) -> list[Path]:
-        """Close something while nobody else does, in one thread; one that is cancelled ends when that has."""
-        async with self._closing:
-            closing = asyncio.ensure_future(asyncio.to_thread(close))
+    async def _alone(self, lock: asyncio.Lock, work: Callable[[LogSeries], A]) -> A:
+        """Do something with the series while nobody else does the same; who is cancelled ends when the thread has.
+
+        The threads are the series' own, so that questions which keep all others busy hold up no line. Raises
+        TransientError where there is no series, or none any more.
+        """
+        async with lock:
+            if self._series is None:
+                raise TransientError("this telemetry service does not write now", hint="ask again")
+            working = asyncio.get_running_loop().run_in_executor(self._threads, work, self._series)
             try:
-                return await asyncio.shield(closing)
+                return await asyncio.shield(working)
             finally:
-                while not closing.done():
+                while not working.done():
                     with contextlib.suppress(asyncio.CancelledError):  # it is on its way already
-                        await asyncio.wait([closing])
+                        await asyncio.wait([working])
 
     # --- requests ----------------------------------------------------------------------------------------------------
 
@@ -293,7 +307,7 @@ class TelemetryService:
     async def _flush(self, _: Nothing) -> Flushed:
         """Wait until what the stream holds now is on disk, then close the period."""
         if self._series is None:
-            raise TransientError("this telemetry service stands by", hint="ask again")
+            raise TransientError("this telemetry service does not write now", hint="ask again")
         await self._written_until(await self._last_sequence(), _FLUSH_S)
         try:
             return Flushed(files=tuple(await self._close()))

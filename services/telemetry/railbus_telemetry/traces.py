@@ -10,9 +10,11 @@ Source: https://opentelemetry.io/docs/specs/otlp/#otlphttp.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import itertools
 import logging
-from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections import OrderedDict, deque
+from collections.abc import AsyncIterator, Iterable, Mapping
 from http import HTTPStatus
 from typing import Final
 
@@ -27,6 +29,7 @@ from railbus_shared.log_reader import read_events
 from railbus_shared.metrics import Metrics
 from railbus_shared.otlp import traces
 from railbus_shared.spans import AREAS, ENDS, Span, is_wanted, spans_of
+from railbus_shared.waiting import end, is_set_within
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +40,7 @@ _MAX_WAITING: Final = 1000
 _MAX_ENDED: Final = 2 * _MAX_WAITING  # jobs whose end is remembered
 _TOGETHER: Final = 50
 _LINGER_S: Final = 1.0  # after a job's end, for what others have to tell of it
+_FINISH_S: Final = 2.0  # at a stop, for what waits then
 _TIMEOUT: Final = aiohttp.ClientTimeout(total=10)
 _TRIES: Final = 5
 _FIRST_WAIT_S: Final = 0.5
@@ -107,18 +111,21 @@ class TraceExporter:
     def __init__(
         self, endpoint: str, *, headers: Mapping[str, str], metrics: Metrics, incarnation: str, layout: Layout
     ) -> None:
+        self._is_on = bool(endpoint)
         self._url = endpoint.rstrip("/") + ("" if endpoint.rstrip("/").endswith(_PATH) else _PATH)
         self._headers = {"content-type": "application/json", **headers}
         self._incarnation = incarnation
         self._layout = layout
         self._jobs = JobsUnderWay()
-        self._waiting: asyncio.Queue[str] = asyncio.Queue(_MAX_WAITING)
+        self._waiting: deque[str] = deque()
+        self._news = asyncio.Event()
+        self._ending = asyncio.Event()
         self._sent = metrics.counter("traces_exported", "Traces of jobs that the collector has taken.")
         self._lost = metrics.counter("traces_dropped", "Traces of jobs that no collector got, by reason.", "reason")
 
     def heed(self, deliveries: Iterable[Delivery]) -> None:
-        """Read along; never waits and never fails for what a message says."""
-        for delivery in deliveries:
+        """Read along, if there is a collector; never waits and never fails for what a message says."""
+        for delivery in deliveries if self._is_on else ():
             area, _, what = delivery.subject.partition(".evt.")[2].partition(".")
             if not is_wanted(f"{area}.{what.rpartition('.')[2]}"):
                 continue
@@ -128,17 +135,45 @@ class TraceExporter:
                     self._put(str(told["job"]))
             self._count_given_up()
 
-    async def run(self) -> None:
-        """Send until cancelled."""
+    @contextlib.asynccontextmanager
+    async def exporting(self) -> AsyncIterator[None]:
+        """Send within the body, if there is a collector; and after it what waits then, if that is quickly done."""
+        if not self._is_on:
+            yield
+            return
+        async with asyncio.TaskGroup() as tasks:
+            sending = tasks.create_task(self._run())
+            try:
+                yield
+                self._ending.set()
+                self._news.set()
+                await asyncio.wait([sending], timeout=_FINISH_S)
+            finally:
+                await end(sending)
+                self._count_left()
+
+    async def _run(self) -> None:
         async with aiohttp.ClientSession(timeout=_TIMEOUT) as session:
-            while True:
-                jobs = [await self._waiting.get()]
-                await asyncio.sleep(_LINGER_S)
-                while len(jobs) < _TOGETHER and not self._waiting.empty():
-                    jobs.append(self._waiting.get_nowait())
+            while await self._has_some():
+                await is_set_within(self._ending, _LINGER_S)
+                jobs = list(itertools.islice(self._waiting, _TOGETHER))
                 spans = [span for job in jobs for span in await self._spans_of(self._jobs.take(job))]
                 if spans:
                     await self._send(session, orjson.dumps(traces(spans)), count=len(jobs))
+                for _ in jobs:
+                    self._waiting.popleft()
+
+    async def _has_some(self) -> bool:
+        """Wait until a trace waits; False once it is to end and none does."""
+        while not self._waiting and not self._ending.is_set():
+            self._news.clear()
+            await self._news.wait()
+        return bool(self._waiting)
+
+    def _count_left(self) -> None:
+        if self._waiting:
+            logger.warning("traces lost: there was no time to send them", extra={"traces": len(self._waiting)})
+            self._lost.labels("stopped").inc(len(self._waiting))
 
     async def _spans_of(self, events: list[Event]) -> list[Span]:
         try:
@@ -159,9 +194,10 @@ class TraceExporter:
         return [one for one in found if is_wanted(str(one["type"]))]
 
     def _put(self, job: str) -> None:
-        try:
-            self._waiting.put_nowait(job)
-        except asyncio.QueueFull:
+        if len(self._waiting) < _MAX_WAITING:
+            self._waiting.append(job)
+            self._news.set()
+        else:
             self._jobs.take(job)
             self._lost.labels("queue_full").inc()
 

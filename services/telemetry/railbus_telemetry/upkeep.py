@@ -67,12 +67,14 @@ class Upkeep:
 
     async def finish(self) -> None:
         """Index what was closed at last, if that is quickly done; else the next start does it."""
-        self._stopping.clear()
+        self._stopping = threading.Event()  # another one: what `run` has left under way must not go on
         try:
             async with asyncio.timeout(_FINISH_S):
                 while self._closed:
                     await asyncio.to_thread(self._update, self._closed.popleft(), rests=False)
         except TimeoutError:
+            logger.info("a log is left without its index: there was no time")
+        finally:
             self._stopping.set()
 
     # --- indexes -----------------------------------------------------------------------------------------------------
@@ -89,8 +91,8 @@ class Upkeep:
                 await self._has_closed.wait()
 
     def _unindexed(self) -> list[Path]:
-        folders = map(self._layout.day, self._layout.log_days())
-        return [folder for folder in folders if not self._stopping.is_set() and not indexing.is_indexed(folder)]
+        stopping, folders = self._stopping, map(self._layout.day, self._layout.log_days())
+        return [folder for folder in folders if not stopping.is_set() and not indexing.is_indexed(folder)]
 
     def _update(self, folder: Path, *, rests: bool) -> None:
         try:
