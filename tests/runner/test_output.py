@@ -77,6 +77,20 @@ async def test_a_reader_that_is_cancelled_gives_the_incomplete_line() -> None:
     assert seen == ["Traceback", "KeyErr"]
 
 
+async def test_a_reader_that_is_cancelled_gives_what_the_pipe_holds() -> None:
+    read, write = os.pipe()
+    seen: list[str] = []
+    reading = asyncio.create_task(read_output(read, "stderr", lambda _, lines: seen.extend(lines)))
+    os.write(write, b"step 1\n")
+    await until(lambda: bool(seen))
+    os.write(write, b"last words\nKeyErr")
+    reading.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await reading
+    os.close(write)
+    assert seen == ["step 1", "last words", "KeyErr"]
+
+
 async def test_a_flood_leaves_the_loop_its_turns() -> None:
     read, write = os.pipe()
     count = 0

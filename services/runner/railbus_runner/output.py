@@ -7,13 +7,15 @@ carriage returns, as progress bars do, only what a terminal would show last is k
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Final
 
 MAX_LINE_BYTES: Final = 8192
 _READ_BYTES: Final = 1 << 16
+_MAX_READS_LEFT: Final = 4
 _UNFINISHED: Final = re.compile(rb"[\xc2-\xf4][\x80-\xbf]{0,2}\Z")
 """The first bytes of a character whose rest may follow."""
 
@@ -70,13 +72,19 @@ async def read_output(fd: int, name: str, on_lines: OnLines) -> None:
     cancelled, what has come so far is given, the incomplete last line too.
     """
     splitter = LineSplitter()
+
+    def heed(data: bytes) -> None:
+        if lines := splitter.feed(data):
+            on_lines(name, lines)
+
     os.set_blocking(fd, False)
     try:
         while data := await _read(fd):
-            if lines := splitter.feed(data):
-                on_lines(name, lines)
+            heed(data)
             await asyncio.sleep(0)  # a trainer that writes without end must not hold the loop
     finally:
+        for data in _left_in(fd):
+            heed(data)
         os.close(fd)
         if lines := splitter.finish():
             on_lines(name, lines)
@@ -88,6 +96,13 @@ async def _read(fd: int) -> bytes:
             return os.read(fd, _READ_BYTES)
         except BlockingIOError:
             await _readable(fd)
+
+
+def _left_in(fd: int) -> Iterator[bytes]:
+    """What a pipe holds now, and not much more: somebody may write without end."""
+    with contextlib.suppress(BlockingIOError):
+        for _ in range(_MAX_READS_LEFT):
+            yield os.read(fd, _READ_BYTES)
 
 
 async def _readable(fd: int) -> None:
