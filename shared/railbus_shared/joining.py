@@ -81,15 +81,19 @@ class Script:
     def _main(self) -> None:
         try:
             asyncio.run(self._send())
-        except RailbusError as exc:
-            if self._joined.done():
-                logger.warning("events lost", extra={"problem": str(exc)})
-            else:
-                self._joined.set_exception(exc)
-        except BaseException as exc:  # a bug; whoever waits in `start` must not wait for ever
+        except* RailbusError as group:
+            self._fail(group.exceptions[0])
+        except* BaseException as group:  # a bug; whoever waits in `start` must not wait for ever
             if self._joined.done():
                 raise
-            self._joined.set_exception(exc)
+            self._joined.set_exception(group.exceptions[0])
+
+    def _fail(self, error: Exception) -> None:
+        """There is no bus to join, or it takes nothing from us any more."""
+        if self._joined.done():
+            logger.warning("events lost", extra={"problem": str(error)})
+        else:
+            self._joined.set_exception(error)
 
     async def _send(self) -> None:
         from railbus_shared.bus.connection import Bus  # noqa: PLC0415 - a trainer must not import nats

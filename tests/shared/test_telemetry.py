@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import cast
 
 import numpy as np
@@ -456,6 +457,22 @@ def test_a_script_without_a_bus_is_told_so() -> None:
     )
     assert done.returncode == 1
     assert b"BusUnavailable" in done.stderr
+
+
+def test_a_script_that_may_not_tell_is_told_so_in_one_line_and_ends(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    may = 'permissions: { publish: { deny: "railbus.evt.>" } }'
+    server = Server(tmp_path, extra=f'authorization {{ users: [{{ user: "u", password: "p", {may} }}] }}')
+    server.start()
+    try:
+        settings = CommonSettings(nats_url=f"nats://u:p@127.0.0.1:{server.port}")
+        with LearningTelemetry("script", host="h").with_bus(settings) as telemetry:
+            telemetry.event("rows_written", rows=1)
+    finally:
+        server.stop()
+    (lost,) = (record for record in caplog.records if record.message == "events lost")
+    assert "railbus.evt.app.script.rows_written" in vars(lost)["problem"]
 
 
 @pytest.fixture
