@@ -1,8 +1,8 @@
 """The events of one job, from its beginning to its end.
 
 The last of them may come late: whoever is killed between writing that a job has ended and telling it tells nothing, and
-a device_manager does so instead, where one runs. So the job's record is looked at as well, and what was told until a
-little later is the whole story.
+a device_manager does so instead, where one runs. So the job's record is looked at as well, and what is told until
+nothing more comes for a little while is the whole story.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from railbus_shared.errors import JobNotFound, RailbusError, TransientError
 from railbus_shared.waiting import beside, is_set_within
 
 _LAST_EVENTS_S: Final = 10.0
-"""How long a job's last events may be on their way when its record says already that it has ended; time for a
-device_manager to tell the end in another's place."""
+"""How long nothing more may be heard of a job whose record says already that it has ended; time for a device_manager to
+tell the end in another's place."""
 _LOOK_S: Final = 3.0
 _MAX_WAITING: Final = 1000
 
@@ -51,6 +51,7 @@ class _Story:
         self._job = job
         self._after = after
         self._is_told = asyncio.Event()
+        self._num_heard = 0
 
     async def hear(self) -> None:
         """Put every event into the queue."""
@@ -58,6 +59,7 @@ class _Story:
         try:
             async with contextlib.aclosing(follow(self._asker.bus, subject, after=self._after)) as events:
                 async for event in events:
+                    self._num_heard += 1
                     await self.queue.put(event)
                     if event.get("type") in FINAL_EVENTS:
                         break
@@ -67,12 +69,19 @@ class _Story:
         await self.queue.put(None)
 
     async def watch_record(self) -> None:
-        """End the story where the record has ended and no event says so."""
+        """End the story where the record has ended and no event says so.
+
+        Not while more is heard, or while what was heard waits for who listens: there may be much of it.
+        """
         while not await self._has_ended():
             if await is_set_within(self._is_told, _LOOK_S):
                 return
-        if not await is_set_within(self._is_told, _LAST_EVENTS_S):
-            await self.queue.put(None)
+        before = -1
+        while before != self._num_heard or not self.queue.empty():
+            before = self._num_heard
+            if await is_set_within(self._is_told, _LAST_EVENTS_S):
+                return
+        await self.queue.put(None)
 
     async def _has_ended(self) -> bool:
         """Not while there is no record: the job may have been published a moment ago, or nobody is there to ask."""
