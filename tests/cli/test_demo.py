@@ -17,6 +17,7 @@ from commands import environment, railbus, railbus_here
 from railbus.cli import demo_report
 from railbus.cli.demo_report import Result
 from railbus_shared.layout import Layout
+from until import PATIENCE_S
 
 _GOOD = Result(
     job="j-4f09ac-1",
@@ -120,7 +121,7 @@ def test_up_serves_until_ctrl_c_and_leaves_nothing_running(tmp_path: Path) -> No
         again = railbus("up", cwd=tmp_path)
         assert (again.status, "error[ALREADY_RUNNING]" in again.err) == (2, True)
         process.send_signal(signal.SIGINT)
-        assert process.wait(40) == 0, process.stdout.read()
+        assert process.wait(PATIENCE_S) == 0, process.stdout.read()
     finally:
         process.kill()
         process.wait()

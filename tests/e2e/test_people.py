@@ -42,7 +42,7 @@ _HOLDS_AND_WAITS = """
 import sys, time
 import railbus
 client = railbus.connect(sys.argv[1])
-lease = client.lease(cpus=1, holder=sys.argv[2], ttl_s=2, wait_s=30)
+lease = client.lease(cpus=1, holder=sys.argv[2], ttl_s=2, wait_s=100)
 print(lease.holder, flush=True)
 {then}
 """

@@ -70,7 +70,7 @@ async def running() -> AsyncIterator[WarmProcess]:
     warm = WarmProcess(env=environment(), target="trainer_for_tests:main")
     task = asyncio.create_task(warm.run())
     try:
-        await warm.wait_ready(40)
+        await warm.wait_ready(PATIENCE_S)
         yield warm
     finally:
         await warm.close()
@@ -292,7 +292,7 @@ async def test_when_it_is_killed_its_trainers_die_the_waits_end_and_another_star
         assert not warm.is_alive
         with pytest.raises(TrainerLost, match="not ready"):
             await forked(warm, "j.9", tmp_path)
-        await warm.wait_ready(40)
+        await warm.wait_ready(PATIENCE_S)
         assert (warm.pid != first, warm.cookie != cookie) == (True, True)
         again = await forked(warm, "j.1", tmp_path)
         again.order(do="exit", code=5)
@@ -344,7 +344,7 @@ async def main():
     warm = WarmProcess(env=dict(os.environ), target="trainer_for_tests:main")
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(warm.run())
-        await warm.wait_ready(40)
+        await warm.wait_ready(100)
         (first, pid), (second, other) = await fork(warm, "j.1"), await fork(warm, "j.2")
         with first, second:
             sys.stdout.write(f"{warm.pid} {pid} {other}\\n")

@@ -48,7 +48,7 @@ from railbus_shared.telemetry import LearningTelemetry
 from railbus_shared.waiting import end
 from records_for_tests import record
 from trainers import plan, write_dataset
-from until import until
+from until import PATIENCE_S, until
 
 pytestmark = pytest.mark.timeout(90)  # the pre-warmed process imports torch
 
@@ -90,7 +90,7 @@ class Given:
 async def warmed() -> AsyncIterator[WarmProcess]:
     warm = WarmProcess(env=dict(os.environ))
     running = asyncio.create_task(warm.run())
-    await warm.wait_ready(60)
+    await warm.wait_ready(PATIENCE_S)
     yield warm
     await warm.close()
     await running
@@ -120,7 +120,7 @@ def lose_half_a_copy(to_writer: socket.socket, folder: Path) -> None:
         os.close(descriptors[0])
         to_writer.sendall(pack(Write(nbytes=2 * BLOCK_BYTES, step=1, fields={}, began_s=0.0, waited_s=0.0)))
         to_writer.sendall(pack(Copied(nbytes=BLOCK_BYTES, stall_s=0.1)))
-        until_s = time.monotonic() + 30
+        until_s = time.monotonic() + PATIENCE_S
         while not list(folder.glob(".checkpoint-*.tmp")):
             assert time.monotonic() < until_s
             time.sleep(0.005)
