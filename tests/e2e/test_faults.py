@@ -132,8 +132,8 @@ async def test_a_flood_is_cut_and_counted_and_leaks_are_told(up: RunningUp) -> N
     lines = [data["line"] for data in _of_type(events, "job.output")]
     dropped = _of_type(events, "job.output_dropped")
     assert lines[-1] == "the last line"
-    assert len(lines) < 100_000
-    assert len(lines) + sum(data["lines"] for data in dropped) >= 10_000_000
+    assert len(lines) < 10_000
+    assert len(lines) + sum(data["lines"] for data in dropped) >= 125_000
     assert sum(data["bytes"] for data in dropped) > 900_000_000
     (leaked,) = _of_type(events, "attempt.leaked")
     assert [

@@ -72,9 +72,9 @@ def _stuck_in_native_code() -> None:
 
 def messy(ctx: TrainContext) -> None:
     """Prints 1 GB, a line without end and noise; leaves a process and a file; and succeeds."""
-    line = b"x" * 99 + b"\n"
+    line = b"x" * 7999 + b"\n"
     for _ in range(1000):
-        _write(1, line * 10_000)
+        _write(1, line * 125)
     _write(1, b"y" * (1 << 20))
     _write(1, bytes(range(256)) * 4096)
     _write(1, b"\nthe last line\n")
