@@ -11,7 +11,7 @@ import contextlib
 import logging
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO, Final, NamedTuple
 
@@ -92,6 +92,18 @@ class DayLog:
             if before is None or start <= before.member:
                 found += self._newest_of(start, end, wanted, limit=limit - len(found), before=before)
         return found
+
+    def named_blocks(self, damaged: Callable[[int], object]) -> Iterator[tuple[str, Place, bytes]]:
+        """Every complete line, some at a time, with the name of their file and the place of the first.
+
+        Where the closed file is damaged is told to `damaged`, by its byte.
+        """
+        if self._closed is not None:
+            pieces = inflate.salvage(self._closed, end=self._closed_bytes, damaged=damaged)
+            for place, block in _blocks(pieces):
+                yield CLOSED_LOG_NAME, place, block
+        for place, block in self._growing_blocks():
+            yield BEGUN_LOG_NAME if place.is_behind else LOG_NAME, place, block
 
     def lines(self) -> Iterator[bytes]:
         """Every line, without its newline."""

@@ -66,7 +66,7 @@ class Filter:
     def event_of(self, line: bytes) -> dict[str, object] | None:
         """The event of a candidate if it matches; raises ValueError for what is no event."""
         event = orjson.loads(line)
-        return event if isinstance(event, dict) and self._matches(event) else None
+        return event if isinstance(event, dict) and self.matches(event) else None
 
     def _needle(self) -> Callable[[bytes], Callable[[int], int]] | None:
         """Finds in a block, from a place on, what every match has; None if there is nothing to look for."""
@@ -102,7 +102,8 @@ class Filter:
         begin = at + len(_TIME)
         return not self._since_text <= line[begin : begin + _SECONDS] <= self._until_text
 
-    def _matches(self, event: dict[str, object]) -> bool:
+    def matches(self, event: dict[str, object]) -> bool:
+        """Whether an event is meant, as far as its fields tell; raises ValueError for a time that is none."""
         if self.job is not None and event.get("job") != self.job:
             return False
         if self.types and not str(event.get("type")).startswith(self.types):

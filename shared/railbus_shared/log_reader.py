@@ -45,7 +45,7 @@ def read_events(
         pattern: only events in whose line it is found.
     """
     wanted = Filter(job, tuple(types), since_ns, until_ns, pattern)
-    for day in _days(layout, wanted):
+    for day in days_of(layout, wanted):
         with DayLog.opened(layout.day(day)) as log:
             for found in log.events(wanted):
                 yield found.event
@@ -121,7 +121,7 @@ class _Found(NamedTuple):
 
 def _newest(layout: Layout, wanted: Filter, *, limit: int, before: _Cursor | None = None) -> Iterator[_Found]:
     """The newest that match, the newest first."""
-    for day in reversed(_days(layout, wanted)):
+    for day in reversed(days_of(layout, wanted)):
         if limit <= 0:
             return
         if before is not None and day > before.day:
@@ -160,7 +160,8 @@ def _needs(event: dict[str, object]) -> tuple[int, int] | None:
     return needs if needs[0] <= _ANSWER_BYTES and needs[1] <= _ANSWER_NODES else None
 
 
-def _days(layout: Layout, wanted: Filter) -> list[date]:
+def days_of(layout: Layout, wanted: Filter) -> list[date]:
+    """The days on which an event may match by its time, oldest first."""
     return [
         day
         for day in layout.log_days()

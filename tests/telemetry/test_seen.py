@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from railbus_shared import number_spans
 from railbus_telemetry import seen as seen_module
 from railbus_telemetry.seen import Seen
 
@@ -77,7 +78,7 @@ def test_idle_producers_are_forgotten_and_others_kept() -> None:
 
 
 def test_a_producer_of_nothing_but_gaps_cannot_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(seen_module, "MAX_SPANS", 10)
+    monkeypatch.setattr(number_spans, "MAX_SPANS", 10)
     seen = filled(*range(1, 101, 2))
     assert seen.num_spans == 10
     assert ("p", 99) in seen

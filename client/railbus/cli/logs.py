@@ -67,6 +67,7 @@ _UNTIL: Final = "Only before then, said in the same way."
     type=click.IntRange(min=1),
     help=f"The newest so many lines; {_NEWEST} if neither JOB nor a time is given.",
 )
+@click.option("--check", "checks", is_flag=True, help="Show nothing of it, but whether anything is missing or doubled.")
 @json_option
 @root_option
 def logs(
@@ -78,6 +79,7 @@ def logs(
     types: tuple[str, ...],
     pattern: str | None,
     lines: int | None,
+    checks: bool,
     as_json: bool,
 ) -> int:
     """Show what happened, in words; with a JOB and -f until its end, exiting with its code.
@@ -87,8 +89,18 @@ def logs(
     \b
       railbus logs -f @last
       railbus logs --since 2h --type job. --grep failed
+      railbus logs --check
+
+    Producers number their events, so a gap is a loss. --check reads all that the files hold, or a JOB or a time, tells
+    what is missing, doubled or broken, and ends with 6 if anything is.
     """
     wanted = _wanted(types, since=since, until=until, pattern=pattern, follow=follow)
+    if checks:
+        if follow or types or pattern or lines:
+            raise click.UsageError("--check takes a JOB, --since and --until, and no other choice of events")
+        from railbus.cli.logs_check import check_logs
+
+        return check_logs(replace(wanted, job=job and run(job_id(job))), as_json=as_json)
     out = Output(print_event) if as_json else Output.in_words(Teller(to_console(), names_job=not job))
     if job is not None and follow:
         exit_with_code_of_another()

@@ -144,6 +144,13 @@ def refusal(error: NotAuthorized, settings: CommonSettings, asked: Session) -> R
     return _nothing_runs(asked, f"the NATS at {settings.nats_url} belongs to something else")
 
 
+def knows_bus() -> bool:
+    """Whether somebody has named a server, or one runs on the root: else there is only the usual port to be tried."""
+    from railbus.client import settings_for
+
+    return _is_named(settings_for(session().root))
+
+
 def _is_named(settings: CommonSettings) -> bool:
     """Whether somebody has named a server, or a key for it."""
     return bool(settings.model_fields_set & {"nats_url", "nats_key_file"})
