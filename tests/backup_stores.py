@@ -49,7 +49,7 @@ async def restored(bus: Bus, folder: Path, *, replaces: bool = False, report: Re
     """The new incarnation."""
     manifest = read(folder)
     verify(folder, manifest, report=silent)
-    return await restore(bus, folder, manifest, replaces=replaces, accept=lambda _: None, report=report)
+    return await restore(bus, folder, manifest, replaces=replaces, accept=lambda _, __: None, report=report)
 
 
 async def state(bus: Bus, stream: str) -> dict[str, object]:

@@ -20,7 +20,7 @@ from railbus_shared.bus.connection import Bus, Outgoing
 from railbus_shared.bus.snapshots import stream_info
 from railbus_shared.errors import StoreMissing
 from railbus_shared.settings import CommonSettings
-from railbus_shared.store_marker import marker_path, read_marker
+from railbus_shared.store_marker import StoreMarker, marker_path, read_marker, write_marker
 from servers import Server
 from until import until
 from users_for_tests import running_cluster
@@ -104,9 +104,15 @@ async def test_the_root_that_restores_knows_the_store_and_other_hosts_join(
     told = done.json()
     assert isinstance(told, dict)
     assert read_marker(marker).incarnation == told["incarnation"] != told["backed_up"]
+    assert told["root_accepted"]
     assert await ensured(bus, marker) == told["incarnation"]
     assert railbus("--root", "other", "restore", "--join", cwd=tmp_path).status == 0
     assert await ensured(bus, other) == told["incarnation"]
+    of_another_store = StoreMarker("another", (JOBS,))
+    write_marker(marker, of_another_store)
+    again = railbus("restore", "monday", "--replace", cwd=tmp_path, env=env)
+    assert (again.status, "on every host, with its root" in again.err) == (0, True)
+    assert read_marker(marker) == of_another_store
 
 
 @pytest.mark.timeout(150)  # starts nine commands

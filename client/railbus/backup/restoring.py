@@ -34,37 +34,37 @@ from railbus_shared.bus.snapshots import (
     stream_info,
     write_again,
 )
-from railbus_shared.bus.topology import is_marked, marked, metadata_of
+from railbus_shared.bus.topology import incarnation_in, is_marked, marked, metadata_of
 from railbus_shared.errors import BadSetting, Conflict, WireError
 from railbus_shared.store_marker import new_incarnation
 from railbus_shared.topology import topology
 
 Report = Callable[[str, int, int | None], None]
+Accept = Callable[[str, frozenset[str]], None]
+"""Told the new incarnation, and those whose place it takes: of the backup, and of what it has replaced."""
 
 _OF_THE_SERVER: Final = "_nats."
 """Metadata that nats-server writes itself."""
 
 
-async def restore(
-    bus: Bus, folder: Path, manifest: Manifest, *, replaces: bool, accept: Callable[[str], None], report: Report
-) -> str:
+async def restore(bus: Bus, folder: Path, manifest: Manifest, *, replaces: bool, accept: Accept, report: Report) -> str:
     """Put a verified backup into the store, and return the incarnation that it has now.
 
-    With `replaces` what is there goes. `accept` is given the incarnation just before the store may be used. If it is
-    interrupted, no service takes the store, and the same call begins anew.
+    With `replaces` what is there goes. `accept` is called just before the store may be used. If it is interrupted, no
+    service takes the store, and the same call begins anew.
     Raises Conflict, BadSetting, BackupDamaged, BusUnavailable, RequestTimeout, StorageFull, NotAuthorized.
     """
     _check_fits(bus, manifest)
     await need_operator(bus)
     await _check_alone(bus)
-    await _clear(bus, manifest, replaces=replaces)
+    replaced = await _clear(bus, manifest, replaces=replaces)
     incarnation = new_incarnation()
     first = bus.subjects.jobs_stream
     for entry in sorted(manifest.streams, key=lambda one: one.name != first):
         metadata = metadata_of(incarnation)
         await _put_back(bus, folder, entry, marked(metadata) if entry.name == first else metadata, report=report)
     await _take_off_the_queue(bus, manifest)
-    accept(incarnation)
+    accept(incarnation, frozenset({manifest.incarnation, replaced} - {""}))
     await set_metadata(bus, first, metadata_of(incarnation))
     return incarnation
 
@@ -91,8 +91,11 @@ async def _check_alone(bus: Bus) -> None:
         )
 
 
-async def _clear(bus: Bus, manifest: Manifest, *, replaces: bool) -> None:
-    """Remove what is there, if that was said or if it is what an interrupted restore has left; raises Conflict."""
+async def _clear(bus: Bus, manifest: Manifest, *, replaces: bool) -> str:
+    """Remove what is there, if that was said or if it is what an interrupted restore has left.
+
+    Returns its incarnation, empty if nothing was there. Raises Conflict.
+    """
     first = bus.subjects.jobs_stream
     found = {one.name: info for one in manifest.streams if (info := await stream_info(bus, one.name))}
     metadata: dict[str, str] = (found[first]["config"].get("metadata") or {}) if first in found else {}
@@ -106,6 +109,7 @@ async def _clear(bus: Bus, manifest: Manifest, *, replaces: bool) -> None:
         await set_metadata(bus, first, marked(metadata))
     for name in sorted(found, key=lambda one: one == first):
         await delete_stream(bus, name)
+    return incarnation_in(metadata)
 
 
 async def _put_back(bus: Bus, folder: Path, entry: StreamEntry, metadata: dict[str, str], *, report: Report) -> None:

@@ -75,6 +75,7 @@ def _put_back(folder: Path, deployment: Path | None, *, replaces: bool, as_json:
     from railbus.backup.access import named, own_server
     from railbus.backup.manifest import read, verify
     from railbus.cli.render import print_json, size
+    from railbus_shared.store_marker import marker_path, read_marker
 
     manifest = read(folder)
     with progress() as report:
@@ -83,11 +84,14 @@ def _put_back(folder: Path, deployment: Path | None, *, replaces: bool, as_json:
     found = named(root, deployment)
     with own_server(root) if found is None else nullcontext(found) as reached:
         incarnation = run(_restored(folder, manifest, reached, replaces=replaces))
+    has_accepted = read_marker(marker_path(reached.settings.layout)).incarnation == incarnation
     if as_json:
-        print_json({**summary(folder, manifest), "incarnation": incarnation, "backed_up": manifest.incarnation})
+        told = {"incarnation": incarnation, "backed_up": manifest.incarnation, "root_accepted": has_accepted}
+        print_json({**summary(folder, manifest), **told})
         return
     click.echo(f"{len(manifest.streams)} streams, {size(manifest.num_bytes)}, as they were at {manifest.created_at}")
-    click.echo("on every other host: railbus restore --join; then start the services", err=True)
+    others = "on every other host" if has_accepted else "on every host, with its root"
+    click.echo(f"{others}: railbus restore --join; then start the services", err=True)
 
 
 async def _restored(folder: Path, manifest: Manifest, reached: Reached, *, replaces: bool) -> str:
@@ -98,9 +102,9 @@ async def _restored(folder: Path, manifest: Manifest, reached: Reached, *, repla
 
     path = marker_path(reached.settings.layout)
 
-    def accept(incarnation: str) -> None:
-        """The root of this host knows the store from now on; one that knows none takes the first that it finds."""
-        if reached.is_own or read_marker(path).streams:
+    def accept(incarnation: str, places: frozenset[str]) -> None:
+        """The root of this host knows the store from now on, if it is of this one and not of another."""
+        if reached.is_own or read_marker(path).incarnation in places:
             write_marker(path, StoreMarker(incarnation, tuple(one.name for one in manifest.streams)))
 
     with progress() as report:

@@ -68,7 +68,12 @@ async def check(bus: Bus, marker: Path) -> None:
 async def incarnation_of_store(bus: Bus) -> str:
     """That of the store which the bus is connected to; empty if nothing was created there yet."""
     found = await _config_of(bus, bus.subjects.jobs_stream)
-    return ((found.metadata if found else None) or {}).get(_INCARNATION, "")
+    return incarnation_in((found.metadata if found else None) or {})
+
+
+def incarnation_in(metadata: Mapping[str, str]) -> str:
+    """What `metadata_of` has put there; empty if nothing."""
+    return metadata.get(_INCARNATION, "")
 
 
 def metadata_of(incarnation: str) -> dict[str, str]:
