@@ -233,7 +233,7 @@ async def test_who_writes_the_log_says_where_and_nobody_else_does_but_those_who_
     cluster: Cluster, user: str
 ) -> None:
     subjects = ["$KV.railbus_leader.log", "$KV.railbus_leader.placer", "$KV.railbus_leader.log.more"]
-    expected = {"telemetry": subjects[:1], "device_manager": subjects}.get(user, [])
+    expected = {"telemetry": subjects[:1], "device_manager": subjects, OPERATOR: subjects}.get(user, [])
     assert await _may_publish(cluster, user, subjects) == expected
 
 
