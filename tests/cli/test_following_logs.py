@@ -12,14 +12,15 @@ from pathlib import Path
 
 import pytest
 
-from commands import environment
+from commands import environment, railbus
 from railbus_shared import clock, wire
 from railbus_shared.bus.connection import Bus, Outgoing
 from railbus_shared.bus.consume import Delivery, consume_batches
 from railbus_shared.bus.endpoints import AnyEndpoint, Endpoint, serving
 from railbus_shared.contracts.jobs import JobRecord
 from railbus_shared.contracts.logs import EventLines, QueryEvents
-from railbus_shared.contracts.requests import JobRef
+from railbus_shared.contracts.requests import JobList, JobRef, ListJobs
+from railbus_shared.errors import JobNotFound
 from railbus_shared.log_reader import query
 from railbus_shared.metrics import Metrics
 from railbus_shared.settings import CommonSettings
@@ -153,6 +154,42 @@ async def jobs_served(common: CommonSettings, state: str) -> AsyncIterator[None]
         async with serving(bus, "test_jobs", "For tests.", endpoints, metrics=Metrics("t"), rejected=lambda *_: None):
             await bus.client.flush()
             yield
+
+
+@pytest.mark.parametrize("words", [["job"], ["why"], ["cancel"], ["logs", "-f"]])
+async def test_of_a_job_that_was_rejected_the_reason_is_told(
+    words: list[str], telemetry: Telemetry, common: CommonSettings
+) -> None:
+    """What came as a message had no answer; the submitter knows its id from the receipt."""
+    error = {"code": "DATASET_NOT_FOUND", "message": "dataset has value 'x': nowhere", "hint": "import it"}
+    line = wire.encode({**event(1, kind="job.rejected", job="j-9"), "data": {"error": error}})
+    telemetry._series.append(batch([(1, "railbus.evt.job.j-9.rejected", line)], incarnation="4f", telemetry="t"))
+
+    async def get(request: JobRef) -> JobRecord:
+        raise JobNotFound(f"job has value {request.id!r}: there is no such job")
+
+    async def listed(_: ListJobs) -> JobList:
+        return JobList(jobs=(), total=0)
+
+    async def events(request: QueryEvents) -> EventLines:
+        return await query(common.layout, request)
+
+    async with Bus.open(common, name="service", service=True) as bus:
+        endpoints: list[AnyEndpoint] = [
+            Endpoint("get", bus.subjects.request("jobs", "get"), JobRef, get),
+            Endpoint("list", bus.subjects.request("jobs", "list"), ListJobs, listed),
+            Endpoint("query", bus.subjects.request("telemetry", "query"), QueryEvents, events),
+        ]
+        async with serving(bus, "test_jobs", "For tests.", endpoints, metrics=Metrics("t"), rejected=lambda *_: None):
+            await bus.client.flush()
+            env = {"RAILBUS_NATS_URL": common.nats_url}
+            done = await asyncio.to_thread(railbus, *words, "j-9", cwd=common.root.parent, env=env)
+    assert done.status == (125 if words[0] == "logs" else 3)
+    assert done.err.splitlines() == [
+        "error[JOB_NOT_FOUND]: job 'j-9' was rejected when it was submitted: "
+        "DATASET_NOT_FOUND: dataset has value 'x': nowhere",
+        "hint: import it",
+    ]
 
 
 @pytest.mark.parametrize("has_files", [True, False])

@@ -134,6 +134,7 @@ def test_a_job_goes_from_submission_to_cancellation(alone: Place) -> None:
         assert shown["job"]["id"] == job
 
     assert alone.railbus("cancel", "@last").out == f"job {job} is cancelled\n"
+    assert alone.railbus("cancel", job).out == f"job {job} had ended already: cancelled\n"
     assert "cancelled" in alone.railbus("job", job).out
     assert alone.railbus("logs", "-f", job).status == 123
 

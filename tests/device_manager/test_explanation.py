@@ -76,7 +76,8 @@ def test_a_job_that_is_about_to_start_says_where() -> None:
     ("record", "headline", "text"),
     [
         (WAITS.changed(cancel_requested=True), "cancelling", "is being cancelled"),
-        (WAITS.changed(held_by="ann"), "held", "is held by ann"),
+        (WAITS.changed(held_by="ann"), "held", "is held by ann, until `railbus release`"),
+        (WAITS.changed(held_by="its-submitter"), "held", "is held by its submitter, until `railbus release`"),
         (job("j-9", after=("j-1",)), "dependency", "waits for job to succeed: j-1 (not known)"),
         (WAITS.changed(backoff_s=30.0, lease_epoch=1), "backoff", "is tried again in 20 s"),
     ],

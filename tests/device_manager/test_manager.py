@@ -210,7 +210,7 @@ def test_each_backoff_is_counted_anew() -> None:
 def test_a_job_that_a_person_holds_is_not_placed() -> None:
     made = manager(job("j-1").changed(held_by="ada"))
     assert placed(made) == {}
-    assert made.reasons(0) == {"j-1": "is held by ada"}
+    assert made.reasons(0) == {"j-1": "is held by ada, until `railbus release`"}
 
 
 def test_the_records_priority_counts_and_not_the_specs() -> None:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import json
 import os
+import pty
 import stat
+import struct
 import subprocess
 import sys
+import termios
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -269,6 +273,22 @@ def test_a_deployment_keeps_its_keys_and_what_was_revoked_stays_so(tmp_path: Pat
     deploy(folder)
     assert public not in (folder / "nats.conf").read_text()
     assert not (folder / "keys" / "ann.nk").exists()
+
+
+def test_the_list_of_keys_is_a_row_for_each_on_a_terminal_of_eighty_columns(tmp_path: Path) -> None:
+    deploy(tmp_path)
+    main, other = pty.openpty()
+    fcntl.ioctl(other, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    words = [sys.executable, "-m", "railbus.cli.main", "keys", "list", "-d", str(tmp_path)]
+    env = {**environment({"TERM": "xterm"}), "COLUMNS": "80"}
+    env.pop("CI", None)
+    env.pop("NO_COLOR", None)
+    done = subprocess.run(words, stdin=other, stdout=other, stderr=other, env=env, timeout=PATIENCE_S, check=True)
+    os.close(other)
+    rows = os.read(main, 65536).decode().splitlines()
+    os.close(main)
+    assert (done.returncode, len(rows)) == (0, 1 + 5)
+    assert all("service" in row or "user" in row for row in rows[1:])
 
 
 @pytest.mark.parametrize("verb", ["revoke", "rotate"])

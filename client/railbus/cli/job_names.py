@@ -31,8 +31,27 @@ async def find_job(client: Client, wanted: str) -> JobRecord:
         return await client.job(wanted)
     except (JobNotFound, InvalidName):
         records = (await client.jobs(limit=_LOOKED_AT)).jobs
-        chosen = choose(wanted, [record.id for record in records])
+        try:
+            chosen = choose(wanted, [record.id for record in records])
+        except JobNotFound as exc:
+            raise await _rejected(client, wanted) or exc from None
         return next(record for record in records if record.id == chosen)
+
+
+async def _rejected(client: Client, wanted: str) -> JobNotFound | None:
+    """That it was refused when it came, if telemetry knows of that."""
+    from railbus_shared.contracts.logs import QueryEvents
+
+    try:
+        found = (await client.events(QueryEvents.parse({"job": wanted, "types": ("job.rejected",), "limit": 1}))).events
+    except (InvalidName, TransientError):
+        return None
+    data = found[-1].get("data") if found else None
+    error = data.get("error") if isinstance(data, dict) else None
+    if not isinstance(error, dict):
+        return None
+    why = f"{error.get('code')}: {error.get('message')}"
+    return JobNotFound(f"job {wanted!r} was rejected when it was submitted: {why}", hint=str(error.get("hint") or ""))
 
 
 async def job_id(wanted: str) -> str:

@@ -45,13 +45,22 @@ def cancel(*, jobs: tuple[str, ...], group: str | None, now: bool, wait: bool, q
     JOB is an id, the beginning of one, or `@last`; it may be several.
     """
 
+    ended: set[str] = set()
+
     async def order(job: Job) -> Job:
+        if job.record.is_final:
+            ended.add(job.id)
         return await job.cancel(now=now)
 
-    run(_order(jobs, group, _NOT_ENDED, order, _told_cancel, wait=wait, quiet=quiet, as_json=as_json))
+    def tell(record: JobRecord) -> str:
+        return _told_cancel(record, had_ended=record.id in ended)
+
+    run(_order(jobs, group, _NOT_ENDED, order, tell, wait=wait, quiet=quiet, as_json=as_json))
 
 
-def _told_cancel(record: JobRecord) -> str:
+def _told_cancel(record: JobRecord, *, had_ended: bool) -> str:
+    if had_ended:
+        return f"job {record.id} had ended already: {record.state}"
     if record.is_final:
         return f"job {record.id} is {record.state}"
     return f"job {record.id} will end; follow: railbus logs -f {record.id}"

@@ -59,7 +59,7 @@ def list_keys(*, deployment: Path | None, as_json: bool) -> None:
     if as_json:
         print_json([asdict(one) for one in members])
         return
-    columns = (Column("NAME", "id"), Column("ROLE"), Column("SECRET"), Column("PUBLIC KEY", "id"))
+    columns = (Column("NAME", "id"), Column("ROLE", "id"), Column("SECRET", "id"), Column("PUBLIC KEY", "brief"))
     rows = [[one.name, one.role, "here" if one.has_seed else "theirs", one.public] for one in members]
     show(columns, rows, console=to_console())
 

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 _SAID_BY_JOBS: Final = frozenset({"job.output", "log.line"})
+_HEAD: Final = 11
+"""Width of what stands before it, once it is told."""
 _LEAST: Final = 16
 """Width of what is told, however narrow the terminal."""
 _DAY: Final = slice(0, 10)
@@ -45,7 +47,7 @@ class Days:
 class Teller:
     """Writes lines. With `begins_at` each carries the seconds since then, else its time of day in UTC.
 
-    On a terminal, of what a job has printed or logged at most so many `rows` of each line.
+    On a terminal, of what a job has printed or logged about so many `rows` of each line.
     """
 
     def __init__(
@@ -59,7 +61,7 @@ class Teller:
     ) -> None:
         self.num_cut = 0
         """Lines of which not all was written."""
-        self._most = rows * console.width if rows is not None and console.is_terminal else None
+        self._most = rows * max(_LEAST, console.width - _HEAD) if rows is not None and console.is_terminal else None
         self._console = console
         self._begin_ns = clock.parse_rfc3339(begins_at) if begins_at else None
         self._days = Days(console)

@@ -83,6 +83,8 @@ def _expected(job: Waiting, turns: Sequence[Waiting], found: Reason, cluster: Cl
             return Forecast(cluster.now, "the devices are free")
         case "resources" | "priority" | "fair_share" | "reclaiming":
             return forecast(job, turns, cluster)
+        case "held":
+            return Forecast(None, "when it is released")
         case _:
             return Forecast(None, "what it waits for has no known end")
 

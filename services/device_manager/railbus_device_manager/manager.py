@@ -19,7 +19,7 @@ from typing import Literal, TypeVar
 from railbus_device_manager.cluster import Cluster, Policy
 from railbus_device_manager.ledger import Ledger
 from railbus_device_manager.placement import Decision, decide_waiting, waits_for
-from railbus_device_manager.reasons import Reason, headline
+from railbus_device_manager.reasons import ITS_SUBMITTER, Reason, headline
 from railbus_device_manager.states import device_state
 from railbus_device_manager.watch import Use, is_clear
 from railbus_device_manager.wishes import Waiting
@@ -238,7 +238,8 @@ class DeviceManager:
         if job.cancel_requested:
             return Reason("cancelling", "is being cancelled")
         if job.held_by is not None:
-            return Reason("held", f"is held by {job.held_by}")
+            who = "its submitter" if job.held_by == ITS_SUBMITTER else job.held_by
+            return Reason("held", f"is held by {who}, until `railbus release`")
         if before := waits_for(job, self._states_before(job)):
             return Reason("dependency", before)
         held_s = self.facts.held_until.get(job.id, now) - now

@@ -16,6 +16,8 @@ from railbus_shared.contracts.requests import DeviceState
 from railbus_shared.contracts.waiting import HostReason, WaitWord
 
 _LISTED = 3
+ITS_SUBMITTER = "its-submitter"
+"""Who holds a job that was submitted held, where it names no owner."""
 
 
 class Reason(NamedTuple):

@@ -13,6 +13,7 @@ import secrets
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Final
 
+from railbus_device_manager.reasons import ITS_SUBMITTER
 from railbus_shared import clock, names, tracing, wire
 from railbus_shared.bus.connection import Bus, Outgoing
 from railbus_shared.bus.consume import Delivery
@@ -55,7 +56,7 @@ def new_record(spec: JobSpec, *, sequence: int, incarnation: str, now: str, retr
         sequence=sequence,
         incarnation=incarnation,
         priority=spec.priority,
-        held_by=(spec.owner or "its-submitter") if spec.held else None,
+        held_by=(spec.owner or ITS_SUBMITTER) if spec.held else None,
         retry_of=retry_of,
         trace=tracing.of_job(job, incarnation=incarnation, submitter=spec.trace),
         submitted_at=now,
