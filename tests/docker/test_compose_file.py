@@ -104,6 +104,18 @@ def test_what_a_person_exports_for_their_own_commands_does_not_reach_the_service
     }
 
 
+@pytest.mark.parametrize("name", ["compose.yaml", "compose.cluster.yaml"])
+def test_nats_is_begun_anew_where_what_makes_its_configuration_is(name: str) -> None:
+    """Another image or the options of TLS: NATS itself is the same, and would go on with what it has read."""
+    services = yaml.safe_load((REPOSITORY / name).read_text())["services"]
+    nodes = [service for node, service in services.items() if node == "nats" or node.startswith("nats-")]
+    assert nodes
+    for node in nodes:
+        makers = {maker: need for maker, need in node["depends_on"].items() if maker.startswith("init")}
+        assert makers
+        assert all(need["restart"] for need in makers.values())
+
+
 def test_images_have_an_exact_tag_which_a_variable_changes() -> None:
     dockerfile = (REPOSITORY / "Dockerfile").read_text()
     assert re.findall(r"^ARG PYTHON_IMAGE=(\S+)$", dockerfile, flags=re.MULTILINE) == ["python:3.11-slim-bookworm"]
