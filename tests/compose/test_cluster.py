@@ -1,15 +1,16 @@
-"""compose.yaml with compose.cluster.yaml: three NATS nodes, of which the one that leads is lost while a job runs."""
+"""compose.yaml with compose.cluster.yaml: three NATS nodes, and the one that leads is lost, or cut off."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import gzip
 import json
 import os
 import socket
 import subprocess
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import nats
@@ -18,6 +19,7 @@ import pytest
 from nats.aio.client import Client
 
 from compose_stack import SERVICES, Stack
+from histories import violations
 from running_up import PACED
 from until import until
 
@@ -80,10 +82,34 @@ class ClusterStack(Stack):
             return None, 0, 0
         return leader, wanted, current
 
+    def cut_off(self, node: str) -> Callable[[], None]:
+        """Take a node out of its networks, without a word to anybody; gives what brings it back."""
+        container = self.compose("ps", "--quiet", node)
+        networks = list(self.inspect(node)["NetworkSettings"]["Networks"])
+        for network in networks:
+            self._engine("network", "disconnect", network, container)
+
+        def heal() -> None:
+            for network in networks:
+                self._engine("network", "connect", "--alias", node, network, container)
+
+        return heal
+
+    def _engine(self, *words: str) -> None:
+        done = self._run(["docker", *words], timeout_s=30)
+        assert done.returncode == 0, done.stderr
+
+    def lines(self) -> list[dict[str, Any]]:
+        """What telemetry has on disk now, of days that are closed and of today."""
+        files = [(name, data) for name, data in self.files("logs").items() if "/trainer.log." in name]
+        logs = [gzip.decompress(data) if name.endswith(".gz") else data for name, data in files]
+        return [json.loads(line) for log in logs for line in log.splitlines(keepends=True) if line.endswith(b"\n")]
+
     async def takes(self, job: dict[str, Any]) -> bool:
         """Whether a job could be submitted now; one that was already is the same job."""
         try:
-            await self.publish(job)
+            async with asyncio.timeout(4):  # what is asked of a node that is cut off is never answered
+                await self.publish(job)
         except (nats.errors.Error, TimeoutError, OSError, KeyError):
             return False
         return True
@@ -151,6 +177,33 @@ async def test_a_job_in_flight_succeeds_once_when_the_leader_of_the_cluster_is_l
 
 def _is_whole(cluster: ClusterStack) -> bool:
     return cluster.jobs_stream()[1:] == (3, 3)
+
+
+async def test_a_job_in_flight_succeeds_once_when_the_leader_of_the_cluster_is_cut_off(cluster: ClusterStack) -> None:
+    """Nobody ends a connection: whoever was on that node finds out by silence."""
+    await cluster.publish({**JOB, "id": "cut"})
+    await cluster.has_checkpoint("cut")
+    leader = str(cluster.jobs_stream()[0])
+    heal = cluster.cut_off(leader)
+    cut_s = time.monotonic()
+    await until(lambda: cluster.takes({**JOB, "id": "over-the-cut"}), seconds=90)
+    print(f"jobs are taken again after {time.monotonic() - cut_s:.1f} s")
+    heal()  # while both jobs are in flight
+    records = [await cluster.ended(job) for job in ("cut", "over-the-cut")]
+    ends = [(record["state"], record["attempt"], record["lease_epoch"]) for record in records]
+    assert ends == [("succeeded", 1, 1)] * 2
+    await until(lambda: asyncio.to_thread(_is_whole, cluster), seconds=60)
+    await until(lambda: asyncio.to_thread(_have_ends, cluster, {"cut", "over-the-cut"}), seconds=30)
+    lines = cluster.lines()
+    keys = [(line["producer"], line["number"]) for line in lines]
+    assert (len(keys) - len(set(keys)), violations(lines)) == (0, [])
+    ended = sorted(line["job"] for line in lines if line["type"] == "job.succeeded")
+    assert ended == ["cut", "inflight", "meanwhile", "over-the-cut"]
+
+
+def _have_ends(cluster: ClusterStack, jobs: set[str]) -> bool:
+    """Whether the ends of these jobs are written down."""
+    return jobs <= {line["job"] for line in cluster.lines() if line["type"] == "job.succeeded"}
 
 
 def test_nodes_ask_each_other_for_a_password_and_nobody_else_can_see_it(cluster: ClusterStack) -> None:
