@@ -137,29 +137,33 @@ class Bus:
         settings = self._settings
         check_urls(settings.nats_url, insecure=settings.insecure)
         warn_of_open(settings.nats_url)
-        connecting = self._client.connect(
-            urls_in(settings.nats_url),
-            name=self.name,
-            nkeys_seed_str=self._access.seed(),
-            inbox_prefix=self._inbox.encode(),
-            error_cb=self._error,
-            disconnected_cb=self._disconnected,
-            reconnected_cb=self._reconnected,
-            closed_cb=self._was_closed,
-            ping_interval=_PING_S,
-            max_outstanding_pings=2,
-            max_reconnect_attempts=-1,
-            reconnect_time_wait=QUICK_S,  # type: ignore[arg-type]  # it only ever sleeps this long
-            connect_timeout=2,
-            drain_timeout=5,
-            flush_timeout=5.0,
-            tls=self._access.trusted(),
+        connecting = asyncio.ensure_future(
+            self._client.connect(
+                urls_in(settings.nats_url),
+                name=self.name,
+                nkeys_seed_str=self._access.seed(),
+                inbox_prefix=self._inbox.encode(),
+                error_cb=self._error,
+                disconnected_cb=self._disconnected,
+                reconnected_cb=self._reconnected,
+                closed_cb=self._was_closed,
+                ping_interval=_PING_S,
+                max_outstanding_pings=2,
+                max_reconnect_attempts=-1,
+                reconnect_time_wait=QUICK_S,  # type: ignore[arg-type]  # it only ever sleeps this long
+                connect_timeout=2,
+                drain_timeout=5,
+                flush_timeout=5.0,
+                tls=self._access.trusted(),
+            )
         )
         url = without_password(settings.nats_url)
         try:
             async with asyncio.timeout(settings.connect_timeout_s) as self._connecting:
-                await connecting
+                await asyncio.wait([connecting])
+            await connecting
         except TimeoutError as exc:
+            await end(connecting)
             await self._give_up()
             if is_refusal(self.problem):
                 raise NotAuthorized(
@@ -171,6 +175,7 @@ class Bus:
             ) from exc
         finally:
             self._connecting = None
+            await end(connecting)
         self.problem = ""
 
     async def close(self) -> None:
