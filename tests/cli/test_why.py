@@ -12,7 +12,7 @@ from railbus.cli.why import show_why
 from railbus_shared import clock
 from railbus_shared.contracts.waiting import Why
 
-_SOON = clock.rfc3339(clock.now_ns() + 8700 * clock.NS_PER_S)
+_SOON = clock.rfc3339(clock.now_ns() + 10_790 * clock.NS_PER_S)  # is in 2 h for an hour; tests may begin late
 _LATER = clock.rfc3339(clock.now_ns() + 475_000 * clock.NS_PER_S)
 _WHY = Why.parse(
     {
