@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import pytest_asyncio
 
 from commands import railbus_here
 from host_processes import Host, running_host
@@ -25,7 +26,11 @@ from thief import CODE, can_import, has_stolen, launcher, params
 from until import until
 from users_for_tests import Cluster, running_cluster
 
-pytestmark = [pytest.mark.root, pytest.mark.timeout(180)]  # starts services that import torch, and trains
+pytestmark = [
+    pytest.mark.root,
+    pytest.mark.asyncio(loop_scope="module"),
+    pytest.mark.timeout(400),  # starts services one after the other, the runner with torch each time, and trains
+]
 
 UID = 23_456
 BESIDE = ("telemetry", "dataloader", "device_manager")
@@ -66,7 +71,7 @@ class Site:
             yield client
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def site() -> Iterator[Site]:
     """In a folder that every user may enter, which those of pytest are not."""
     start = launcher(Path(sys.base_prefix), Path(sys.prefix), Path(__file__).parents[2])
@@ -92,7 +97,7 @@ def site() -> Iterator[Site]:
         shutil.rmtree(folder)
 
 
-@pytest.fixture
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def others(site: Site) -> AsyncIterator[None]:
     async with contextlib.AsyncExitStack() as stack:
         for name in BESIDE:
