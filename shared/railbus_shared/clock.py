@@ -42,8 +42,13 @@ def parse_rfc3339(text: str) -> int:
     match = _RFC3339.match(text)
     if match is None:
         raise ValueError(f"{text!r} is not an RFC 3339 time in UTC")
-    moment = datetime.fromisoformat(match[1]).replace(tzinfo=UTC)
-    return int((moment - _EPOCH).total_seconds()) * NS_PER_S + int((match[2] or "0").ljust(9, "0"))
+    return _second_ns(match[1]) + int((match[2] or "0").ljust(9, "0"))
+
+
+@lru_cache(maxsize=64)
+def _second_ns(text: str) -> int:
+    moment = datetime.fromisoformat(text).replace(tzinfo=UTC)
+    return int((moment - _EPOCH).total_seconds()) * NS_PER_S
 
 
 def boottime_s() -> float:

@@ -175,7 +175,7 @@ def _decode_msgpack(data: bytes) -> dict[str, object]:
         value = _unpacked(data)
     if not isinstance(value, dict):
         raise BadMessage("the payload is not a map", hint="send one msgpack map")
-    _check_shape(value)
+    _check_shape(value, is_decoded=True)
     return value
 
 
@@ -196,7 +196,19 @@ def _unpacked(data: bytes) -> object:
         ) from exc
 
 
-def _check_shape(root: Mapping[str, object]) -> None:
+def _are_numbers(values: list[object]) -> bool:
+    """Whether decoded values are finite numbers and nothing else; False says only that each has to be looked at.
+
+    A sum tells it in a fifth of the time. Not for what a caller made: his objects may do anything when they are added.
+    """
+    try:
+        total = sum(cast("Iterable[float]", values))
+    except TypeError:
+        return False
+    return type(total) is int or math.isfinite(total)
+
+
+def _check_shape(root: Mapping[str, object], *, is_decoded: bool = False) -> None:
     """Refuse what is too deep, too many, or cannot be said in both encodings; iterative, so depth costs no stack.
 
     Of many containers all values of one depth are looked at together, which costs half of looking at each.
@@ -207,6 +219,8 @@ def _check_shape(root: Mapping[str, object]) -> None:
         each = map(_values, level)
         inner: list[object] = []
         for values in each if len(level) <= _FEW else (list(chain.from_iterable(each)),):
+            if is_decoded and type(values) is list and _are_numbers(values):
+                continue
             kinds = set(map(type, values))
             if not (kinds <= _COMMON and (float not in kinds or _are_finite(values, kinds))):
                 _check_scalars(values)

@@ -36,6 +36,11 @@ def test_what_is_encoded_is_decoded_in_either_encoding(message: dict[str, object
     assert wire.decode(data) == message
 
 
+@pytest.mark.parametrize("numbers", [[1e308, 1e308, -1e308], [2**64 - 1] * 20, [True, 0.5, 1], [0.5, None], []])
+def test_numbers_are_taken_whatever_their_sum(numbers: list[object]) -> None:
+    assert wire.decode(wire.encode({"v": 2, "numbers": numbers}))["numbers"] == numbers
+
+
 def _is_map_or_wire_error(data: bytes) -> None:
     try:
         found = wire.decode(data)
@@ -124,6 +129,9 @@ BOMBS = {
     "empty binary": _packed(b""),
     "NaN": _packed(math.nan),
     "infinity": _packed(math.inf),
+    "NaN among numbers": _packed([1, 0.5, math.nan, 2]),
+    "infinities among numbers": _packed([0.5, math.inf, -math.inf]),
+    "empty binary among numbers": _packed([1, b""]),
     "JSON NaN": b'{"a": NaN}',
     "a JSON number beyond floats": b'{"a": 1e999}',
     "a key twice": b"\x82\xa1a\x01\xa1a\x02",

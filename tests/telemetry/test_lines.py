@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import tracemalloc
 from typing import cast
 
 import orjson
@@ -89,6 +90,22 @@ def test_a_batch_of_one_says_the_same_as_the_event_alone(shared: set[str]) -> No
     assert line[:3] == lines_of(wire.encode(EVENT))[0][:3]
 
 
+def test_large_values_at_both_ends_of_a_column_do_not_fill_the_memory() -> None:
+    """Only a column that is all alike may be compared with its first value as often as there are events."""
+    values = ["y" * 200_000, *range(998), "y" * 200_000]
+    common = {name: value for name, value in EVENT.items() if name not in ("id", "time", "number", "data")}
+    time = {"first": EVENT["time"], "gaps_ns": [1] * 999}
+    payload = wire.encode({"v": 2, "common": common, "time": time, "number": 1, "data": {"text": values}})
+    tracemalloc.start()
+    try:
+        found = lines_of(payload)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(found) == 1000
+    assert peak < 32 << 20
+
+
 @pytest.mark.parametrize("fault", [{"type": "Bad"}, {"host": "../x"}, {"colour": 1}, {"time": "now"}, {"producer": 5}])
 @pytest.mark.parametrize("shared", [set(EVENT) - {"number"}, {"v"}, {"type", "host", "colour", "time", "producer"}])
 def test_a_fault_is_found_in_what_a_batch_shares_and_in_its_events(fault: dict[str, object], shared: set[str]) -> None:
@@ -132,6 +149,8 @@ ODD = ["a", 'b,"c', "\\", '},{"', "\n", "\u2028"]
         [{"loss": n / 3, "lr": n, "ok": n > 2, "none": None} for n in range(6)],
         [{"a,b": text, "list": [text, {"x": 1}]} for text in ODD],
         [{"mixed": value} for value in (1, 2.5, "x", None, [1, 2], -0.0)],
+        [{"lr": 0.001, "text": "a,b", "list": [1, 1], "one": value} for value in (1, 1.0, True, 1, 1.0, 1)],
+        [{"lr": -0.0, "none": None, "text": "\u2028ä"}] * 6,
         [{}] * 6,
     ],
 )
@@ -147,6 +166,7 @@ def test_a_batch_of_columns_gives_the_lines_of_its_events(
     assert message["v"] == 2
     found = lines_of(wire.encode(message))
     assert [parsed(line) for line in found] == [{**event, "seq": 41, "incarnation": "4f09ac"} for event in events]
+    assert [orjson.dumps(parsed(line)["data"]) for line in found] == list(map(orjson.dumps, data))
     alone = [lines_of(wire.encode(event))[0] for event in events]
     assert [line[:3] for line in found] == [line[:3] for line in alone]
 

@@ -139,10 +139,11 @@ def _columns(columns: Columns, *, tail: dict[str, object]) -> Transcoded:
     if not (common.keys() >= _COMMON_NEEDED and _OWN.isdisjoint(common) and _is_sound(common)):
         return _judged(columns.events(), lambda event: _line(event, is_sound=False, tail=tail))
     data = rendered(columns, ending=b"," + orjson.dumps(tail)[1:] + b"\n")
-    producer, times_ns, numbers = cast("str", common["producer"]), columns.times_ns, columns.numbers
-    day_ns = times_ns[0] - times_ns[0] % DAY_NS
-    if isinstance(numbers, range) and day_ns <= min(times_ns) and max(times_ns) < day_ns + DAY_NS:
-        return Transcoded([Run(day_ns, producer, numbers[0], data, "", len(numbers), times_ns[0])], None)
+    producer, numbers, times = cast("str", common["producer"]), columns.numbers, columns.times
+    day_ns = times.earliest_ns - times.earliest_ns % DAY_NS
+    if isinstance(numbers, range) and times.latest_ns < day_ns + DAY_NS:
+        return Transcoded([Run(day_ns, producer, numbers[0], data, "", len(numbers), times.first_ns)], None)
+    times_ns = times.since(0)
     days = [at_ns - at_ns % DAY_NS for at_ns in times_ns]
     producers = [producer] * len(days)
     return Transcoded(
