@@ -21,7 +21,7 @@ from typing import Any
 
 DIES_AT = "DIES_AT"
 ACK_WAIT_S = "ACK_WAIT_S"
-APPENDING = ("write.before", "write.half", "write.after", "fdatasync.before", "fdatasync.after")
+APPENDING = ("writev.before", "writev.half", "writev.after", "fdatasync.before", "fdatasync.after")
 ACKNOWLEDGING = ("ack.before", "ack.after")
 CLOSING = ("fsync.before", "fsync.after", "replace.before", "replace.after", "unlink.before", "unlink.after")
 
@@ -64,8 +64,9 @@ def _watch_file_call(name: str, instant: _Instant) -> None:
         if not _is_log(target):
             return call(target, *rest, **named)
         instant.come(name, "before")
-        if name == "write" and instant.is_now(name, "half"):
-            call(target, rest[0][: len(rest[0]) // 2])
+        if name == "writev" and instant.is_now(name, "half"):
+            data = b"".join(rest[0])
+            os.write(target, data[: len(data) // 2])
             os.kill(os.getpid(), signal.SIGKILL)
         result = call(target, *rest, **named)
         instant.come(name, "after")
@@ -106,6 +107,6 @@ if __name__ == "__main__":
     if DIES_AT in os.environ:
         chosen = _Instant(os.environ[DIES_AT])
         _watch_acks(chosen)
-        for kind in ("write", "fdatasync", "fsync", "replace", "unlink"):
+        for kind in ("writev", "fdatasync", "fsync", "replace", "unlink"):
             _watch_file_call(kind, chosen)
     runpy.run_module("railbus_telemetry", run_name="__main__", alter_sys=True)

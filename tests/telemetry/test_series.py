@@ -103,6 +103,13 @@ def test_what_comes_twice_is_written_once(layout: Layout, now: Clock) -> None:
     assert tree(layout) == {PLAIN: [1, 2, 3, 2]}
 
 
+def test_more_lines_than_one_call_can_write_are_written_in_their_order(layout: Layout, now: Clock) -> None:
+    writer = series(layout, now)
+    numbers = list(range(1, 2 * os.sysconf("SC_IOV_MAX") + 100))
+    assert new(writer.append(lines(*numbers))) == len(numbers)
+    assert tree(layout) == {PLAIN: numbers}
+
+
 def test_closing_makes_a_day_that_zcat_reads_and_the_standard_library_too(layout: Layout, now: Clock) -> None:
     writer = series(layout, now)
     for number in (1, 2, 3):

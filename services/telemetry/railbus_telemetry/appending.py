@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import logging
 import os
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -16,7 +17,7 @@ from railbus_telemetry import closing
 logger = logging.getLogger(__name__)
 
 MAX_OPEN: Final = 8
-_PORTION_BYTES: Final = 1 << 18
+_MAX_PIECES: Final = os.sysconf("SC_IOV_MAX")
 
 
 class PlainFiles:
@@ -42,8 +43,7 @@ class PlainFiles:
                 with files.storage_errors(path):
                     fd = self._fd(path)
                     former[path] = os.fstat(fd).st_size
-                    for portion in _portions(some):
-                        _write(fd, portion)
+                    _write(fd, some)
                     os.fdatasync(fd)
         except BaseException:
             for path, size_bytes in former.items():
@@ -106,24 +106,16 @@ def _has_path(fd: int, path: Path) -> bool:
         return False
 
 
-def _portions(pieces: Iterable[bytes]) -> Iterator[bytes]:
-    """The same bytes in fewer pieces: small ones are joined, large ones are not copied."""
-    some: list[bytes] = []
-    size = 0
-    for piece in pieces:
-        some.append(piece)
-        size += len(piece)
-        if size >= _PORTION_BYTES:
-            yield some[0] if len(some) == 1 else b"".join(some)
-            some, size = [], 0
-    if some:
-        yield b"".join(some)
-
-
-def _write(fd: int, data: bytes) -> None:
-    left = memoryview(data)
-    while left:
-        left = left[os.write(fd, left) :]
+def _write(fd: int, pieces: Sequence[bytes]) -> None:
+    """All of it, in few calls: after each one this thread waits for the interpreter, which is at the next lines."""
+    for start in range(0, len(pieces), _MAX_PIECES):
+        left = collections.deque([memoryview(piece) for piece in pieces[start : start + _MAX_PIECES]])
+        while left:
+            written = os.writev(fd, list(left))
+            while left and written >= len(left[0]):
+                written -= len(left.popleft())
+            if written:
+                left[0] = left[0][written:]
 
 
 def _opened(path: Path) -> int:

@@ -14,6 +14,7 @@ import fcntl
 import functools
 import gc
 import logging
+import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -47,6 +48,8 @@ _TICK_S: Final = 1.0
 _COLLECT_AFTER: Final = (
     50_000  # objects: lines are many, refer to nothing, and are gone soon; it was a third of the time
 )
+_SWITCH_S: Final = 0.0005  # a thread that has written waits so long for one that decodes; by default ten times that
+_KEPT_BYTES: Final = 16 << 20
 _THIN_BYTES_PER_S: Final = 16 << 10  # a trainer that tells its metrics makes some 2 KiB/s
 _THIN_GAP_S: Final = 0.5  # between two batches, each of which is flushed to disk, unless somebody waits for them
 _GAP_S: Final = 0.05  # where more than that comes
@@ -116,8 +119,7 @@ class TelemetryService:
         series = None if self._context.stopping.is_set() else await self._open_series()
         if series is None:
             return
-        gc.freeze()
-        gc.set_threshold(_COLLECT_AFTER, 20, 20)
+        _tune_interpreter()
         try:
             async with self._traces.exporting():
                 await self._write_all(series)
@@ -351,3 +353,15 @@ class TelemetryService:
                 except BlockingIOError:
                     await is_set_within(self._context.stopping, _TICK_S)
             yield
+
+
+def _tune_interpreter() -> None:
+    """For lines: megabytes that are made, written by another thread, and gone.
+
+    The C library gives free memory beyond some 100 kB back to the system, and takes it anew page by page: a third of
+    the time of making lines. The size of the largest block that it was given back is its measure from then on.
+    """
+    gc.freeze()
+    gc.set_threshold(_COLLECT_AFTER, 20, 20)
+    sys.setswitchinterval(_SWITCH_S)
+    bytes(_KEPT_BYTES)
