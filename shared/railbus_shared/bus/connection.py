@@ -41,6 +41,7 @@ from railbus_shared.waiting import end, is_set_within
 
 logger = logging.getLogger(__name__)
 
+_AT_ONCE: Final = 0.0  # on the clock of the event loop
 _PING_S: Final = 3
 _WATCH_S: Final = 2.0
 _PUBLISH_TIMEOUT_S: Final = 3.0
@@ -355,11 +356,13 @@ class Bus:
     # --- callbacks of nats-py; they must never raise, or its tasks die ------------------------------------------------
 
     async def _error(self, exc: Exception) -> None:
+        if self._connecting is not None and self._connecting.when() == _AT_ONCE:
+            return  # what follows a refusal, such as a reset by the server, says less
         self.problem = str(exc) or type(exc).__name__
         self._is_unproven = isinstance(exc, ssl.SSLError)
         self._refusals.heard(self.problem)
         if self._connecting is not None and (is_refusal(self.problem) or self._is_unproven):
-            self._connecting.reschedule(0)  # nats-py would ask again and again; no answer will be another
+            self._connecting.reschedule(_AT_ONCE)  # nats-py would ask again and again; no answer will be another
         elif is_refusal(self.problem):
             self._num_refused += 1
             show_again(self._client, self._access)
