@@ -8,19 +8,25 @@ PEERS := .venv-peers
 
 LOCKER := .venv-lock
 
-.PHONY: demo test compose-test lock soak check bench bench-peers bench-ray bench-loggers docs schemas clean
+.PHONY: demo test coverage compose-test lock soak check bench bench-peers bench-ray bench-loggers docs schemas clean
 
 demo: $(READY)
 	$(BIN)/railbus demo
 
-# A test may take 20 s where one is run by hand; beside others, with coverage on, it is given longer. Four at once keep
-# two cores busy, as many tests wait. What Python compiles is kept, even where the environment says not to: processes
-# are started by the hundred. pytest takes half a minute to rewrite all asserts, which is done once, before four need it.
-test: export PYTHONDONTWRITEBYTECODE =
+# A test may take 20 s where one is run by hand; beside others it is given longer. Four at once keep two cores busy, as
+# many tests wait. What Python compiles is kept, even where the environment says not to: processes are started by the
+# hundred. pytest takes half a minute to rewrite all asserts, which is done once, before four need it.
+PYTEST := pytest -n 4 --dist worksteal --timeout 120 -m 'not docker'
+
+test coverage: export PYTHONDONTWRITEBYTECODE =
 test: $(READY)
 	find tests -name 'test_*.py' | xargs -P 2 -n 140 $(BIN)/python -m pytest --collect-only -qq > /dev/null || true
+	$(BIN)/python -m $(PYTEST)
+
+# The same, traced, child processes as well: which lines and branches no test has come to. Takes twice as long.
+coverage: $(READY)
 	$(BIN)/python -m coverage erase
-	$(BIN)/python -m coverage run -m pytest -n 4 --dist worksteal --timeout 120 -m 'not docker'
+	$(BIN)/python -m coverage run -m $(PYTEST)
 	$(BIN)/python -m coverage combine --quiet
 	$(BIN)/python -m coverage report --skip-covered --skip-empty | tail -n 40
 

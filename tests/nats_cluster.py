@@ -20,7 +20,7 @@ from railbus_shared.bus.connection import Bus
 from railbus_shared.errors import TransientError
 from railbus_shared.settings import CommonSettings
 from railbus_shared.topology import Consumer
-from servers import server_binary
+from servers import pause, server_binary
 from until import PATIENCE_S
 
 NUM_NODES: Final = 3
@@ -56,7 +56,7 @@ class Node:
 
     def pause(self) -> None:
         assert self.process is not None
-        self.process.send_signal(signal.SIGSTOP)
+        pause(self.process)
 
     def resume(self) -> None:
         assert self.process is not None

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 import socket
 import subprocess
 import sysconfig
@@ -12,6 +14,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from until import PATIENCE_S
+
+
+def pause(child: subprocess.Popen[bytes]) -> None:
+    """Return once all its threads have stopped; until then it may still answer."""
+    child.send_signal(signal.SIGSTOP)
+    os.waitid(os.P_PID, child.pid, os.WSTOPPED)
 
 
 def server_binary() -> str:
@@ -65,6 +73,14 @@ class Server:
         assert self.process is not None
         self.process.kill()
         self.process.wait(PATIENCE_S)
+
+    def pause(self) -> None:
+        assert self.process is not None
+        pause(self.process)
+
+    def resume(self) -> None:
+        assert self.process is not None
+        self.process.send_signal(signal.SIGCONT)
 
     def stop(self) -> None:
         if self.process is not None and self.process.poll() is None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import signal
 import time
 
 import pytest
@@ -238,12 +237,11 @@ async def test_renewal_keeps_a_lease_and_keeps_it_mortal(bucket: Bucket) -> None
 
 
 async def _paused(server: Server, seconds: float) -> None:
-    assert server.process is not None
-    server.process.send_signal(signal.SIGSTOP)
+    server.pause()
     try:
         await asyncio.sleep(seconds)
     finally:
-        server.process.send_signal(signal.SIGCONT)
+        server.resume()
 
 
 @pytest.mark.parametrize("devices", [(0,), (0, 1)])

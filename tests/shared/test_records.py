@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import signal
 
 import pytest
 
@@ -109,15 +108,13 @@ async def test_a_change_whose_acknowledgement_is_lost_is_made_once_and_its_effec
     records: JobRecords, server: Server, impatient: None
 ) -> None:
     await records.create(_running("j-1"))
-    process = server.process
-    assert process is not None
     bus = records._bucket._bus
     publish = bus.publish
 
     async def publish_to_a_paused_server(outgoing: Outgoing) -> int:
         """Stop the server between the read and the write, so that only the write's acknowledgement is lost."""
-        process.send_signal(signal.SIGSTOP)
-        asyncio.get_running_loop().call_later(0.8, process.send_signal, signal.SIGCONT)
+        server.pause()
+        asyncio.get_running_loop().call_later(0.8, server.resume)
         vars(bus).pop("publish")
         return await publish(outgoing)
 
@@ -131,11 +128,10 @@ async def test_a_change_whose_acknowledgement_is_lost_is_made_once_and_its_effec
 async def test_a_creation_that_is_not_known_to_be_stored_is_worth_trying_again(
     records: JobRecords, server: Server, impatient: None
 ) -> None:
-    assert server.process is not None
-    server.process.send_signal(signal.SIGSTOP)
+    server.pause()
     try:
         with pytest.raises(RequestTimeout):
             await records.create(_record())
     finally:
-        server.process.send_signal(signal.SIGCONT)
+        server.resume()
     assert (await records.create(_record())).record.state == "queued"
