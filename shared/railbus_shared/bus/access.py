@@ -12,14 +12,15 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 import nkeys
 
-from railbus_shared.errors import BadSetting, NotAuthorized
-from railbus_shared.settings import CommonSettings, is_open, uses_tls, without_password
+from railbus_shared.errors import BadSetting, BusUnavailable, NotAuthorized
+from railbus_shared.settings import CommonSettings, check_urls, is_open, urls_in, uses_tls, without_password
 
 if TYPE_CHECKING:
     from railbus_shared.bus.client import RailbusClient
 
 logger = logging.getLogger(__name__)
 
+_UNPROVEN: Final = "check RAILBUS_NATS_CA_FILE, and that the certificate names the host of RAILBUS_NATS_URL"
 MAX_REFUSALS: Final = 3
 """In a row, while reconnecting; a key that the server does not know any more is not asked about for ever."""
 
@@ -76,13 +77,19 @@ def is_refusal(problem: str) -> bool:
     return "authorization" in said or ("authentication" in said and "timeout" not in said)
 
 
-def warn_of_open(url: str) -> None:
-    """Say in the log that a connection leaves this host without TLS, if it does."""
+def urls_to_dial(settings: CommonSettings) -> list[str]:
+    """The servers to try; says in the log that a connection leaves this host without TLS, if it does.
+
+    Raises InsecureUrl unless that is allowed.
+    """
+    url = settings.nats_url
+    check_urls(url, insecure=settings.insecure)
     if is_open(url):
         logger.warning(
             "the connection to NATS is not encrypted, and all that goes over it can be read and changed on its way",
             extra={"url": without_password(url), "setting": "RAILBUS_INSECURE"},
         )
+    return urls_in(url)
 
 
 def tls_context(ca_file: Path | None) -> ssl.SSLContext:
@@ -97,6 +104,25 @@ def tls_context(ca_file: Path | None) -> ssl.SSLContext:
             f"setting RAILBUS_NATS_CA_FILE has value {str(ca_file)!r}: {exc}",
             hint="name the PEM file of the authority; `railbus init --tls` leaves it in tls/ca.crt",
         ) from exc
+
+
+def no_connection(url: str, problem: str, *, is_unproven: bool) -> BusUnavailable | NotAuthorized:
+    """What to say of a server to which there is no connection; `is_unproven` if it is not the one that it should be."""
+    name = without_password(url)
+    if is_refusal(problem):
+        return NotAuthorized(f"NATS at {name} refused the credentials: {problem}", hint="check RAILBUS_NATS_KEY_FILE")
+    return BusUnavailable(
+        f"NATS at {name} does not answer: {problem}",
+        hint=_UNPROVEN if is_unproven else "start it with `railbus up`, or set RAILBUS_NATS_URL",
+    )
+
+
+def unknown_key(url: str, problem: str) -> NotAuthorized:
+    """What to say where the server has refused, again and again, a key that it knew."""
+    return NotAuthorized(
+        f"NATS at {without_password(url)} knows this key no more: {problem}",
+        hint="it was revoked or replaced: see `railbus keys list`, and RAILBUS_NATS_KEY_FILE",
+    )
 
 
 def read_seed(path: Path) -> str:

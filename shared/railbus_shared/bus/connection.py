@@ -21,20 +21,28 @@ from nats.aio.msg import Msg
 from nats.js.api import StreamState
 
 from railbus_shared import tracing, wire
-from railbus_shared.bus.access import MAX_REFUSALS, Access, FileAccess, is_refusal, show_again, warn_of_open
+from railbus_shared.bus.access import (
+    MAX_REFUSALS,
+    Access,
+    FileAccess,
+    is_refusal,
+    no_connection,
+    show_again,
+    unknown_key,
+    urls_to_dial,
+)
 from railbus_shared.bus.client import QUICK_S, RailbusClient, bus_errors
 from railbus_shared.bus.duplicates import stored_at
 from railbus_shared.bus.refusals import Refusals
 from railbus_shared.errors import (
     BusUnavailable,
     MessageTooLarge,
-    NotAuthorized,
     RequestTimeout,
     StorageFull,
     TransientError,
     error_from_wire,
 )
-from railbus_shared.settings import CommonSettings, check_urls, urls_in, uses_tls, without_password
+from railbus_shared.settings import CommonSettings, uses_tls
 from railbus_shared.subjects import SERVICE_INBOX, USER_INBOX, Subjects
 from railbus_shared.topology import Consumer
 from railbus_shared.waiting import end, is_set_within
@@ -45,7 +53,6 @@ _AT_ONCE: Final = 0.0  # on the clock of the event loop
 _PING_S: Final = 3
 _WATCH_S: Final = 2.0
 _PUBLISH_TIMEOUT_S: Final = 3.0
-_UNPROVEN: Final = "check RAILBUS_NATS_CA_FILE, and that the certificate names the host of RAILBUS_NATS_URL"
 ERROR_HEADER: Final = "Nats-Service-Error"
 ERROR_CODE_HEADER: Final = "Nats-Service-Error-Code"
 
@@ -136,11 +143,9 @@ class Bus:
     async def connect(self) -> None:
         """One attempt, bounded by `connect_timeout_s`; raises BusUnavailable or NotAuthorized."""
         settings = self._settings
-        check_urls(settings.nats_url, insecure=settings.insecure)
-        warn_of_open(settings.nats_url)
         connecting = asyncio.ensure_future(
             self._client.connect(
-                urls_in(settings.nats_url),
+                urls_to_dial(settings),
                 name=self.name,
                 nkeys_seed_str=self._access.seed(),
                 inbox_prefix=self._inbox.encode(),
@@ -158,7 +163,6 @@ class Bus:
                 tls=self._access.trusted(),
             )
         )
-        url = without_password(settings.nats_url)
         try:
             async with asyncio.timeout(settings.connect_timeout_s) as self._connecting:
                 await asyncio.wait([connecting])
@@ -166,14 +170,7 @@ class Bus:
         except TimeoutError as exc:
             await end(connecting)
             await self._give_up()
-            if is_refusal(self.problem):
-                raise NotAuthorized(
-                    f"NATS at {url} refused the credentials: {self.problem}", hint="check RAILBUS_NATS_KEY_FILE"
-                ) from exc
-            raise BusUnavailable(
-                f"NATS at {url} does not answer: {self.problem}",
-                hint=_UNPROVEN if self._is_unproven else "start it with `railbus up`, or set RAILBUS_NATS_URL",
-            ) from exc
+            raise no_connection(settings.nats_url, self.problem, is_unproven=self._is_unproven) from exc
         finally:
             self._connecting = None
             await end(connecting)
@@ -348,10 +345,7 @@ class Bus:
 
     def _need_key(self) -> None:
         if self._num_refused >= MAX_REFUSALS:
-            raise NotAuthorized(
-                f"NATS at {without_password(self._settings.nats_url)} knows this key no more: {self.problem}",
-                hint="it was revoked or replaced: see `railbus keys list`, and RAILBUS_NATS_KEY_FILE",
-            )
+            raise unknown_key(self._settings.nats_url, self.problem)
 
     # --- callbacks of nats-py; they must never raise, or its tasks die ------------------------------------------------
 
@@ -391,8 +385,7 @@ class Bus:
 
     async def _give_up(self) -> None:
         self._closed.clear()
-        if not self._client.is_connected:
-            # It would be written into a closed transport, which uvloop refuses.
+        if not self._client.is_connected:  # it would be written into a closed transport, which uvloop refuses
             self._client._pending, self._client._pending_data_size = [], 0  # noqa: SLF001
         with contextlib.suppress(nats.errors.Error, TimeoutError, OSError):
             await self._client.close()
