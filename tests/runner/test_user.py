@@ -137,7 +137,8 @@ class Place:
         return line
 
     def _env(self, settings: dict[str, str]) -> dict[str, str]:
-        kept = {name: value for name, value in os.environ.items() if not name.startswith("RAILBUS_")}
+        no_more = ("RAILBUS_", "COVERAGE_")  # another user cannot write what a tracer tells
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(no_more)}
         own = {"ROOT": str(self.folder / "learning"), "NATS_URL": "nats://127.0.0.1:1", "RUNNER_HTTP_PORT": "0"}
         own |= {"NATS_KEY_FILE": str(self.key), "RUNNER_USER": f"{UID}:{UID}"}
         own |= {name.upper(): value for name, value in settings.items()}

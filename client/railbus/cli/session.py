@@ -106,12 +106,25 @@ def json_option(command: Callable[P, R]) -> Callable[P, R]:
 
 
 def run(work: Coroutine[None, None, R]) -> R:
-    """Run a command's asynchronous part. Its log lines stay away: what matters is raised or shown."""
+    """Run a command's asynchronous part. Its log lines stay away: what matters is raised or shown.
+
+    Ctrl-C ends it although nats-py may lose the cancellation.
+    """
     import asyncio
     import logging
 
+    from railbus_shared.waiting import end
+
+    async def until_ended() -> R:
+        task = asyncio.ensure_future(work)
+        try:
+            await asyncio.wait([task])
+        finally:
+            await end(task)
+        return task.result()
+
     logging.getLogger().addHandler(logging.NullHandler())
-    return asyncio.run(work)
+    return asyncio.run(until_ended())
 
 
 @contextlib.asynccontextmanager

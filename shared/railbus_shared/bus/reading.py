@@ -5,6 +5,7 @@ Source: ADR-31, batched direct gets of nats-server 2.11.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 from dataclasses import dataclass
@@ -12,7 +13,6 @@ from typing import Final
 
 import nats.errors
 from nats.aio.msg import Msg
-from nats.aio.subscription import Subscription
 
 from railbus_shared.bus.connection import Bus
 from railbus_shared.errors import BusUnavailable, NoResponder
@@ -45,19 +45,22 @@ async def stored_after(bus: Bus, stream: str, subject: str, sequence: int) -> li
     inbox = bus.client.new_inbox()
     asked = f"$JS.API.DIRECT.GET.{stream}"
     async with bus.asking(asked, name=stream):
-        answers = await bus.client.subscribe(inbox)
+        answers: asyncio.Queue[Msg] = asyncio.Queue()
+        subscription = await bus.client.subscribe(inbox, cb=answers.put)
         try:
             await bus.client.publish(asked, json.dumps(wanted).encode(), reply=inbox)
             return await _collected(stream, answers)
         finally:
             with contextlib.suppress(nats.errors.Error):
-                await answers.unsubscribe()
+                await subscription.unsubscribe()
 
 
-async def _collected(stream: str, answers: Subscription) -> list[Stored]:
+async def _collected(stream: str, answers: asyncio.Queue[Msg]) -> list[Stored]:
+    """`Subscription.next_msg` of nats-py may lose the cancellation of whoever waits in it."""
     found: list[Stored] = []
     while True:
-        answer: Msg = await answers.next_msg(_TIMEOUT_S)
+        async with asyncio.timeout(_TIMEOUT_S):
+            answer = await answers.get()
         headers = answer.headers or {}
         status = headers.get("Status")
         if status in _ENDS:
