@@ -76,7 +76,7 @@ def test_a_whole_log_has_nothing_to_tell(layout: Layout) -> None:
     assert told["not_on_disk_yet"] is None
     done = checked(layout)
     assert done.status == 0
-    assert "62 events of 1 producers on 1 days: none missing, none doubled, none broken" in done.out
+    assert "62 events of 1 producer on 1 day: none missing, none doubled, none broken" in done.out
 
 
 def test_gaps_doubles_and_lines_out_of_line_are_told_of_each_producer(layout: Layout) -> None:

@@ -157,7 +157,9 @@ def _said(ranges: Sequence[Range]) -> str:
 def _in_words(found: Check, stream: _Stream) -> Iterator[str]:
     findings = list(found.findings())
     missing, doubled = sum(one.num_missing for one in findings), sum(one.num_doubled for one in findings)
-    read = f"{found.events:,} events of {found.num_producers:,} producers on {found.days:,} days"
+    counts = ((found.events, "event"), (found.num_producers, "producer"), (found.days, "day"))
+    events, producers, days = (f"{count:,} {what}{'' if count == 1 else 's'}" for count, what in counts)
+    read = f"{events} of {producers} on {days}"
     yield f"{read}: {missing or 'none'} missing, {doubled or 'none'} doubled, {found.num_broken or 'none'} broken"
     if late := sum(one.num_late for one in findings):
         yield f"{late:,} stand behind a later one of their producer, which is no loss"
