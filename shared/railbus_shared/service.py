@@ -19,7 +19,7 @@ from typing import Final, Protocol
 
 import uvloop
 
-from railbus_shared import files, http
+from railbus_shared import files, http, logs
 from railbus_shared.bus import topology
 from railbus_shared.bus.access import Access, FileAccess
 from railbus_shared.bus.connection import Bus, BusClosed
@@ -102,6 +102,15 @@ def run(
     except ConfigError as exc:
         return _exit_status(BaseExceptionGroup("", [exc]))
     return 0
+
+
+def with_status(main: Callable[[], int], *, name: str) -> int:
+    """The exit status of a service's `main`, also where its settings cannot be loaded: that is told as all else is."""
+    try:
+        return main()
+    except ConfigError as exc:
+        logs.configure(name)
+        return _exit_status(BaseExceptionGroup("", [exc]))
 
 
 def _exit_status(group: BaseExceptionGroup[BaseException]) -> int:

@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -16,6 +17,7 @@ import aiohttp
 import nkeys
 import pytest
 
+from commands import environment
 from railbus_shared.bus.connection import Bus
 from railbus_shared.bus.follow import follow
 from railbus_shared.errors import NotFound
@@ -255,3 +257,16 @@ async def test_a_bad_setting_ends_a_service_with_2(tmp_path: Path, common: Commo
     async with _tiny(common.model_copy(update={"nats_url": "nats://192.0.2.1:4222"}), tmp_path) as tiny:
         assert await tiny.ended() == 2
         assert "leaves this host without TLS" in str(tiny.log[-1])
+
+
+@pytest.mark.parametrize("name", ["dataloader", "device_manager", "runner", "telemetry"])
+def test_a_setting_that_cannot_be_read_ends_with_the_status_that_nobody_restarts(name: str) -> None:
+    setting = f"RAILBUS_{name.upper()}_GRACE_S"
+    words = [sys.executable, "-m", f"railbus_{name}"]
+    env = environment({setting: "soon"})
+    done = subprocess.run(words, env=env, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
+    assert (done.returncode, "Traceback" in done.stderr) == (2, False)
+    error = json.loads(done.stderr.splitlines()[-1])["error"]
+    assert error["code"] == "BAD_SETTING"
+    assert setting in error["message"]
+    assert "soon" in error["message"]

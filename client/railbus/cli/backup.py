@@ -15,6 +15,15 @@ if TYPE_CHECKING:
     from railbus_shared.settings import CommonSettings
 
 
+deployment_option = click.option(
+    "--deployment",
+    "-d",
+    type=click.Path(path_type=Path, file_okay=False, exists=True),
+    metavar="DIR",
+    help="A folder of `railbus init`; without it, the NATS of the root.",
+)
+
+
 def summary(folder: Path, manifest: Manifest) -> dict[str, object]:
     """What is told of a backup as JSON."""
     return {
@@ -36,13 +45,7 @@ def summary(folder: Path, manifest: Manifest) -> dict[str, object]:
 
 @click.command()
 @click.argument("folder", type=click.Path(path_type=Path))
-@click.option(
-    "--deployment",
-    "-d",
-    type=click.Path(path_type=Path, file_okay=False, exists=True),
-    metavar="DIR",
-    help="A folder of `railbus init`; without it, the `railbus up` of the root.",
-)
+@deployment_option
 @json_option
 @root_option
 def backup(*, folder: Path, deployment: Path | None, as_json: bool) -> None:

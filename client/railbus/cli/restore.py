@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from railbus.cli.backup import summary
+from railbus.cli.backup import deployment_option, summary
 from railbus.cli.progress import progress
 from railbus.cli.session import json_option, root_option, run, session
 
@@ -21,13 +21,7 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("folder", required=False, type=click.Path(path_type=Path, file_okay=False, exists=True))
 @click.option("--replace", is_flag=True, help="Put the backup in the place of what NATS holds.")
-@click.option(
-    "--deployment",
-    "-d",
-    type=click.Path(path_type=Path, file_okay=False, exists=True),
-    metavar="DIR",
-    help="A folder of `railbus init`; without it, the NATS of the root.",
-)
+@deployment_option
 @click.option("--join", is_flag=True, help="Take the store as another root has restored it: for the further hosts.")
 @json_option
 @root_option

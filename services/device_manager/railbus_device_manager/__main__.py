@@ -6,11 +6,15 @@ import sys
 
 from railbus_device_manager.service import DESCRIPTION, DeviceManagerService
 from railbus_device_manager.settings import Settings
-from railbus_shared.service import run
+from railbus_shared.service import run, with_status
 from railbus_shared.settings import CommonSettings, load
 
 
 def main() -> int:
+    return with_status(_main, name=DESCRIPTION.name)
+
+
+def _main() -> int:
     settings = load(Settings)
     return run(
         DESCRIPTION, lambda context: DeviceManagerService(context, settings), common=load(CommonSettings), http=settings
