@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import nats.errors
 import nkeys
 import pytest
 from nats.aio.msg import Msg
@@ -36,6 +37,7 @@ from railbus_shared.errors import (
 from railbus_shared.settings import CommonSettings
 from railbus_shared.store_marker import read_marker, write_marker
 from railbus_shared.topology import event_consumer
+from railbus_shared.waiting import end
 from rawnats import RawClient
 from servers import Server
 from until import PATIENCE_S, until
@@ -110,6 +112,22 @@ async def test_a_flush_confirms_all_that_was_sent_before(bus: Bus, common: Commo
             await bus.client.flush()
             with pytest.raises(RequestTimeout):  # and not NoResponder
                 await asker.request(f"railbus.req.x{number}", {}, timeout_s=0.005)
+
+
+async def test_a_flush_that_is_given_up_does_not_end_the_connection(bus: Bus, server: Server) -> None:
+    reader = bus.client._reading_task
+    server.pause()
+    try:
+        with pytest.raises(nats.errors.FlushTimeoutError):
+            await bus.client.flush(timeout=1)
+        cancelled = asyncio.ensure_future(bus.client.flush())
+        await asyncio.sleep(0)  # it has sent its ping
+        await end(cancelled)
+    finally:
+        server.resume()
+    await bus.client.flush()
+    assert bus.is_connected
+    assert bus.client._reading_task is reader
 
 
 async def test_a_payload_over_the_limit_is_refused_here_and_the_connection_stays(bus: Bus) -> None:

@@ -142,6 +142,12 @@ class RailbusClient(Client):
         await self._send_command(PING_PROTO)
         await self._flush_pending()
 
+    async def _process_pong(self) -> None:
+        """Taken also where nobody waits for it any more: the exception would end the read loop."""
+        if self._pongs and self._pongs[0].done():
+            self._pongs[0] = asyncio.get_running_loop().create_future()
+        await super()._process_pong()
+
     async def _process_headers(self, headers: bytes) -> dict[str, str] | None:
         try:
             parsed: dict[str, str] | None = await super()._process_headers(headers)
