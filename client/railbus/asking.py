@@ -7,12 +7,21 @@ import re
 from typing import Final, TypeVar
 
 from railbus_shared.bus.connection import Bus
+from railbus_shared.bus.repeating import request_repeatedly
 from railbus_shared.contracts.model import Contract
 
 A = TypeVar("A", bound=Contract)
 
 FINAL_EVENTS: Final = frozenset({"job.succeeded", "job.failed", "job.cancelled"})
 _ANSWER_S: Final = 10.0
+_REPEATABLE: Final = frozenset(
+    {
+        *(("jobs", verb) for verb in ("get", "list", "why", "dry_run", "cancel", "hold", "priority")),
+        *(("devices", verb) for verb in ("list", "drain")),
+        *(("data", verb) for verb in ("list", "describe")),
+    }
+)
+"""What is the same when it is asked twice, and costs little."""
 _NOT_IN_ID: Final = re.compile(r"[^a-z0-9_-]+")
 
 
@@ -24,12 +33,17 @@ class Asker:
 
     async def ask(self, area: str, verb: str, request: Contract, answer: type[A], *, timeout_s: float = _ANSWER_S) -> A:
         """Ask `<area>.<verb>`; raises what was answered, NoResponder, RequestTimeout or BusUnavailable."""
-        subject = self.bus.subjects.request(area, verb)
-        return answer.parse(await self.bus.request(subject, request.to_map(), timeout_s=timeout_s))
+        return answer.parse(await self._answer(area, verb, request, timeout_s=timeout_s))
 
     async def tell(self, area: str, verb: str, request: Contract) -> None:
         """Ask for something whose answer says nothing that is needed; raises like `ask`."""
-        await self.bus.request(self.bus.subjects.request(area, verb), request.to_map(), timeout_s=_ANSWER_S)
+        await self._answer(area, verb, request, timeout_s=_ANSWER_S)
+
+    async def _answer(self, area: str, verb: str, request: Contract, *, timeout_s: float) -> dict[str, object]:
+        subject = self.bus.subjects.request(area, verb)
+        if (area, verb) in _REPEATABLE:
+            return await request_repeatedly(self.bus, subject, request.to_map(), timeout_s=timeout_s)
+        return await self.bus.request(subject, request.to_map(), timeout_s=timeout_s)
 
 
 def somebody() -> str:

@@ -13,11 +13,13 @@ from railbus_device_manager.submissions import check_entrypoint
 from railbus_device_manager.wishes import Wish, wish
 from railbus_shared import clock
 from railbus_shared.bus.connection import Bus
+from railbus_shared.bus.repeating import request_repeatedly
 from railbus_shared.contracts.jobs import JobSpec
 from railbus_shared.errors import RailbusError, TransientError
 
 _BELIEVED_S: Final = 1.0
 _AT_ONCE: Final = 16
+_DESCRIBED_S: Final = 5.0
 _MAX_REMEMBERED: Final = 1000
 
 OfferedEntrypoints = Callable[[float], Awaitable[frozenset[str] | None]]
@@ -81,7 +83,8 @@ class Checks:
         if self._good_until_s.get(dataset, 0.0) > clock.boottime_s():
             return None
         try:
-            await self._bus.request(self._bus.subjects.request("data", "describe"), {"dataset": dataset})
+            subject = self._bus.subjects.request("data", "describe")
+            await request_repeatedly(self._bus, subject, {"dataset": dataset}, timeout_s=_DESCRIBED_S)
         except TransientError:
             return None  # no dataloader answers now; the job waits, and its runner will look again
         except RailbusError as exc:
