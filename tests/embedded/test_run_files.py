@@ -6,7 +6,6 @@ import fcntl
 import json
 import os
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -74,15 +73,14 @@ def test_the_second_is_refused_also_before_the_first_is_ready(paths: RunPaths) -
     lock.close()
 
 
-def test_a_reader_that_looks_at_the_lock_for_an_instant_does_not_stop_a_start(paths: RunPaths) -> None:
+def test_a_reader_that_looks_at_the_lock_does_not_stop_a_start(paths: RunPaths) -> None:
+    """For an instant, or for longer where it is halted just then."""
     acquire(paths).close()
     reader = os.open(paths.lock, os.O_RDONLY)
     fcntl.flock(reader, fcntl.LOCK_SH)
-    let_go = threading.Timer(0.1, os.close, [reader])
-    started_s = time.monotonic()
+    let_go = threading.Timer(0.5, os.close, [reader])
     let_go.start()
     acquire(paths).close()
-    assert time.monotonic() - started_s > 0.05
     let_go.join()
 
 

@@ -21,7 +21,8 @@ from railbus_shared import files
 from railbus_shared.errors import AlreadyRunning, BadSetting
 from railbus_shared.layout import Layout
 
-_LOCK_PATIENCE_S: Final = 0.3  # a reader that looks whether the lock is held takes it for an instant
+_ENDING_S: Final = 0.3  # one that has just been killed may have a child that has not let go yet
+_READERS_S: Final = 10.0  # one that looks whether the lock is held takes it for an instant, and may be halted in that
 _LOCK_POLL_S: Final = 0.02
 
 
@@ -87,9 +88,10 @@ class UpLock:
 def acquire(paths: RunPaths) -> UpLock:
     """Take the lock of a root; raises AlreadyRunning that names the other's process id and URL."""
     fd = os.open(paths.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    deadline_s = time.monotonic() + _LOCK_PATIENCE_S
+    began_s = time.monotonic()
     while not _try_lock(fd, fcntl.LOCK_EX):
-        if time.monotonic() > deadline_s:
+        patience_s = _ENDING_S if _is_held(paths.lock) else _READERS_S
+        if time.monotonic() - began_s > patience_s:
             pid = os.pread(fd, 32, 0).decode(errors="replace").strip() or "unknown"
             os.close(fd)
             raise _already_running(paths, pid)
