@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import random
-import time
+from collections.abc import Sequence
 
 import pytest
 
-import railbus_shared.bus.bucket
 from railbus_shared import leases
 from railbus_shared.bus import connection
-from railbus_shared.bus.bucket import Bucket
+from railbus_shared.bus.bucket import Bucket, Write
 from railbus_shared.bus.connection import Bus, Outgoing
 from railbus_shared.contracts.devices import DeviceInfo, HeldLease, Lease
 from railbus_shared.errors import LeaseLost, NoFreeDevice, TransientError
@@ -31,13 +30,6 @@ async def _grant(bucket: Bucket, *numbers: int, holder: str = "j-1", ttl_s: int 
 async def _holders(bucket: Bucket) -> dict[str, str]:
     found = await bucket.snapshot()
     return {key: Lease.parse(entry.value or {}).holder for key, entry in found.items()}
-
-
-@pytest.fixture
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Half a second instead of three until an acknowledgement counts as lost."""
-    monkeypatch.setattr(connection, "_PUBLISH_TIMEOUT_S", 0.5)
-    monkeypatch.setattr(railbus_shared.bus.bucket, "_SNAPSHOT_TIMEOUT_S", 0.5)
 
 
 @pytest.fixture
@@ -150,7 +142,7 @@ async def test_more_shares_than_a_gpu_has_are_never_granted(bucket: Bucket) -> N
 
 
 async def test_leases_of_shares_are_renewed_taken_up_again_and_found_together(bucket: Bucket) -> None:
-    held = await leases.grant(bucket, [_gpu(3, 0), _gpu(3, 1)], holder="j-1", lease_epoch=7, ttl_s=1)
+    held = await leases.grant(bucket, [_gpu(3, 0), _gpu(3, 1)], holder="j-1", lease_epoch=7, ttl_s=60)
     held = await leases.renew(bucket, held, ttl_s=1)
     for one in held:
         await _until_gone(bucket, one.lease.key)
@@ -227,38 +219,46 @@ async def test_a_renewal_with_an_old_revision_finds_its_own_newer_one(bucket: Bu
 
 
 async def test_renewal_keeps_a_lease_and_keeps_it_mortal(bucket: Bucket) -> None:
-    held = await _grant(bucket, 0, ttl_s=2)
-    deadline = time.monotonic() + 3
-    while time.monotonic() < deadline:
-        held = await leases.renew(bucket, held, ttl_s=2)
-        await asyncio.sleep(0.2)
+    held = await _grant(bucket, 0, ttl_s=3)
+    held = await leases.renew(bucket, held, ttl_s=60)
+    await _grant(bucket, 1, ttl_s=3)  # ends after the other would have
+    await _until_gone(bucket, "h-cpu1")
     assert await bucket.get("h-cpu0") is not None
+    await leases.renew(bucket, held, ttl_s=1)
     await _until_gone(bucket, "h-cpu0")
 
 
-async def _paused(server: Server, seconds: float) -> None:
-    server.pause()
-    try:
-        await asyncio.sleep(seconds)
-    finally:
-        server.resume()
+class _Unheard(Bucket):
+    """Whose first write is acknowledged only after it has been given up."""
+
+    def __init__(self, bus: Bus, server: Server) -> None:
+        super().__init__(bus, bus.subjects.leases)
+        self._server = server
+        self.num_writes = 0
+
+    async def write_all(self, changes: Sequence[Write]) -> list[int]:
+        self.num_writes += 1
+        if self.num_writes > 1:
+            return await super().write_all(changes)
+        self._server.pause()
+        try:
+            with pytest.MonkeyPatch.context() as impatient:
+                impatient.setattr(connection, "_PUBLISH_TIMEOUT_S", 0.5)
+                return await super().write_all(changes)
+        finally:
+            self._server.resume()
 
 
 @pytest.mark.parametrize("devices", [(0,), (0, 1)])
 async def test_a_grant_whose_acknowledgement_is_lost_ends_in_an_answer_that_is_true(
-    bucket: Bucket, server: Server, impatient: None, devices: tuple[int, ...]
+    bus: Bus, server: Server, devices: tuple[int, ...]
 ) -> None:
-    await _grant(bucket, 9)  # so that everything is warm
-    pause = asyncio.ensure_future(_paused(server, 0.8))
-    await asyncio.sleep(0)
-    began = asyncio.ensure_future(leases.grant(
-        bucket, _devices(*devices), holder="j-1", lease_epoch=1, ttl_s=60
-    ))  # fmt: skip
-    await pause
+    bucket = _Unheard(bus, server)
     try:
-        held = await began
+        held = await _grant(bucket, *devices)
     except TransientError:
         held = ()  # nothing is known, and the lease lapses by itself if it has been stored
+    assert bucket.num_writes == 1
     found = await bucket.snapshot()
     assert all(found[one.lease.device].revision == one.revision for one in held)
     if held:
@@ -266,13 +266,12 @@ async def test_a_grant_whose_acknowledgement_is_lost_ends_in_an_answer_that_is_t
 
 
 async def test_a_renewal_whose_acknowledgement_is_lost_ends_in_an_answer_that_is_true(
-    bucket: Bucket, server: Server, impatient: None
+    bus: Bus, bucket: Bucket, server: Server
 ) -> None:
     held = await _grant(bucket, 0, 1)
-    pause = asyncio.ensure_future(_paused(server, 0.8))
-    await asyncio.sleep(0)
-    renewed = await leases.renew(bucket, held, ttl_s=60)
-    await pause
+    unheard = _Unheard(bus, server)
+    renewed = await leases.renew(unheard, held, ttl_s=60)
+    assert unheard.num_writes > 1
     found = await bucket.snapshot()
     assert [found[one.lease.device].revision for one in renewed] == [one.revision for one in renewed]
     assert all(new.revision > old.revision for new, old in zip(renewed, held, strict=True))

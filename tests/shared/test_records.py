@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections.abc import Iterator
 
 import pytest
 
-import railbus_shared.bus.bucket
 from railbus_shared import clock
 from railbus_shared.bus import connection
 from railbus_shared.bus.bucket import Bucket
@@ -32,11 +33,16 @@ def _running(name: str) -> JobRecord:
     return _record(name, state="running").changed(attempt=1, lease_epoch=1, host="a", devices=("a-gpu0",))
 
 
-@pytest.fixture
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Half a second instead of three until an acknowledgement counts as lost."""
-    monkeypatch.setattr(connection, "_PUBLISH_TIMEOUT_S", 0.5)
-    monkeypatch.setattr(railbus_shared.bus.bucket, "_SNAPSHOT_TIMEOUT_S", 0.5)
+@contextlib.contextmanager
+def deaf(server: Server) -> Iterator[None]:
+    """The server does not answer, and an acknowledgement counts as lost after half a second instead of three."""
+    server.pause()
+    try:
+        with pytest.MonkeyPatch.context() as impatient:
+            impatient.setattr(connection, "_PUBLISH_TIMEOUT_S", 0.5)
+            yield
+    finally:
+        server.resume()
 
 
 @pytest.fixture
@@ -105,20 +111,19 @@ async def test_changes_that_do_not_exclude_each_other_are_all_made(records: JobR
 
 
 async def test_a_change_whose_acknowledgement_is_lost_is_made_once_and_its_effects_are_told(
-    records: JobRecords, server: Server, impatient: None
+    records: JobRecords, server: Server
 ) -> None:
     await records.create(_running("j-1"))
     bus = records._bucket._bus
     publish = bus.publish
 
-    async def publish_to_a_paused_server(outgoing: Outgoing) -> int:
-        """Stop the server between the read and the write, so that only the write's acknowledgement is lost."""
-        server.pause()
-        asyncio.get_running_loop().call_later(0.8, server.resume)
+    async def publish_to_a_deaf_server(outgoing: Outgoing) -> int:
+        """Between the read and the write the server stops, so that only the write's acknowledgement is lost."""
         vars(bus).pop("publish")
-        return await publish(outgoing)
+        with deaf(server):
+            return await publish(outgoing)
 
-    vars(bus)["publish"] = publish_to_a_paused_server
+    vars(bus)["publish"] = publish_to_a_deaf_server
     found = await records.apply("j-1", Ended(1, "a", "ok", None, 0))
     assert (found.record.state, found.record.exit_code) == ("succeeded", 0)
     assert [told.what for told in found.decision.told] == ["job.succeeded"]
@@ -126,12 +131,8 @@ async def test_a_change_whose_acknowledgement_is_lost_is_made_once_and_its_effec
 
 
 async def test_a_creation_that_is_not_known_to_be_stored_is_worth_trying_again(
-    records: JobRecords, server: Server, impatient: None
+    records: JobRecords, server: Server
 ) -> None:
-    server.pause()
-    try:
-        with pytest.raises(RequestTimeout):
-            await records.create(_record())
-    finally:
-        server.resume()
+    with deaf(server), pytest.raises(RequestTimeout):
+        await records.create(_record())
     assert (await records.create(_record())).record.state == "queued"
