@@ -34,13 +34,14 @@ async def _tell(bus: Bus, number: int, kind: str) -> None:
 
 @pytest.fixture
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(following, "_LAST_EVENTS_S", 0.2)
+    monkeypatch.setattr(following, "_LAST_EVENTS_S", 1.0)
     monkeypatch.setattr(following, "_MAX_WAITING", 5)
 
 
 @pytest.mark.usefixtures("hasty")
 @pytest.mark.parametrize("is_end_told", [True, False])
 async def test_who_listens_slowly_hears_a_job_that_has_ended_to_its_end(bus: Bus, is_end_told: bool) -> None:
+    """A listener that pauses for longer than the quiet after which a story counts as told."""
     for number in range(1, NUM_LINES + 1):
         await _tell(bus, number, "job.output")
     if is_end_told:
@@ -50,5 +51,5 @@ async def test_who_listens_slowly_hears_a_job_that_has_ended_to_its_end(bus: Bus
     async with serving(bus, "jobs", "", [endpoint], metrics=Metrics("test"), rejected=lambda *_: None):
         async for event in events_of(Asker(bus), JOB):
             heard.append(event["number"])
-            await asyncio.sleep(0.5 if len(heard) in {1, 20} else 0.01)
+            await asyncio.sleep(1.5 if len(heard) in {1, 20} else 0.01)
     assert heard == list(range(1, NUM_LINES + 1 + is_end_told))

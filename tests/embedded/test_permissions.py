@@ -26,7 +26,7 @@ from railbus_shared.bus.consume import consume_batches
 from railbus_shared.bus.follow import follow, seam
 from railbus_shared.topology import event_consumer
 from remote_hosts import bulk, serving_host
-from until import PATIENCE_S
+from until import PATIENCE_S, until
 from users_for_tests import Cluster, Wire, running_cluster, signature, within
 
 STREAMS = ("RAILBUS_JOBS", "RAILBUS_EVENTS", "KV_railbus_jobs")
@@ -293,7 +293,7 @@ async def test_a_write_of_the_runner_into_the_datasets_is_refused_and_stores_not
     async with stores.client("runner") as (client, errors):
         with pytest.raises((nats.errors.Error, TimeoutError)):
             await client.request("$KV.railbus_datasets.digits", b"{}", timeout=0.3)
-        assert any("railbus_datasets" in error for error in errors)
+        await until(lambda: any("railbus_datasets" in error for error in errors))
     async with stores.bus("dataloader") as bus:
         assert await Bucket(bus, "railbus_datasets").get("digits") is None
 

@@ -59,7 +59,7 @@ def test_a_port_at_which_nobody_answers_is_a_problem_and_no_error(tmp_path: Path
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{closed.getsockname()[1]}"
-    (tmp_path / "x.json").write_text(json.dumps({"pid": 7, "http_url": url}))
-    found = probe(tmp_path / "x.json", pid=7)
+        (tmp_path / "x.json").write_text(json.dumps({"pid": 7, "http_url": url}))
+        found = probe(tmp_path / "x.json", pid=7)
     assert found.url == url
     assert "ConnectionRefused" in found.problem

@@ -141,6 +141,7 @@ async def test_whoever_sends_slowly_or_opens_many_connections_holds_up_nobody(mo
                     assert await reader.read() == b""
         for _, writer in opened:
             writer.close()
+        monkeypatch.setattr(http, "_CONNECTION_S", PATIENCE_S)
         assert await _get(session, f"{url}/livez") == (200, "ok\n")
 
 

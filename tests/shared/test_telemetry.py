@@ -348,17 +348,26 @@ class _Portions:
         self.portions.append([str(event["type"]) for event in events])
 
 
-async def test_metrics_wait_for_company_and_a_fact_takes_them_along() -> None:
+async def test_metrics_wait_for_company_and_a_fact_takes_them_along(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("railbus_shared.telemetry._FLUSH_S", 10 * PATIENCE_S)
     sink = _Portions()
     telemetry = LearningTelemetry("runner", host="h").with_sink(sink)
     running = asyncio.ensure_future(telemetry.run())
     for _ in range(3):
         telemetry.event("train.metrics", loss=1.0)
         await asyncio.sleep(0)
-    await until(lambda: sink.portions == [["train.metrics"] * 3])
-    telemetry.event("train.metrics", loss=1.0)
+    assert sink.portions == []
     telemetry.event("job.placed")
-    await until(lambda: sink.portions[1:] == [["train.metrics", "job.placed"]])
+    await until(lambda: sink.portions == [["train.metrics"] * 3 + ["job.placed"]])
+    running.cancel()
+
+
+async def test_metrics_that_nothing_takes_along_go_by_themselves() -> None:
+    sink = _Portions()
+    telemetry = LearningTelemetry("runner", host="h").with_sink(sink)
+    running = asyncio.ensure_future(telemetry.run())
+    telemetry.event("train.metrics", loss=1.0)
+    await until(lambda: sink.portions == [["train.metrics"]])
     running.cancel()
 
 
