@@ -16,7 +16,7 @@ import asyncio
 import base64
 import contextlib
 import json
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -38,6 +38,9 @@ _WINDOW_BYTES: Final = 8 << 20
 _START_S: Final = 120.0
 """The server reads and checks the whole stream before it answers."""
 _CHUNK_S: Final = 30.0
+_LEAST_BYTES: Final = 256
+_SOON_S: Final = 0.1
+_SLOW_S: Final = 0.5
 _END_S: Final = 300.0
 _PING_S: Final = 1.0
 _DELETED_S: Final = 10.0
@@ -118,15 +121,44 @@ async def put_back(
     begin = json.dumps({"config": config, "state": state}).encode()
     async with bus.asking(asked, name=name):
         target = str((await _once_free(bus, asked, begin))["deliver_subject"])
-    for chunk in chunks:
+    pace = _Pace()
+    for piece in pace.pieces(chunks):
+        asked_s = clock.boottime_s()
         async with bus.asking(target, name=name):
-            answered: Msg = await bus.client.request(target, chunk, timeout=_CHUNK_S)
+            answered: Msg = await bus.client.request(target, piece, timeout=_CHUNK_S)
             if answered.data:
                 _checked(answered.data)
+        pace.heed(clock.boottime_s() - asked_s)
     async with bus.asking(target, name=name):
         done: Msg = await bus.client.request(target, b"", timeout=_END_S)
         restored: Json = _checked(done.data)["state"]
     return restored
+
+
+class _Pace:
+    """How much is sent at once: what the server unpacks soon.
+
+    It answers a piece when it has unpacked it, and gives up if that takes 5 s. A few kilobytes may become 50 MB.
+    """
+
+    def __init__(self) -> None:
+        self.size_bytes = _LEAST_BYTES
+
+    def pieces(self, chunks: Iterable[bytes]) -> Iterator[bytes]:
+        """The same bytes, in pieces of the size that is right then."""
+        for chunk in chunks:
+            begin = 0
+            while begin < len(chunk):
+                piece = chunk[begin : begin + self.size_bytes]
+                begin += len(piece)
+                yield piece
+
+    def heed(self, took_s: float) -> None:
+        """Learn from how long the last piece took."""
+        if took_s > _SLOW_S:
+            self.size_bytes = max(_LEAST_BYTES, self.size_bytes // 4)
+        elif took_s < _SOON_S:
+            self.size_bytes = min(CHUNK_BYTES, 2 * self.size_bytes)
 
 
 async def _once_free(bus: Bus, asked: str, begin: bytes) -> Json:
