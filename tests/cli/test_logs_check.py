@@ -224,11 +224,11 @@ async def test_of_a_real_run_nothing_is_missing_and_what_waits_in_the_stream_is_
         assert status == 0
         assert third["events"] >= first["events"] + second["not_on_disk_yet"]
         assert 1 <= third["not_on_disk_yet"] < 10, "that telemetry has stopped, and its like, the next start writes"
-        (closed,) = found.layout.logs.rglob(CLOSED_LOG_NAME)
-        whole = gzip.decompress(closed.read_bytes()).splitlines(keepends=True)
-        lost = json.loads(whole[len(whole) // 2])
-        closed.write_bytes(gzip.compress(b"".join(one for one in whole if one != whole[len(whole) // 2])))
-        status, fourth = await told()
-        missing = {name: ranges for name, (ranges, _) in faults(fourth).items() if ranges}
-        assert (status, missing) == (6, {lost["producer"]: [[lost["number"]] * 2]})
-        assert (fourth["missing"], fourth["doubled"]) == (1, 0)
+    (closed,) = found.layout.logs.rglob(CLOSED_LOG_NAME)
+    whole = gzip.decompress(closed.read_bytes()).splitlines(keepends=True)
+    lost = json.loads(whole[len(whole) // 2])
+    closed.write_bytes(gzip.compress(b"".join(one for one in whole if one != whole[len(whole) // 2])))
+    status, fourth = await told()
+    missing = {name: ranges for name, (ranges, _) in faults(fourth).items() if ranges}
+    assert (status, missing) == (6, {lost["producer"]: [[lost["number"]] * 2]})
+    assert (fourth["missing"], fourth["doubled"]) == (1, 0)
