@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import fcntl
 import os
+import sys
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,6 +23,7 @@ from railbus_shared.service import Context
 from railbus_shared.settings import CommonSettings
 from railbus_shared.telemetry import LearningTelemetry
 from railbus_shared.waiting import end
+from railbus_telemetry import appending
 from railbus_telemetry.service import TelemetryService
 from railbus_telemetry.settings import Settings
 from until import PATIENCE_S, until
@@ -106,7 +108,7 @@ async def test_a_root_is_not_given_up_while_a_write_is_under_way(common: CommonS
         plain.parent.mkdir(parents=True)
         os.mkfifo(plain)  # a disk that hangs: to open it takes until somebody reads
         await tell(bus, 1)
-        await asyncio.sleep(1)
+        await until(lambda: any(top.f_code.co_filename == appending.__file__ for top in sys._current_frames().values()))
         found.running.cancel()  # its time to drain is over
         await asyncio.sleep(0.5)
         assert is_locked(common.layout)
