@@ -6,7 +6,6 @@ import contextlib
 import json
 import shutil
 import signal
-import socket
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -20,7 +19,7 @@ from railbus_shared.bus.connection import Bus
 from railbus_shared.errors import TransientError
 from railbus_shared.settings import CommonSettings
 from railbus_shared.topology import Consumer
-from servers import pause, server_binary
+from servers import kept_port, pause, server_binary
 from until import PATIENCE_S
 
 NUM_NODES: Final = 3
@@ -124,8 +123,12 @@ class Cluster:
 
 @contextlib.contextmanager
 def running_cluster(folder: Path) -> Iterator[Cluster]:
-    """Three nodes; they may still be electing their leader. Nothing of them runs afterwards."""
-    ports = _free_ports(2 * NUM_NODES)
+    """Three nodes; they may still be electing their leader. Nothing of them runs afterwards.
+
+    Routes must be known before any node starts, so the ports cannot be left to the servers.
+    """
+    kept = [kept_port() for _ in range(2 * NUM_NODES)]
+    ports = [int(one.getsockname()[1]) for one in kept]
     routes = tuple(ports[NUM_NODES:])
     nodes = [
         Node(f"n{number + 1}", folder / f"n{number + 1}", ports[number], routes[number], routes)
@@ -140,14 +143,5 @@ def running_cluster(folder: Path) -> Iterator[Cluster]:
             if node.process is not None:
                 node.process.kill()
                 node.process.wait(PATIENCE_S)
-
-
-def _free_ports(count: int) -> list[int]:
-    """Routes must be known before any node starts, so the ports cannot be left to the servers."""
-    probes = [socket.socket() for _ in range(count)]
-    for probe in probes:
-        probe.bind(("127.0.0.1", 0))
-    ports = [int(probe.getsockname()[1]) for probe in probes]
-    for probe in probes:
-        probe.close()
-    return ports
+        for one in kept:
+            one.close()

@@ -22,6 +22,14 @@ def pause(child: subprocess.Popen[bytes]) -> None:
     os.waitid(os.P_PID, child.pid, os.WSTOPPED)
 
 
+def kept_port(host: str = "127.0.0.1", port: int = 0) -> socket.socket:
+    """Until it is closed, nobody is given this port who asks for any; a server that names it can listen there."""
+    kept = socket.socket()
+    kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    kept.bind((host, port))
+    return kept
+
+
 def server_binary() -> str:
     beside = Path(sysconfig.get_path("scripts")) / "nats-server"
     found = str(beside) if beside.exists() else shutil.which("nats-server")
@@ -40,6 +48,7 @@ class Server:
     extra: str = ""
     """More lines of its configuration."""
     process: subprocess.Popen[bytes] | None = field(default=None)
+    _kept: socket.socket | None = field(default=None)
 
     @property
     def url(self) -> str:
@@ -58,6 +67,7 @@ class Server:
             is_alive = self.process.poll() is None and time.monotonic() < deadline
             assert is_alive, (self.folder / "nats.log").read_text()
             time.sleep(0.01)
+        self._let_go()
 
     def _greets(self) -> bool:
         assert self.process is not None
@@ -73,6 +83,13 @@ class Server:
         assert self.process is not None
         self.process.kill()
         self.process.wait(PATIENCE_S)
+        self._let_go()
+        self._kept = kept_port(self.host, self.port)
+
+    def _let_go(self) -> None:
+        if self._kept is not None:
+            self._kept.close()
+            self._kept = None
 
     def pause(self) -> None:
         assert self.process is not None
@@ -86,3 +103,4 @@ class Server:
         if self.process is not None and self.process.poll() is None:
             self.process.terminate()
             self.process.wait(PATIENCE_S)
+        self._let_go()
