@@ -20,7 +20,7 @@ from railbus_shared.errors import TransientError
 from railbus_shared.settings import CommonSettings
 from railbus_shared.topology import Consumer
 from servers import kept_port, pause, server_binary
-from until import PATIENCE_S
+from until import PATIENCE_S, until
 
 NUM_NODES: Final = 3
 
@@ -87,31 +87,41 @@ class Cluster:
         return ",".join(node.url for node in self.nodes)
 
     async def leader(self, stream: str) -> Node:
-        """The node that leads a stream now."""
-        return self.named((await self._info(stream)).leader)
+        """The node that leads a stream, once one does."""
+        return await self._leading(stream)
 
     async def consumer_leader(self, consumer: Consumer) -> Node:
-        """The node that leads a durable consumer now."""
-        async with Bus.open(CommonSettings(nats_url=self.url), name="look") as bus:
-            info = await bus.client.jetstream().consumer_info(consumer.stream, consumer.name)
-        return self.named(info.cluster.leader if info.cluster else None)
-
-    def named(self, name: str | None) -> Node:
-        return next(node for node in self.nodes if node.name == name)
+        """The node that leads a durable consumer, once one does."""
+        return await self._leading(consumer.stream, consumer.name)
 
     async def is_whole(self, stream: str) -> bool:
         """Whether a stream has a leader and every other node is up to date."""
-        try:
-            info = await self._info(stream)
-        except (TransientError, nats.errors.Error, TimeoutError):
+        info = await self._info(stream)
+        if info is None or info.leader is None:
             return False
-        return info.leader is not None and len(info.replicas or ()) == 2 and all(r.current for r in info.replicas or ())
+        return len(info.replicas or ()) == 2 and all(one.current for one in info.replicas or ())
 
-    async def _info(self, stream: str) -> ClusterInfo:
-        async with Bus.open(CommonSettings(nats_url=self.url), name="look") as bus:
-            info = await bus.client.jetstream().stream_info(stream)
-        assert info.cluster is not None
-        return info.cluster
+    async def _leading(self, stream: str, consumer: str = "") -> Node:
+        found: list[Node] = []
+
+        async def is_found() -> bool:
+            info = await self._info(stream, consumer)
+            found.extend(node for node in self.nodes if info is not None and node.name == info.leader)
+            return bool(found)
+
+        await until(is_found)
+        return found[0]
+
+    async def _info(self, stream: str, consumer: str = "") -> ClusterInfo | None:
+        """Of a stream or of its consumer; None while nobody tells."""
+        try:
+            async with Bus.open(CommonSettings(nats_url=self.url), name="look") as bus:
+                asked = bus.client.jetstream()
+                if consumer:
+                    return (await asked.consumer_info(stream, consumer)).cluster
+                return (await asked.stream_info(stream)).cluster
+        except (TransientError, nats.errors.Error, TimeoutError):
+            return None
 
     def others(self, node: Node) -> list[Node]:
         return [other for other in self.nodes if other is not node]

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from nats.js.errors import ServiceUnavailableError
 
 from nats_cluster import Cluster, running_cluster
 from railbus_shared.bus import topology
@@ -23,6 +24,9 @@ from railbus_shared.topology import topology as declared
 from until import until
 
 pytestmark = pytest.mark.timeout(90)  # an election takes 4 to 10 s, and each test waits for one or two
+
+_ELECTING = (TimeoutError, ServiceUnavailableError)
+"""What a question of a stream or consumer gives that has no leader now."""
 
 
 @pytest.fixture(scope="module")
@@ -64,13 +68,16 @@ async def copies(bus: Bus, stream: str) -> tuple[int, int]:
 async def have_all_copies(bus: Bus) -> bool:
     try:
         return all([await copies(bus, stream.name) == (3, 3) for stream in declared(bus.subjects).streams])
-    except TimeoutError:
+    except _ELECTING:
         return False
 
 
 async def has_copies_of_consumer(bus: Bus) -> bool:
     consumer = job_consumer(bus.subjects)
-    info = await bus.client.jetstream().consumer_info(consumer.stream, consumer.name)
+    try:
+        info = await bus.client.jetstream().consumer_info(consumer.stream, consumer.name)
+    except _ELECTING:
+        return False
     return info.cluster is not None and len(info.cluster.replicas or ()) == 2
 
 
@@ -204,7 +211,10 @@ async def test_a_request_for_messages_that_a_paused_leader_has_taken_with_it_is_
 
 async def _is_waiting(bus: Bus, consumer: Consumer) -> bool:
     """Whether everything has been handled and somebody waits for more."""
-    info = await bus.client.jetstream().consumer_info(consumer.stream, consumer.name)
+    try:
+        info = await bus.client.jetstream().consumer_info(consumer.stream, consumer.name)
+    except _ELECTING:
+        return False
     return (info.num_waiting, info.num_pending, info.num_ack_pending) == (1, 0, 0)
 
 

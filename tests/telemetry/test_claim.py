@@ -26,15 +26,14 @@ from until import until
 
 pytestmark = pytest.mark.timeout(120)  # processes are started, and lives of two seconds waited for
 
-SOON = {"RAILBUS_LEASE_TTL_S": "2"}
-
 
 @contextlib.contextmanager
-def on_two_roots(folder: Path, server: Server) -> Iterator[tuple[Telemetry, Telemetry]]:
-    """Neither is started."""
+def on_two_roots(folder: Path, server: Server, *, ttl_s: int = 2) -> Iterator[tuple[Telemetry, Telemetry]]:
+    """Neither is started. A writer that is halted for `ttl_s` loses the log to the other one."""
     for name in "ab":
         (folder / name).mkdir()
-    first, second = (Telemetry(folder / name, server, env={**SOON, "RAILBUS_HOST": f"host-{name}"}) for name in "ab")
+    env = {"RAILBUS_LEASE_TTL_S": str(ttl_s)}
+    first, second = (Telemetry(folder / name, server, env={**env, "RAILBUS_HOST": f"host-{name}"}) for name in "ab")
     try:
         yield first, second
     finally:
@@ -53,7 +52,7 @@ def events(folder: Path, kind: str) -> list[dict[str, Any]]:
 async def test_a_second_root_is_refused_by_name_while_the_log_is_written_on_the_first(
     tmp_path: Path, server: Server
 ) -> None:
-    with on_two_roots(tmp_path, server) as (first, second), Producer(tmp_path, server) as producer:
+    with on_two_roots(tmp_path, server, ttl_s=12) as (first, second), Producer(tmp_path, server) as producer:
         first.start()
         await until(first.is_ready)
         await until(producer.is_sending)
