@@ -203,15 +203,15 @@ async def test_what_a_trainer_does_not_want_after_all_is_given_up(tmp_path: Path
 
 @pytest.mark.parametrize("end", ["closed", "silent"])
 async def test_with_its_session_ends_what_was_being_fetched_for_it(tmp_path: Path, end: str) -> None:
-    host = Host(tmp_path, cache_bytes=fitting(2), ttl_s=0.3 if end == "silent" else 30)
+    host = Host(tmp_path, cache_bytes=fitting(2), ttl_s=1 if end == "silent" else 30)
     host.write(2)
     host.source.may_go.clear()
     async with host.running():
         opened = await host.open()
         await host.tell(opened, ahead=(0, 1))
-        await until(lambda: host.source.running == 1)
-        assert host.value("sessions") == 1
+        await until(lambda: bool(host.source.asked))
         if end == "closed":
+            assert (host.source.running, host.value("sessions")) == (1, 1)
             host.loader.end_session(opened.stream)
         await until(lambda: host.source.running == 0)
         await until(lambda: bytes_below(host.here.cache) == 0)
@@ -553,7 +553,7 @@ def test_versions_share_a_shard_that_is_the_same_in_all(tmp_path: Path) -> None:
 
 async def test_a_shard_that_comes_once_its_session_has_expired_must_be_asked_for_again(tmp_path: Path) -> None:
     """Its trainer waits for it through an outage in which its runner can say nothing, and is to find it held."""
-    host = Host(tmp_path, cache_bytes=fitting(1), ttl_s=0.2)
+    host = Host(tmp_path, cache_bytes=fitting(1), ttl_s=1)
     host.write(2)
     host.source.may_go.clear()
     async with host.running() as loader:

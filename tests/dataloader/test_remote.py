@@ -220,7 +220,7 @@ async def test_hosts_take_turns_and_one_that_waits_is_told_so(
     server: Server, common: CommonSettings, tmp_path: Path
 ) -> None:
     async with (
-        serving_host(common, tmp_path, "a", SendLimits(transfers=1, stall_s=8.0, sign_s=0.2)) as host,
+        serving_host(common, tmp_path, "a", SendLimits(transfers=1, stall_s=60.0, sign_s=0.2)) as host,
         bulk(common) as bus,
     ):
         want = wanted(big(host.layout, 200_000))
@@ -228,9 +228,9 @@ async def test_hosts_take_turns_and_one_that_waits_is_told_so(
         async with holder.asking(want, window_bytes=2 * CHUNK_BYTES):
             await until(lambda: holder.position > 0)
             async with asyncio.TaskGroup() as tasks:
-                patient = FetchLimits(window_bytes=4 * CHUNK_BYTES, stall_s=0.6, pause_s=0.02)
+                patient = FetchLimits(window_bytes=4 * CHUNK_BYTES, stall_s=2.0, pause_s=0.02)
                 waiting = tasks.create_task(source(bus, "a", limits=patient).fetch(want, tmp_path / "got"))
-                await asyncio.sleep(1.2)  # longer than silence is borne, but there were signs of life
+                await asyncio.sleep(3.0)  # longer than silence is borne, but there were signs of life
                 assert not waiting.done()
                 await holder.grant(0, done=True)
         assert is_whole(tmp_path / "got", want)

@@ -64,7 +64,7 @@ class Told:
 
 
 def finder(told: Told, bus: Bus, folder: Path, *origins: str) -> RemoteDatasets:
-    peers = NatsSource(bus, told.hosts, host="here", limits=FetchLimits(stall_s=0.3, pause_s=0.02))
+    peers = NatsSource(bus, told.hosts, host="here", limits=FetchLimits(pause_s=0.02))
     return RemoteDatasets(
         folder, told.summary, host="here", peers=peers, origins=[ObjectStoreSource(url) for url in origins]
     )

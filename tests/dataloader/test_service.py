@@ -109,9 +109,8 @@ OPEN = OpenStream(job="j-1", lease_epoch=1, dataset="d")
 
 async def test_a_stream_is_opened_moved_and_closed(bus: Bus, common: CommonSettings, tmp_path: Path) -> None:
     layout = root_with(tmp_path / "a", "d")
-    async with dataloader(bus, common, layout.root, host="a", session_ttl_s="1.5") as service:
+    async with dataloader(bus, common, layout.root, host="a") as service:
         opened = OpenedStream.parse(await service.ask("open", OPEN))
-        assert opened.ttl_s == 1.5
         assert await service.value("sessions") == 1
         await service.ask("progress", StreamProgress(stream=opened.stream, ahead=(3, 1)))
         await service.ask("verify", VerifyShards(dataset="d", shards=(3,), stream=opened.stream))
@@ -119,15 +118,24 @@ async def test_a_stream_is_opened_moved_and_closed(bus: Bus, common: CommonSetti
         assert await service.value("sessions") == 0
         assert await service.value("shards_verified_total") >= 1
 
-        silent = OpenedStream.parse(await service.ask("open", OPEN))
-        assert await service.value("sessions") == 1
-        await until(lambda: _is_zero(service, "sessions"))
-        await service.ask("verify", VerifyShards(dataset="d", shards=(0,), stream=silent.stream))
-        assert await service.value("sessions") == 1
 
+async def test_a_stream_that_falls_silent_ends_and_is_known_again_once_it_asks(
+    bus: Bus, common: CommonSettings, tmp_path: Path
+) -> None:
+    layout = root_with(tmp_path / "a", "d")
+    async with dataloader(bus, common, layout.root, host="a", session_ttl_s="1.5") as service:
+        opened = OpenedStream.parse(await service.ask("open", OPEN))
+        assert opened.ttl_s == 1.5
 
-async def _is_zero(service: Dataloader, name: str) -> bool:
-    return await service.value(name) == 0
+        async def has_ended() -> bool:
+            return await service.value("sessions") == 0
+
+        async def is_known_again() -> bool:
+            await service.ask("verify", VerifyShards(dataset="d", shards=(0,), stream=opened.stream))
+            return not await has_ended()
+
+        await until(has_ended)
+        await until(is_known_again)
 
 
 async def test_a_dataset_of_twenty_thousand_shards_is_opened_and_read(

@@ -117,6 +117,12 @@ async def running(common: CommonSettings, gpus: FakeGpus, *, gpu_shares: int = 1
 
 
 @pytest.fixture
+def common(common: CommonSettings) -> CommonSettings:
+    """What is reported lives for five heartbeats: long enough that it outlives a busy moment."""
+    return common.model_copy(update={"lease_ttl_s": 60, "heartbeat_s": 1.0})
+
+
+@pytest.fixture
 def gpus() -> FakeGpus:
     return FakeGpus("testhost", {GPU: 16 * GIB})
 
@@ -233,8 +239,7 @@ async def test_a_gpu_on_which_strangers_compute_is_not_granted_and_they_are_told
 async def test_jobs_share_a_gpu_by_their_fractions_and_one_that_wants_it_alone_waits_for_all_of_it(
     common: CommonSettings, bus: Bus, gpus: FakeGpus
 ) -> None:
-    lasting = common.model_copy(update={"lease_ttl_s": 60})
-    async with running(lasting, gpus, gpu_shares=4) as host:
+    async with running(common, gpus, gpu_shares=4) as host:
         await host.devices.put("testhost.runner", runner("testhost").to_map(), ttl_s=60)
         for record in (job("j-1", kind="gpu", sharing="fraction", fraction=0.5), job("j-2", kind="gpu")):
             await host.jobs.put(record.id, record.to_map())
