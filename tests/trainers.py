@@ -11,6 +11,8 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -22,6 +24,7 @@ from railbus_runner.frames import (
     Ahead,
     Commit,
     Committed,
+    Deadline,
     Ended,
     Events,
     Exited,
@@ -312,6 +315,43 @@ class RunnerEnd:
             if isinstance(answer, Committed):
                 self.committed = self.recorded
             sock.sendall(pack(answer))
+
+
+class Renewal:
+    """Renews the lease of a trainer and its writer, as a runner does, until a test lets it lapse."""
+
+    LIVES_S = 2.0
+
+    def __init__(self, end: RunnerEnd) -> None:
+        self._end = end
+        self._deadline_s = 0.0
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._renew)
+
+    def __enter__(self) -> Renewal:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    @property
+    def is_over(self) -> bool:
+        return self._over.is_set()
+
+    def lapse(self) -> None:
+        """Renew no more, and return once the last deadline has passed."""
+        self._over.set()
+        self._thread.join()
+        time.sleep(max(0.0, self._deadline_s - clock.boottime_s()))
+
+    def _renew(self) -> None:
+        while not self._over.wait(0.1):
+            self._deadline_s = clock.boottime_s() + self.LIVES_S
+            with contextlib.suppress(OSError):  # it has ended, which its test finds out
+                self._end.send(Deadline(boottime_s=self._deadline_s))
+                self._end.send_writer(Deadline(boottime_s=self._deadline_s))
 
 
 def usual(frame: Frame) -> Sequence[Frame]:

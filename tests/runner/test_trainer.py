@@ -24,7 +24,7 @@ from railbus_shared.contracts.events import Event
 from railbus_shared.contracts.jobs import ErrorBody
 from railbus_shared.contracts.model import JsonMap
 from railbus_shared.layout import Layout
-from trainers import TRACE, Array, RunnerEnd, WarmHost, final_bits, metas, plan, usual, write_dataset
+from trainers import TRACE, Array, Renewal, RunnerEnd, WarmHost, final_bits, metas, plan, usual, write_dataset
 
 pytestmark = pytest.mark.timeout(120)  # each trainer imports torch, which takes seconds on a busy machine
 
@@ -443,21 +443,18 @@ def test_when_the_runner_is_gone_the_trainer_ends_at_once(root: Path) -> None:
 
 
 def test_past_its_deadline_a_trainer_takes_no_step_until_there_is_a_later_one(root: Path) -> None:
-    deadlines: list[float] = []
-
     def pause(end: RunnerEnd, frame: Frame) -> Sequence[Frame] | None:
-        if isinstance(frame, Events) and len(deadlines) == 1:
-            time.sleep(max(0.0, deadlines[0] - clock.boottime_s()) + 0.5)
-            deadlines.append(clock.boottime_s() + 60)
-            return [Deadline(boottime_s=deadlines[1])]
+        if isinstance(frame, Events) and not renewal.is_over:
+            renewal.lapse()
+            time.sleep(0.5)
+            return [Deadline(boottime_s=clock.boottime_s() + 60)]
         return None
 
     end = start(root, "train", params={"pause_s": 0.5, "epochs": 1}, deadline_s=0.0, on_frame=pause)
     time.sleep(1.5)  # in which it may take no step
     assert end.is_silent()
-    deadlines.append(clock.boottime_s() + 3)  # within which it begins, on a busy machine too
-    end.send(Deadline(boottime_s=deadlines[0]))
-    end.run()
+    with Renewal(end) as renewal:
+        end.run()
     assert end.ended.outcome == "succeeded"
     waits = end.of_type("job.lease_awaited")
     assert len(waits) == 1

@@ -50,7 +50,6 @@ class Child:
         self.sock = sock
         self.output = output
         self.pid = 0
-        self.started_s = 0.0
         self._lines = sock.makefile("rb")
 
     async def line(self) -> bytes:
@@ -89,7 +88,6 @@ async def forked(warm: WarmProcess, attempt: str, folder: Path, **fields: object
     output = folder / f"{attempt}.out"
     with theirs, output.open("wb") as out:
         child = Child(ours, output)
-        child.started_s = time.monotonic()
         fork = Fork.model_validate({"attempt": attempt, **fields})
         try:
             child.pid = await warm.fork(fork, sock=theirs, stdout_fd=out.fileno(), stderr_fd=out.fileno(), extra_fd=2)
@@ -110,11 +108,11 @@ async def gone(pid: int, *, within_s: float = PATIENCE_S) -> bool:
 
 async def test_a_trainer_is_forked_and_its_exit_code_comes_back(warm: WarmProcess, tmp_path: Path) -> None:
     child = await forked(warm, "j.1", tmp_path)
-    entered_s = float(await child.line())
+    taken_s = float(await child.line())
     child.order(do="exit", code=7)
     assert await warm.wait_exit("j.1") == 7
     assert await gone(child.pid)
-    assert entered_s - child.started_s < 2.0  # 15 ms when the machine is idle; an import of torch takes seconds
+    assert taken_s < 0.5  # of a core, however busy the machine is; an import of torch takes more
     child.close()
 
 

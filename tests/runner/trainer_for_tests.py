@@ -16,8 +16,8 @@ from pathlib import Path
 
 
 def main(sock: socket.socket) -> int:
-    """Tell on the socket when it began, then do what the one line that it is sent says."""
-    sock.sendall(f"{time.clock_gettime(time.CLOCK_MONOTONIC)}\n".encode())
+    """Tell on the socket how many seconds of a core its beginning took, then do what the line says that it is sent."""
+    sock.sendall(f"{time.process_time()}\n".encode())
     with sock.makefile("r") as lines:
         order = json.loads(lines.readline() or '{"do": "nothing"}')
     match order["do"]:
