@@ -17,7 +17,8 @@ from railbus_shared.layout import Layout
 from running_up import RunningUp, start_up
 from until import PATIENCE_S
 
-SHORT = {"RAILBUS_LEASE_TTL_S": "6", "RAILBUS_HEARTBEAT_S": "0.5"}
+SHORT = {"RAILBUS_LEASE_TTL_S": "6", "RAILBUS_HEARTBEAT_S": "1"}
+"""A host's report lives for five heartbeats: less, and on a busy machine its devices are not listed for a moment."""
 
 
 def _running(folder: Path, *, launcher: tuple[str, ...] = ("-m",), **settings: str) -> Iterator[RunningUp]:

@@ -88,6 +88,7 @@ async def test_a_drained_host_takes_no_jobs_until_it_is_undrained(up: RunningUp)
         assert record.state == "queued"
         await _ask(up, "drain", {"host": host, "draining": False})
         assert (await finished(client, job))[-1]["type"] == "job.succeeded"
+        await _until_free(client)
 
 
 async def test_jobs_wait_for_the_one_device_oldest_first_and_priority_before_age(up: RunningUp) -> None:
