@@ -3,8 +3,8 @@
 python examples/ship_events.py PLACE [URL KEY_FILE] | whatever-takes-lines
 
 PLACE is a file that remembers how far everything has been written. NATS keeps an event for a week, and so long this may
-stand still. What comes twice has the same (producer, number). It imports nothing of railbus, and leaves nothing on the
-server.
+stand still. What comes twice has the same (person, producer, number). It imports nothing of railbus, and leaves nothing
+on the server.
 """
 
 import asyncio
@@ -26,16 +26,16 @@ from nats.aio.client import Client
 STREAM, SUBJECT = "RAILBUS_EVENTS", "railbus.evt.>"
 
 
-async def after(client: Client, sequence: int) -> list[tuple[int, bytes]]:
+async def after(client: Client, sequence: int) -> list[tuple[int, str, bytes]]:
     """The next messages of the stream, oldest first; none if there are none yet, or no answer."""
     inbox = client.new_inbox()
     answers = await client.subscribe(inbox)
     wanted = {"seq": sequence + 1, "batch": 256, "max_bytes": 4 << 20, "next_by_subj": SUBJECT}
-    found: list[tuple[int, bytes]] = []
+    found: list[tuple[int, str, bytes]] = []
     try:
         await client.publish(f"$JS.API.DIRECT.GET.{STREAM}", json.dumps(wanted).encode(), reply=inbox)
         while "Status" not in (headers := (answer := await answers.next_msg(5)).headers or {}):
-            found.append((int(headers["Nats-Sequence"]), answer.data))
+            found.append((int(headers["Nats-Sequence"]), headers["Nats-Subject"], answer.data))
     except nats.errors.Error as exc:  # NATS is away; what has come is good, the rest is asked for again
         print(f"waiting for NATS: {exc!r}", file=sys.stderr)
     finally:
@@ -67,10 +67,14 @@ def rows(batch: dict[str, Any]) -> Iterator[dict[str, Any]]:
         yield event | {"data": {name: values[at] for name, values in data.items()}}
 
 
-def lines_of(sequence: int, data: bytes) -> list[str]:
-    """The lines of one message; none of one that is no event, which anybody may send, and which must stop nothing."""
+def lines_of(sequence: int, subject: str, data: bytes) -> list[str]:
+    """The lines of one message; none of one that is no event, which anybody may send, and which must stop nothing.
+
+    Who told it stands behind area, id and what of the subject, if it was a person.
+    """
+    person = (*subject.partition(".evt.")[2].split("."), "", "", "")[3]
     try:
-        return [json.dumps(event) for event in events_in(data)]
+        return [json.dumps({**event, "person": person} if person else event) for event in events_in(data)]
     except Exception as exc:  # noqa: BLE001
         print(f"message {sequence} is no event: {exc!r}", file=sys.stderr)
         return []
@@ -91,11 +95,11 @@ async def main(place: Path, url: str, key_file: str) -> None:
     client = await nats.connect(url, nkeys_seed=key_file, max_reconnect_attempts=-1)
     while True:
         found = await after(client, sequence)
-        for number, data in found:
+        for number, subject, data in found:
             if number > sequence + 1 and sequence:
                 print(f"{number - sequence - 1} messages were gone before they were read", file=sys.stderr)
             sequence = number
-            for line in lines_of(number, data):
+            for line in lines_of(number, subject, data):
                 print(line)
         if not found:
             await asyncio.sleep(1)

@@ -19,6 +19,7 @@ import pytest
 
 import dying_telemetry
 from commands import environment
+from railbus.embedded.nats_server import NatsServer
 from servers import Server
 from until import PATIENCE_S
 
@@ -84,7 +85,7 @@ class Telemetry(Process):
     def __init__(
         self,
         folder: Path,
-        server: Server,
+        server: Server | NatsServer,
         *,
         name: str = "telemetry",
         ack_wait_s: float | None = 2,

@@ -21,6 +21,7 @@ _EXTENSIONS: Final[Mapping[str, str]] = {
     "step": "step",
     "number": "sequence",
     "producer": "producer",
+    "person": "person",
 }
 
 
@@ -37,7 +38,7 @@ def is_event(event: Event) -> bool:
 
 _FIELDS: Final[tuple[tuple[str, type | UnionType, object], ...]] = (
     *((name, str, None) for name in ("id", "type", "time", "producer", "source", "host")),
-    *((name, str | NoneType, None) for name in ("job", "trace")),
+    *((name, str | NoneType, None) for name in ("job", "trace", "person")),
     *((name, int | NoneType, None) for name in ("attempt", "lease_epoch", "step")),
     ("number", int, None),
     ("data", dict, {}),
@@ -54,7 +55,7 @@ def cloud_event(event: Event) -> JsonMap:
     found: JsonMap = {
         "specversion": "1.0",
         "id": str(event["id"]),
-        "source": f"/railbus/{event['host']}/{event['source']}",
+        "source": f"/railbus/{_of_person(event)}{event['host']}/{event['source']}",
         "type": f"dev.railbus.{event['type']}",
         "time": str(event["time"]),
         "datacontenttype": "application/json",
@@ -70,6 +71,11 @@ def cloud_event(event: Event) -> JsonMap:
     data = event.get("data")
     found["data"] = dict(data) if isinstance(data, dict) else {}
     return found
+
+
+def _of_person(event: Event) -> str:
+    """Who told it stands in the key, so that nobody's event can be taken for a repetition of somebody else's."""
+    return f"people/{event['person']}/" if event.get("person") else ""
 
 
 def chrome_trace(spans: Iterable[Span]) -> JsonMap:

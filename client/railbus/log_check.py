@@ -18,6 +18,7 @@ from typing import Final, NamedTuple
 
 import orjson
 
+from railbus_shared.contracts.events import teller
 from railbus_shared.day_log import DayLog
 from railbus_shared.layout import CLOSED_LOG_NAME, Layout
 from railbus_shared.log_filter import Filter
@@ -49,6 +50,7 @@ class Finding:
     """What is wrong, or worth knowing, of one producer; ranges are first and last number."""
 
     producer: str
+    """With the person before it who told its events, if one did (`teller`)."""
     events: int
     missing: tuple[Range, ...]
     doubled: tuple[Range, ...]
@@ -185,9 +187,10 @@ class Check:
         producer = event.get("producer")
         if not isinstance(producer, str):
             raise ValueError("it has no producer")  # noqa: TRY004 - a line that is no event
-        count = self._producers.get(producer)
+        known = teller(producer, event.get("person"))
+        count = self._producers.get(known)
         if count is None:
-            count = self._producers[producer] = _Count()
+            count = self._producers[known] = _Count()
         return count
 
 

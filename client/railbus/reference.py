@@ -115,7 +115,8 @@ def _event_rows() -> list[str]:
     rows = [f"| `{told.type}` | {told.told_by} | {told.meaning} | {_names(told)} |" for told in EVENTS]
     return [
         "Subjects are `railbus.evt.<area>.<id>.<what>`, for instance `railbus.evt.job.j-77732b-1.placed`. A user's own "
-        "events are `app.<what>`. All of this, and the requests, stand in [asyncapi.json](asyncapi.json) as well.\n",
+        "events are `app.<what>`; behind the subject of what a person tells NATS writes `.<person>`. All of this, and "
+        "the requests, stand in [asyncapi.json](asyncapi.json) as well.\n",
         "| type | told by | meaning | data |\n| --- | --- | --- | --- |",
         *rows,
         "",

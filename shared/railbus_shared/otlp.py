@@ -12,6 +12,7 @@ from typing import Final, TypeVar, cast
 from pydantic import JsonValue
 
 from railbus_shared import clock, tracing
+from railbus_shared.contracts.events import teller
 from railbus_shared.contracts.model import JsonMap
 from railbus_shared.spans import Event, Moment, Span
 
@@ -29,7 +30,7 @@ _ABOUT: Final[Mapping[str, str]] = {
     "step": "railbus.step",
     "producer": "railbus.producer",
     "number": "railbus.number",
-    "id": "log.record.uid",
+    "person": "railbus.person",
 }
 
 
@@ -56,6 +57,7 @@ def log_record(event: Event) -> JsonMap:
     severity = str(event.get("severity", "info"))
     time = str(clock.parse_rfc3339(str(event["time"])))
     about = {name: event[field] for field, name in _ABOUT.items() if event.get(field) is not None}
+    about["log.record.uid"] = teller(str(event["id"]), event.get("person"))
     record: JsonMap = {
         "timeUnixNano": time,
         "observedTimeUnixNano": time,

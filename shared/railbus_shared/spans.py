@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from typing import Final, Literal
 
 from railbus_shared import clock, tracing
-from railbus_shared.contracts.events import BATCHED_TYPES
+from railbus_shared.contracts.events import BATCHED_TYPES, teller
 from railbus_shared.tracing import TraceContext
 
 Attributes = dict[str, str | int | float | bool]
@@ -76,7 +76,7 @@ def spans_of(events: Iterable[Event]) -> list[Span]:
 
     What has not ended yet ends with the last event, and says `railbus.unfinished`.
     """
-    found = {(event.get("producer"), event.get("number")): event for event in events if is_wanted(str(event["type"]))}
+    found = {_key(event): event for event in events if is_wanted(str(event["type"]))}
     ordered = sorted(found.values(), key=lambda event: clock.parse_rfc3339(str(event["time"])))
     if not ordered:
         return []
@@ -84,6 +84,10 @@ def spans_of(events: Iterable[Event]) -> list[Span]:
     for event in ordered:
         told.heed(event)
     return told.finished()
+
+
+def _key(event: Event) -> tuple[str, object]:
+    return teller(str(event.get("producer")), event.get("person")), event.get("number")
 
 
 class _Telling:

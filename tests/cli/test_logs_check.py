@@ -232,3 +232,10 @@ async def test_of_a_real_run_nothing_is_missing_and_what_waits_in_the_stream_is_
     missing = {name: ranges for name, (ranges, _) in faults(fourth).items() if ranges}
     assert (status, missing) == (6, {lost["producer"]: [[lost["number"]] * 2]})
     assert (fourth["missing"], fourth["doubled"]) == (1, 0)
+
+
+def test_a_person_counts_by_themselves_whatever_producer_they_name(layout: Layout) -> None:
+    of_ann = b"".join(line(n).replace(b'{"type"', b'{"person":"ann","type"') for n in (1, 2, 5))
+    write(layout, lines([1, 2, 3]) + of_ann)
+    assert faults(report(layout)[1]) == {"ann/p": ([[3, 4]], [])}
+    assert "ann/p" in checked(layout).out

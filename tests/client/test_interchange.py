@@ -88,6 +88,24 @@ def test_events_are_log_records(layout: Layout) -> None:
     assert {record["traceId"] for record in records} == {TRACE.split("-")[1]}
 
 
+def test_what_a_person_tells_has_the_key_of_nothing_that_a_service_has_told(layout: Layout) -> None:
+    plain = layout.day(date(2026, 11, 26)) / "trainer.log.jsonl"
+    forged = [{**orjson.loads(line), "type": "app.lied", "person": "ann"} for line in plain.read_bytes().splitlines()]
+    with plain.open("ab") as file:
+        file.writelines(orjson.dumps(one) + b"\n" for one in forged)
+    found = said(layout, "events", "--format", "cloudevents")
+    assert len({(event["source"], event["id"]) for event in found}) == len(found) == 2 * len(LIFE)
+    assert [event.get("person") for event in found] == [None] * len(LIFE) + ["ann"] * len(LIFE)
+    attributes = [
+        {one["key"]: one["value"].get("stringValue") for one in record["attributes"]}
+        for line in said(layout, "events", "--format", "otlp")
+        for resource in line["resourceLogs"]
+        for record in resource["scopeLogs"][0]["logRecords"]
+    ]
+    assert len({one["log.record.uid"] for one in attributes}) == len(attributes) == 2 * len(LIFE)
+    assert {one.get("railbus.person") for one in attributes} == {None, "ann"}
+
+
 def test_a_trace_opens_in_perfetto_and_goes_to_a_collector(layout: Layout) -> None:
     (sent,) = said(layout, "export", "trace", "j-1", "--format", "otlp", "--to", "-")
     ((resource,),) = sent.values()

@@ -264,10 +264,11 @@ async def test_a_person_hears_events_live_and_from_the_stream(stores: Cluster) -
         assert (await live.next_msg(PATIENCE_S)).subject == "railbus.evt.job.j1.started"
         await person.request("railbus.evt.app.mine.done", b'{"n": 2}', timeout=PATIENCE_S)
         async with stores.bus(HUMAN) as bus, contextlib.aclosing(follow(bus, "railbus.evt.>")) as events:
-            assert [await within(anext(events)), await within(anext(events))] == [{}, {"n": 2}]
+            own = {"person": HUMAN}
+            assert [await within(anext(events)), await within(anext(events))] == [{}, {"n": 2, **own}]
             await runner.request("railbus.evt.job.j1.succeeded", b'{"n": 3}', timeout=PATIENCE_S)
             await person.request("railbus.evt.app.mine.done", b'{"n": 4}', timeout=PATIENCE_S)
-            assert [await within(anext(events)), await within(anext(events))] == [{"n": 3}, {"n": 4}]
+            assert [await within(anext(events)), await within(anext(events))] == [{"n": 3}, {"n": 4, **own}]
         assert errors == []
 
 

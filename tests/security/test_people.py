@@ -13,6 +13,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from railbus.embedded.permissions import HUMAN, Role
+from railbus_shared import wire
 from railbus_shared.bus import topology
 from railbus_shared.bus.bucket import Bucket
 from railbus_shared.bus.connection import Bus, Outgoing
@@ -201,6 +202,30 @@ async def test_a_fact_whose_id_somebody_used_before_is_stored_all_the_same(clust
         assert found == {}
         other = Outgoing("railbus.evt.job.j4.succeeded", b"{}", "job-end/j4")
         assert await runner.publish(other) == await runner.publish(other) == first + 1
+
+
+async def test_a_persons_own_event_is_stored_once_and_no_other_person_keeps_it_out(
+    cluster: Cluster, person: Client
+) -> None:
+    """Both under the same id and on the same subject, as far as each of them knows."""
+    told = [Outgoing("railbus.evt.app.theirs.made", wire.encode({"of": who}), "script-h-1") for who in ("ann", HUMAN)]
+    async with cluster.bus("ann") as ann, cluster.bus(HUMAN) as other:
+        first = await ann.publish(told[0])
+        assert await ann.publish(told[0]) == first
+        assert await other.publish(told[1]) == first + 1
+        found = await stored_after(other, "RAILBUS_EVENTS", "railbus.evt.app.theirs.>", first - 1)
+    assert [(one.subject, one.data) for one in found] == [
+        (f"railbus.evt.app.theirs.made.{who}", one.data) for who, one in zip(("ann", HUMAN), told, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("end", ["x", "x.y.ann", "x.y.device_manager", "x.y.z.ann", "x.y.*", "x.y.>", "*.*.ann"])
+async def test_a_person_tells_no_event_under_the_name_of_another(cluster: Cluster, person: Client, end: str) -> None:
+    before = await _last(cluster, "RAILBUS_EVENTS")
+    for area in ("app", "log"):
+        with pytest.raises((nats.errors.NoRespondersError, nats.errors.TimeoutError)):
+            await person.request(f"railbus.evt.{area}.{end}", b"{}", timeout=SOON_S)
+    assert await _last(cluster, "RAILBUS_EVENTS") == before
 
 
 @pytest.mark.parametrize(

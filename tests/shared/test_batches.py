@@ -94,7 +94,7 @@ def test_the_example_that_imports_nothing_of_railbus_takes_batches_apart_as_we_d
      b'{"v": 2, "common": {}, "time": {"first": "x", "gaps_ns": [0]}, "number": 1}'],
 )  # fmt: skip
 def test_no_message_stops_the_example(data: bytes) -> None:
-    assert runpy.run_path(str(EXAMPLE))["lines_of"](7, data) == []
+    assert runpy.run_path(str(EXAMPLE))["lines_of"](7, "railbus.evt.app.a.b", data) == []
 
 
 COLUMNS: dict[str, object] = {

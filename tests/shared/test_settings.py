@@ -14,7 +14,7 @@ from railbus_shared.bus.access import read_seed
 from railbus_shared.errors import BadSetting, InsecureUrl, NotAuthorized, RailbusError
 from railbus_shared.layout import Layout
 from railbus_shared.settings import CommonSettings, HttpSettings, check_urls, load, running_bus, without_password
-from railbus_shared.subjects import Subjects, is_inbox
+from railbus_shared.subjects import Subjects, is_inbox, told_by
 
 
 class _Service(HttpSettings):
@@ -193,6 +193,14 @@ def test_the_names_under_the_default_prefix_are_those_of_the_design() -> None:
     assert [subjects.jobs, subjects.devices, subjects.leases, subjects.datasets, subjects.leader] == [
         "railbus_jobs", "railbus_devices", "railbus_leases", "railbus_datasets", "railbus_leader"
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("prefix", ["railbus", "team-a.railbus"])
+def test_the_subject_of_an_event_says_which_person_told_it(prefix: str) -> None:
+    subject = Subjects(prefix).event("app", "j-1", "made")
+    assert told_by(f"{subject}.ann") == "ann"
+    for of_nobody in (subject, f"{subject}.a.b", f"{prefix}.evt.app", f"{prefix}.jobs.submit", f"{prefix}.a.b.c.d", ""):
+        assert told_by(of_nobody) == ""
 
 
 def test_no_two_prefixes_share_a_stream_or_a_bucket() -> None:

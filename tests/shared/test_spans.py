@@ -157,3 +157,11 @@ def test_an_event_is_a_log_record_that_finds_its_span() -> None:
         {"key": "b", "value": {"kvlistValue": {"values": [{"key": "c", "value": {"doubleValue": 1.5}}]}}},
     ]}}  # fmt: skip
     assert {"key": "railbus.job.id", "value": {"stringValue": "j-1"}} in record["attributes"]  # type: ignore[operator]
+
+
+def test_what_a_person_tells_takes_the_place_of_nothing_that_a_service_has_told() -> None:
+    """Nor of what another has: each may have numbers that the other knows."""
+    told = job(*BEGUN, "job.succeeded@9/1", "app.slept@9.5/1")
+    forged = [{**event, "type": "app.lied", "person": "ann", "data": {}} for event in told]
+    names = [(drawn(spans_of(some)), spans_of(some)[0].status) for some in (told, [*told, *forged])]
+    assert names[0] == names[1]

@@ -16,6 +16,7 @@ from railbus_shared.batches import batch_of
 from railbus_shared.contracts.events import Event
 from railbus_shared.contracts.model import JsonMap
 from railbus_shared.errors import WireError
+from railbus_telemetry.closing import keys_of
 from railbus_telemetry.lines import DAY_NS, batch, portions, transcode
 from railbus_telemetry.runs import Run
 
@@ -385,3 +386,48 @@ def test_an_event_of_another_area_than_its_subject_is_refused(message: dict[str,
     """Who may publish only under `evt.app.` must not be able to say that a job has succeeded."""
     (line,) = batch([(1, "railbus.evt.app.mine.made", wire.encode(message))], incarnation="i", telemetry="t")
     assert line.code == "INVALID_FIELD"
+
+
+def forms() -> dict[str, dict[str, object]]:
+    """Three events in each form of a message, but for the first, which is one."""
+    events = [{**EVENT, "type": "app.made", "id": f"runner-h-1-{n}", "number": n} for n in (1, 2, 3)]
+    own = {"id", "number"}
+    common = {name: value for name, value in events[0].items() if name not in own}
+    differing = [{name: event[name] for name in own} for event in events]
+    return {
+        "alone": events[0],
+        "a batch": {"v": 1, "common": common, "events": differing},
+        "a batch that is looked at one by one": {
+            "v": 1,
+            "common": {},
+            "events": [*events[:2], {**events[2], "job": None}],
+        },
+        "columns": batch_of(cast("list[JsonMap]", events)),
+    }
+
+
+@pytest.mark.parametrize("form", forms())
+def test_what_a_person_tells_counts_as_theirs_and_says_so(form: str) -> None:
+    data, count = wire.encode(forms()[form]), 1 if form == "alone" else 3
+    (own,) = batch([(1, "railbus.evt.app.j.made.ann", data)], incarnation="i", telemetry="t")[:1]
+    told = batch([(n, f"railbus.evt.app.j.made{end}", data) for n, end in ((1, ".ann"), (2, ""))],
+                 incarnation="i", telemetry="t")  # fmt: skip
+    lines = [line for run in told for line in run.singles()]
+    keys = [(line.producer, line.number) for line in lines]
+    assert keys == [(name, n) for name in ("ann/runner-h-1", "runner-h-1") for n in range(1, count + 1)]
+    assert [parsed(line).get("person") for line in lines] == ["ann"] * count + [None] * count
+    assert {parsed(line)["producer"] for line in lines} == {"runner-h-1"}
+    assert [keys_of(line.data) for line in lines] == keys
+    assert own.producer == "ann/runner-h-1"
+
+
+@pytest.mark.parametrize("form", forms())
+def test_nobody_says_themselves_who_they_are(form: str) -> None:
+    message = forms()[form]
+    holder = message.get("common") or message
+    assert isinstance(holder, dict)
+    holder["person"] = "ben"
+    for subject in ("railbus.evt.app.j.made.ann", "railbus.evt.app.j.made"):
+        found = batch([(1, subject, wire.encode(message))], incarnation="i", telemetry="t")
+        assert [run.code for run in found] == ["INVALID_FIELD"]
+        assert "person" not in parsed(found[0])

@@ -96,3 +96,32 @@ def test_a_flood_of_producers_cannot_fill_the_memory(monkeypatch: pytest.MonkeyP
     assert ("once-999", 1) in seen
     assert ("busy", 999) in seen
     assert ("busy", 1) in seen
+
+
+def test_a_flood_of_a_persons_producers_costs_no_service_and_first_of_all_that_person(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(seen_module, "MAX_PRODUCERS", 100)
+    seen = filled(1, producer="service", now_ns=1)
+    seen.add("ben/script", 1, now_ns=1)
+    for number in range(1, 1000):
+        seen.add(f"ann/once-{number}", 1, now_ns=number)
+        assert seen.num_spans <= 101
+    assert seen.num_spans > 85
+    assert ("service", 1) in seen
+    assert ("ben/script", 1) in seen
+    assert ("ann/once-999", 1) in seen
+    assert ("ann/once-1", 1) not in seen
+
+
+def test_the_numbers_of_a_service_and_of_each_person_are_apart_and_are_saved_so() -> None:
+    seen = filled(1, 2, producer="p")
+    seen.add("ann/p", 2, now_ns=7)
+    assert seen.to_map() == {"p": [5, [1, 2]], "ann/p": [7, [2, 2]]}
+    for found in (seen, Seen.from_map(seen.to_map())):
+        assert found.is_free("ben/p", 1, 9)
+        assert found.is_free("ann/p", 1, 1)
+        assert not found.is_free("ann/p", 2, 2)
+        assert found.forget_idle(since_ns=6) == 1
+        assert ("p", 1) not in found
+        assert ("ann/p", 2) in found

@@ -4,6 +4,8 @@ The services and all streams and buckets are one account of the server. Every pe
 which shares nothing with it but what is imported there: some requests, and the events. So a person's inboxes are theirs
 alone, and wherever a person asks for an answer, it comes to that person's own account: no request, neither to a service
 nor to JetStream, can be turned into a write of a key, an order to a runner or a forged event by its reply subject.
+What a person tells gets the person's name on that way, as the last token of its subject (`subjects.told_by`): nobody
+tells events in the name of a service or of somebody else.
 
 People have no consumers. A consumer delivers from inside the account of the services, wherever its maker says, and the
 server checks no rights there; so people read streams by `DIRECT.GET` (`bus.follow`), which leaves nothing behind.
@@ -16,7 +18,7 @@ back or have a copy of it sent somewhere: that is the operator's, whose key is n
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, Literal
 
 from railbus_shared.subjects import DEFAULT_PREFIX, LOG_KEY, PERSON_REPLY, SERVICE_INBOX, Subjects
@@ -92,6 +94,8 @@ class Exports:
     """Subjects of requests that are answered by several."""
     told: tuple[str, ...]
     """Subjects that people may listen to."""
+    tells: tuple[str, ...]
+    """Subjects of what people tell, with the name of who does at the end."""
 
 
 @dataclass(frozen=True)
@@ -107,9 +111,11 @@ class Policy:
 class Person:
     """What of the exports one person has: a subset of each."""
 
-    once: tuple[str, ...]
-    many: tuple[str, ...]
-    told: tuple[str, ...]
+    once: tuple[str, ...] = ()
+    many: tuple[str, ...] = ()
+    told: tuple[str, ...] = ()
+    tells: Mapping[str, str] = field(default_factory=dict)
+    """Where this person publishes events, and what the server makes of that: the same with the name at the end."""
 
 
 def policy(prefix: str = DEFAULT_PREFIX, people: Mapping[str, Role] | None = None) -> Policy:
@@ -117,9 +123,9 @@ def policy(prefix: str = DEFAULT_PREFIX, people: Mapping[str, Role] | None = Non
     subjects = Subjects(prefix)
     roles: Mapping[str, Role] = {HUMAN: "user"} if people is None else people
     return Policy(
-        Exports(once=_asked(subjects), many=_many(subjects), told=(subjects.all_events,)),
+        _exports(subjects),
         _of_services(subjects),
-        {name: _of_person(role, subjects) for name, role in roles.items()},
+        {name: _of_person(name, role, subjects) for name, role in roles.items()},
     )
 
 
@@ -179,14 +185,19 @@ def _of_operator(subjects: Subjects) -> Permissions:
     )
 
 
+def _exports(subjects: Subjects) -> Exports:
+    """What people may be allowed."""
+    told = (subjects.all_events,)
+    return Exports(_asked(subjects), _many(subjects), told, tells=tuple(f"{own}.*" for own in _own_events(subjects)))
+
+
 def _asked(subjects: Subjects) -> tuple[str, ...]:
-    """What people may be allowed to ask and to publish."""
+    """What people may be allowed to ask, and jobs, which they may publish."""
     writer = event_consumer(subjects)
     return (
         subjects.submit,
         *_requests(subjects, _READING),
         *_requests(subjects, _ORDERING),
-        *_own_events(subjects),
         "$JS.API.INFO",
         *(f"$JS.API.STREAM.INFO.{stream}" for stream in (subjects.jobs_stream, *_readable(subjects))),
         *(f"$JS.API.DIRECT.GET.{stream}.>" for stream in _readable(subjects)),
@@ -203,8 +214,8 @@ def _many(subjects: Subjects) -> tuple[str, ...]:
 
 
 def _own_events(subjects: Subjects) -> tuple[str, ...]:
-    """What a person's script tells and logs; all other events are facts of services."""
-    return (f"{subjects.prefix}.evt.app.>", f"{subjects.prefix}.evt.log.>")
+    """What a person's script tells and logs, `<area>.<id>.<what>`; all other events are facts of services."""
+    return (subjects.event("app", "*", "*"), subjects.event("log", "*", "*"))
 
 
 def _readable(subjects: Subjects) -> tuple[str, ...]:
@@ -212,13 +223,13 @@ def _readable(subjects: Subjects) -> tuple[str, ...]:
     return (subjects.events_stream, *(f"KV_{one}" for one in (subjects.jobs, subjects.devices, subjects.datasets)))
 
 
-def _of_person(role: Role, subjects: Subjects) -> Person:
-    every = Exports(once=_asked(subjects), many=_many(subjects), told=(subjects.all_events,))
+def _of_person(name: str, role: Role, subjects: Subjects) -> Person:
+    every = _exports(subjects)
     match role:
         case "user":
-            return Person(every.once, every.many, every.told)
+            return Person(every.once, every.many, every.told, {own: f"{own}.{name}" for own in _own_events(subjects)})
         case "read-only":
             api = tuple(subject for subject in every.once if subject.startswith("$JS.API."))
             return Person((*_requests(subjects, _READING), *api), every.many, every.told)
         case "submit-only":
-            return Person((subjects.submit, subjects.request("jobs", "submit"), "$JS.API.INFO"), (), ())
+            return Person(once=(subjects.submit, subjects.request("jobs", "submit"), "$JS.API.INFO"))

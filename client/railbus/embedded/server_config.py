@@ -142,7 +142,7 @@ def accounts(keys: Mapping[str, UserKey], policy: Policy) -> dict[str, object]:
         "jetstream": "enabled",
         "users": [_user(keys[name], granted) for name, granted in policy.services.items()],
         "exports": [
-            *({"service": subject} for subject in policy.exports.once),
+            *({"service": subject} for subject in (*policy.exports.once, *policy.exports.tells)),
             *({"service": subject, "response": "stream"} for subject in policy.exports.many),
             *({"stream": subject} for subject in policy.exports.told),
         ],
@@ -154,9 +154,10 @@ def accounts(keys: Mapping[str, UserKey], policy: Policy) -> dict[str, object]:
 def _person(key: UserKey, person: Person) -> dict[str, object]:
     """An account with one user; that its user may publish no more than is imported makes refusals audible."""
     asked = (*person.once, *person.many)
-    granted = Permissions(publish=asked, subscribe=(">",))
+    granted = Permissions(publish=(*asked, *person.tells), subscribe=(">",))
     imports = [
         *({"service": {"account": SERVICE_ACCOUNT, "subject": subject}} for subject in asked),
+        *({"service": {"account": SERVICE_ACCOUNT, "subject": to}, "to": own} for own, to in person.tells.items()),
         *({"stream": {"account": SERVICE_ACCOUNT, "subject": subject}} for subject in person.told),
     ]
     return {"users": [_user(key, granted)], "imports": imports, "limits": _PERSON_LIMITS}

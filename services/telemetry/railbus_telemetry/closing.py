@@ -20,6 +20,7 @@ from typing import BinaryIO, Final, Protocol
 import orjson
 
 from railbus_shared import files, inflate
+from railbus_shared.contracts.events import teller
 from railbus_shared.layout import CLOSED_LOG_NAME
 
 try:
@@ -132,14 +133,14 @@ def mend_closed(closed: Path) -> int:
 
 
 def keys_of(line: bytes) -> tuple[str, int] | None:
-    """The key of a line, or None if it is not one of ours."""
+    """The key of a line, its teller and number; None if it is not one of ours."""
     try:
         event = orjson.loads(line)
     except orjson.JSONDecodeError:
         return None
     match event:
         case {"producer": str(producer), "number": int(number)} if 1 <= number < 2**64:
-            return producer, number
+            return teller(producer, event.get("person")), number
         case _:
             return None
 

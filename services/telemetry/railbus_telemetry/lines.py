@@ -1,10 +1,10 @@
 """From messages of the bus to lines of the log: every event one line, every refusal one line, nothing dropped.
 
-A line is the event's map with `seq` (the message's sequence in the stream) and `incarnation` (of the store) added. Its
-key is (producer, number). No model is built per event: quick checks accept what is plainly in order, and the contract
-itself judges the rest, so both always agree. What is refused becomes a line of type `bus.rejected` whose key is made of
-the incarnation and the sequence, so that a message that comes twice is refused once. The events of a batch are judged
-one by one: a bad one does not take the good ones with it.
+A line is the event's map with `seq` (the message's sequence in the stream) and `incarnation` (of the store) added, and
+`person` where one told it; its key is (person, producer, number). No model is built per event: quick checks accept what
+is plainly in order, and the contract itself judges the rest, so both always agree. What is refused becomes a line of
+type `bus.rejected` whose key is made of the incarnation and the sequence, so that a message that comes twice is refused
+once. The events of a batch are judged one by one: a bad one does not take the good ones with it.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from railbus_shared.batches import Columns, columns_of, is_columns
 from railbus_shared.contracts.events import MAX_REPEATED_BYTES, Event, EventBatch, repeated_bytes
 from railbus_shared.errors import BadMessage, InvalidField, WireError
 from railbus_shared.names import ID_PATTERN, this_host
+from railbus_shared.subjects import told_by
 from railbus_telemetry.rendering import rendered
 from railbus_telemetry.runs import Run, runs_of
 
@@ -87,13 +88,14 @@ def batch(
     """
     runs: list[Run] = []
     for sequence, subject, payload in messages:
+        person = told_by(subject)
         try:
             message = wire.decode(payload)
             _check_area(message, subject)
-            found, refusal = transcode(message, sequence=sequence, incarnation=incarnation)
+            found, refusal = transcode(message, sequence=sequence, incarnation=incarnation, person=person)
         except WireError as exc:
             found, refusal = [], exc.to_wire()
-        runs += found
+        runs += [run.of_person(person) for run in found] if person else found
         if refusal is not None:
             about = {"subject": subject, "error": refusal, "recorded_by": telemetry} | _shown(payload)
             time_ns = clock.now_ns() if now_ns is None else now_ns
@@ -102,9 +104,11 @@ def batch(
     return runs
 
 
-def transcode(message: Mapping[str, object], *, sequence: int, incarnation: str) -> Transcoded:
+def transcode(message: Mapping[str, object], *, sequence: int, incarnation: str, person: str = "") -> Transcoded:
     """The lines of one decoded message, an event or a batch; raises WireError where no part of it can be used."""
     tail: dict[str, object] = {"seq": sequence, "incarnation": incarnation}
+    if person:
+        tail["person"] = person
     if is_columns(message):
         return _columns(columns_of(message), tail=tail)
     if "events" not in message:

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
+from railbus_shared.contracts.events import teller
+
 
 class Run(NamedTuple):
     """Some lines as they will stand in a file, one after the other."""
@@ -13,6 +15,7 @@ class Run(NamedTuple):
     day_ns: int
     """Beginning of the UTC day of the events' times."""
     producer: str
+    """With the name of the person before it who told this, if one did (`teller`)."""
     number: int
     """Of the first line."""
     data: bytes
@@ -27,6 +30,10 @@ class Run(NamedTuple):
     def last(self) -> int:
         """Number of the last line."""
         return self.number + self.num_lines - 1
+
+    def of_person(self, person: str) -> Run:
+        """The same lines, as they count where a person told them."""
+        return self._replace(producer=teller(self.producer, person))
 
     def singles(self) -> Iterator[Run]:
         """Each line as a run of its own."""

@@ -22,6 +22,7 @@ from railbus_shared.bus.connection import Bus
 from railbus_shared.bus.reading import Stored, stored_after
 from railbus_shared.bus.topology import incarnation_of_store
 from railbus_shared.errors import BusUnavailable, NoResponder, NotFound, RequestTimeout, WireError
+from railbus_shared.subjects import told_by
 from railbus_shared.topology import event_consumer
 from railbus_shared.waiting import is_set_within
 
@@ -130,15 +131,17 @@ async def _news(bus: Bus, subject: str) -> AsyncIterator[asyncio.Event]:
 
 
 def events_in(data: bytes, *, subject: str) -> Iterator[dict[str, object]]:
-    """The events of one message, each whole; nothing for bytes that are no message.
+    """The events of one message, each whole, with `person` where one told it; nothing for bytes that are no message.
 
     Nor what is of another area than its subject: permissions are on subjects, and telemetry refuses it too.
     """
+    person = told_by(subject)
     area = subject.partition(".evt.")[2].partition(".")[0]
     try:
         for event in events_of(wire.decode(data)):
             kind = event.get("type", "")
             if isinstance(kind, str) and kind.partition(".")[0] in {area, ""}:
-                yield event
+                event.pop("person", None)  # anybody may write one
+                yield {**event, "person": person} if person else event
     except WireError:
         return

@@ -27,6 +27,19 @@ class EventKey(NamedTuple):
     number: int
 
 
+def teller(producer: str, person: object) -> str:
+    """Under which name an event's number counts: of a service, or of a person (`subjects.told_by`), each by themselves.
+
+    No person can use up the numbers of a service, nor of another person. No id has a slash.
+    """
+    return f"{person}/{producer}" if person else producer
+
+
+def person_of(name: str) -> str:
+    """The person in the name of a teller; empty for a service."""
+    return name.rpartition("/")[0]
+
+
 class Event(Contract):
     """One immutable fact. (producer, number) is its key; its id is both, and is the `Nats-Msg-Id`."""
 
