@@ -68,6 +68,27 @@ def test_a_key_that_others_can_read_is_refused_and_nothing_is_written(tmp_path: 
     assert not (tmp_path / "nats.conf").exists()
 
 
+def test_the_empty_folder_that_docker_makes_of_a_missing_file_gives_way_to_the_key(tmp_path: Path) -> None:
+    """A container was started before its key was there: Docker makes a folder of what it cannot find to mount."""
+    for user in ("telemetry", "runner"):
+        (tmp_path / "keys" / f"{user}.nk").mkdir(parents=True)
+    (tmp_path / "keys").chmod(0o755)
+    deploy(tmp_path)
+    assert set(_seeds(tmp_path)) == set(USERS)
+    assert (tmp_path / "keys").stat().st_mode & 0o777 == 0o700
+
+
+def test_a_folder_that_holds_something_is_no_key_and_is_kept(tmp_path: Path) -> None:
+    kept = tmp_path / "keys" / "telemetry.nk" / "something"
+    kept.parent.mkdir(parents=True)
+    (tmp_path / "keys").chmod(0o700)
+    kept.touch()
+    with pytest.raises(ConfigError, match=r"telemetry\.nk' is a folder") as caught:
+        deploy(tmp_path)
+    assert "remove it" in str(caught.value.hint)
+    assert kept.exists()
+
+
 @pytest.mark.parametrize("command", [("railbus.deployment",), ("railbus.cli.main", "init")], ids=["module", "command"])
 def test_rights_are_of_the_prefix_that_the_services_are_told(tmp_path: Path, command: tuple[str, ...]) -> None:
     env = {**os.environ, "RAILBUS_SUBJECT_PREFIX": "team-a"}

@@ -42,20 +42,42 @@ class UserKey:
 def ensure_keys(folder: Path, users: Sequence[str]) -> dict[str, UserKey]:
     """The keys of `users`, made where they do not exist yet.
 
-    Raises ConfigError for a key file that others can read or that holds no user seed.
+    Empty folders in the place of keys give way to them: Docker makes one of each file that is to be mounted and is not
+    there. Raises ConfigError for a key file that others can read or that holds no user seed.
     """
     folder.mkdir(mode=_FOLDER_MODE, parents=True, exist_ok=True)
+    if _has_folders_only(folder):
+        folder.chmod(_FOLDER_MODE)
     _check_private(folder, wanted=_FOLDER_MODE)
     return {name: _ensure_key(folder, name) for name in users}
 
 
 def _ensure_key(folder: Path, name: str) -> UserKey:
     path = folder / f"{checked_id(name, kind='user')}.nk"
+    if path.is_dir():
+        _clear(path)
     if not path.exists():
         with contextlib.suppress(FileExistsError):  # made by another one just now
             files.write_new(path, _new_seed(), mode=_SEED_MODE)
     _check_private(path, wanted=_SEED_MODE)
     return UserKey(name, path, _public_key(path))
+
+
+def _has_folders_only(folder: Path) -> bool:
+    """As Docker leaves it, open to all, with no secret in it so far."""
+    found = list(folder.iterdir())
+    return bool(found) and all(path.is_dir() for path in found)
+
+
+def _clear(path: Path) -> None:
+    try:
+        path.rmdir()
+    except OSError as exc:
+        raise ConfigError(
+            f"{str(path)!r} is a folder, and should be a key file: {exc.strerror}",
+            hint="remove it to have a key made there",
+            details={"path": str(path)},
+        ) from exc
 
 
 def replace_key(folder: Path, name: str) -> UserKey:
@@ -108,7 +130,7 @@ def _public_key(path: Path) -> str:
     except (nkeys.NkeysError, binascii.Error, ValueError) as exc:
         raise ConfigError(
             f"key file {str(path)!r} holds no seed of a NATS user",
-            hint="restore it, or remove it to have a new one made at the next `railbus up`",
+            hint="restore it, or remove it to have a new one made at the next start",
             details={"path": str(path)},
         ) from exc
     return public.decode()
