@@ -46,6 +46,8 @@ class Stack:
     ports: Mapping[str, int]
     """On this host, of each service and of NATS; fixed, because a free one would be another after each restart."""
     tag: str
+    listen: str = "127.0.0.1"
+    """Address of this host at which NATS is published."""
 
     # --- commands ----------------------------------------------------------------------------------------------------
 
@@ -63,6 +65,7 @@ class Stack:
     def _run(self, command: list[str], *, timeout_s: float) -> subprocess.CompletedProcess[bytes]:
         kept = {name: value for name, value in os.environ.items() if not name.startswith("RAILBUS_")}
         env = {**kept, "COMPOSE_PARALLEL_LIMIT": "1", "RAILBUS_DEPLOY": str(self.deploy), "RAILBUS_TAG": self.tag}
+        env["NATS_LISTEN"] = self.listen
         env |= {f"{name.upper()}_PORT": str(port) for name, port in self.ports.items()}
         return subprocess.run(command, cwd=REPOSITORY, env=env, capture_output=True, timeout=timeout_s, check=False)
 
@@ -118,7 +121,7 @@ class Stack:
 
     @property
     def url(self) -> str:
-        return f"nats://127.0.0.1:{self.ports['nats']}"
+        return f"nats://{self.listen}:{self.ports['nats']}"
 
     def seed(self, user: str = "user") -> str:
         return (self.deploy / "keys" / f"{user}.nk").read_text().strip()

@@ -116,6 +116,13 @@ def test_nats_is_begun_anew_where_what_makes_its_configuration_is(name: str) -> 
         assert all(need["restart"] for need in makers.values())
 
 
+def test_every_node_of_nats_is_asked_the_same() -> None:
+    """Two files cannot share an anchor."""
+    cluster = yaml.safe_load((REPOSITORY / "compose.cluster.yaml").read_text())["services"]
+    asked = [COMPOSE["services"]["nats"], cluster["nats-2"], cluster["nats-3"]]
+    assert len({str(node["healthcheck"]["test"]) for node in asked}) == 1
+
+
 def test_images_have_an_exact_tag_which_a_variable_changes() -> None:
     dockerfile = (REPOSITORY / "Dockerfile").read_text()
     assert re.findall(r"^ARG PYTHON_IMAGE=(\S+)$", dockerfile, flags=re.MULTILINE) == ["python:3.11-slim-bookworm"]
