@@ -93,6 +93,8 @@ def run(
     """
     telemetry = LearningTelemetry(description.name, host=common.host)
     telemetry.with_logging(level=common.log_level, event_level="warning")
+    where = {"host": common.host, "nats": without_password(common.nats_url), "root": str(common.layout.root)}
+    logger.info("starting", extra={"version": version(), **where})
     try:
         shown = access(common)
         hide_memory()

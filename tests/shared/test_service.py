@@ -21,6 +21,7 @@ from commands import environment
 from railbus_shared.bus.connection import Bus
 from railbus_shared.bus.follow import follow
 from railbus_shared.errors import NotFound
+from railbus_shared.metrics import version
 from railbus_shared.settings import CommonSettings
 from servers import Server
 from until import PATIENCE_S, until
@@ -123,6 +124,8 @@ async def test_a_service_serves_and_on_sigterm_drains_and_exits_0(
         assert await tiny.ended() == 0
         assert await _types(bus, "service.stopped") == ["service.started", "drained", "service.stopped"]
         assert all(line["level"] == "info" for line in tiny.log), tiny.log
+        first = {"event": "starting", "version": version(), "nats": common.nats_url, "root": str(common.root)}
+        assert tiny.log[0].items() >= first.items()
 
 
 async def test_a_second_signal_exits_at_once(bus: Bus, common: CommonSettings, tmp_path: Path) -> None:
