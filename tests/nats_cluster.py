@@ -118,8 +118,10 @@ class Cluster:
             async with Bus.open(CommonSettings(nats_url=self.url), name="look") as bus:
                 asked = bus.client.jetstream()
                 if consumer:
-                    return (await asked.consumer_info(stream, consumer)).cluster
-                return (await asked.stream_info(stream)).cluster
+                    told: ClusterInfo | None = (await asked.consumer_info(stream, consumer)).cluster
+                else:
+                    told = (await asked.stream_info(stream)).cluster
+                return told
         except (TransientError, nats.errors.Error, TimeoutError):
             return None
 

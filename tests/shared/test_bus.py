@@ -451,9 +451,9 @@ async def test_an_event_of_another_area_than_its_subject_is_not_followed(bus: Bu
 
 async def test_who_follows_is_told_which_person_told_an_event_and_by_the_subject_only(bus: Bus) -> None:
     batch = {"v": 1, "common": {"type": "app.x", "person": "ben"}, "events": [{"n": 1}, {"n": 2, "person": "ben"}]}
-    for end in ("", ".ann"):
-        await bus.publish(Outgoing(f"railbus.evt.app.j-1.x{end}", wire.encode(batch), ""))
-        await bus.publish(Outgoing(f"railbus.evt.app.j-1.x{end}", wire.encode({"type": "app.x", "n": 3}), ""))
+    for behind in ("", ".ann"):
+        await bus.publish(Outgoing(f"railbus.evt.app.j-1.x{behind}", wire.encode(batch), ""))
+        await bus.publish(Outgoing(f"railbus.evt.app.j-1.x{behind}", wire.encode({"type": "app.x", "n": 3}), ""))
     followed = [event async for event in _first(follow(bus, bus.subjects.all_events), 6)]
     assert [(event["n"], event.get("person")) for event in followed] == [
         *((n, None) for n in (1, 2, 3)),
