@@ -25,7 +25,7 @@ from nats.js import JetStreamContext
 import dying_telemetry
 from log_processes import Key, Producer, Telemetry
 from railbus_shared.bus.connection import Bus
-from railbus_shared.layout import Layout
+from railbus_shared.layout import BEGUN_LOG_NAME, Layout
 from railbus_shared.settings import CommonSettings
 from servers import Server
 from until import PATIENCE_S, until
@@ -55,7 +55,7 @@ class Read:
 
 
 def read(layout: Layout) -> Read:
-    """All lines by `zcat -f`, each day's plain file before its closed one."""
+    """All lines by `zcat -f`; each day's files in the order in which a line goes through them, so that none escapes."""
     while (found := _read(layout)) is None:
         pass
     return found
@@ -64,9 +64,10 @@ def read(layout: Layout) -> Read:
 def _read(layout: Layout) -> Read | None:
     """None where a file went in between."""
     found = Read()
-    for path in sorted(layout.logs.glob("[0-9]*/*/*/trainer.log.jsonl*")):
+    paths = layout.logs.glob("[0-9]*/*/*/trainer.log.jsonl*")
+    for path in sorted(paths, key=lambda path: (path.parent, path.name != BEGUN_LOG_NAME, path.name)):
         done = subprocess.run(["/bin/zcat", "-f", path], capture_output=True, check=False)
-        if done.returncode and not path.exists():
+        if done.returncode and b"No such file" in done.stderr:
             return None
         if done.returncode:
             found.broken.append(done.stderr)

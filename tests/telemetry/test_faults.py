@@ -7,6 +7,8 @@ The long form is `tests/soak/test_telemetry.py`. Each fault, what is promised, a
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import itertools
 import os
 import random
 import secrets
@@ -23,6 +25,7 @@ from log_processes import Clock, Telemetry, fill, mount, small_disk
 from railbus.client import Client
 from railbus_shared import clock, wire
 from railbus_shared.bus.connection import Bus
+from railbus_shared.layout import Layout
 from railbus_shared.settings import CommonSettings
 from rawnats import RawClient
 from servers import Server
@@ -146,16 +149,24 @@ async def test_a_clock_that_jumps_an_hour_forward_and_back_closes_periods_and_no
 ) -> None:
     wall = Clock(tmp_path / "clock")
     async with cluster(tmp_path, server, env=wall.env) as found:
-
-        def open_periods() -> list[Path]:
-            return list(found.layout.logs.rglob("trainer.log.jsonl"))
-
         for ahead_s in (3600, 0, -3600, 40 * 86_400, 0):
-            await until(lambda: bool(open_periods()))
-            with open_periods()[0].open() as plain:
+            with await an_open_period(found.layout) as plain:
                 wall.set(ahead_s)
                 await until(partial(is_removed, plain))
         await found.settled()
+
+
+async def an_open_period(layout: Layout) -> TextIO:
+    """One of the plain files, opened; one that is seen may be closed before that."""
+    opened: list[TextIO] = []
+
+    def is_opened() -> bool:
+        with contextlib.suppress(FileNotFoundError):
+            opened.extend(path.open() for path in itertools.islice(layout.logs.rglob("trainer.log.jsonl"), 1))
+        return bool(opened)
+
+    await until(is_opened)
+    return opened[0]
 
 
 def is_removed(file: TextIO) -> bool:
