@@ -17,7 +17,7 @@ from railbus_shared.bus import topology
 from railbus_shared.bus.bucket import Bucket, Write
 from railbus_shared.bus.connection import Bus, Outgoing
 from railbus_shared.bus.consume import Delivery, consume
-from railbus_shared.errors import BadSetting, RevisionConflict, TransientError
+from railbus_shared.errors import BadSetting, NoResponder, RevisionConflict, TransientError
 from railbus_shared.settings import CommonSettings
 from railbus_shared.topology import Consumer, job_consumer
 from railbus_shared.topology import topology as declared
@@ -175,9 +175,8 @@ async def test_what_a_leader_took_is_there_when_it_is_killed_and_work_goes_on_wi
             await until(partial(_stored, other, batch))
         await until(lambda: len(set(handled)) == len(jobs))
         assert await other.last_sequence(other.subjects.events_stream) == before + 100
-        with pytest.raises(RevisionConflict):
-            await leases.create("held", {"by": "b"}, ttl_s=60)
-        await leases.write(Write("held", {"by": "a"}, held, ttl_s=60))
+        await until(lambda: _is_taken(leases, "held"))
+        await until(lambda: _written(leases, Write("held", {"by": "a"}, held, ttl_s=60)))
         await until(lambda: _created(leases, "lapses"))
         stopping.set()
     leader.start()
@@ -224,6 +223,26 @@ async def _stored(bus: Bus, messages: list[Outgoing]) -> bool:
         await bus.publish_together(messages)
     except TransientError as exc:
         return type(exc).__name__ == "DuplicateBatch"
+    return True
+
+
+async def _is_taken(bucket: Bucket, key: str) -> bool:
+    """Whether a key is known to be somebody else's; it must not be given twice."""
+    try:
+        await bucket.create(key, {"by": "b"}, ttl_s=60)
+    except RevisionConflict:
+        return True
+    except TransientError:
+        return False
+    raise AssertionError(f"{key} was given twice")
+
+
+async def _written(bucket: Bucket, change: Write) -> bool:
+    """False while the bucket has no leader; any other refusal fails the test."""
+    try:
+        await bucket.write(change)
+    except NoResponder:
+        return False
     return True
 
 
