@@ -22,6 +22,7 @@ import nats
 from nats.aio.client import Client as NatsClient
 
 from railbus.client import Client
+from railbus.embedded.supervisor import READY_S
 from railbus_shared.layout import Layout
 from railbus_shared.settings import CommonSettings, running_bus
 from until import PATIENCE_S
@@ -118,6 +119,10 @@ class RunningUp:
             assert self.process.poll() is None, f"railbus up has ended:\n{self.output.read_text()}"
             assert time.monotonic() < deadline, f"{what} within {timeout_s} s:\n{self.logs()}"
             time.sleep(0.05)
+
+    def wait_until_ready(self) -> None:
+        """Every service; where one is late, the supervisor ends before this does, and says which and why."""
+        self.wait_until(self.is_ready, timeout_s=READY_S + PATIENCE_S, what="all services ready")
 
     def logs(self) -> str:
         files = sorted((self.layout.state / "run").glob("*.log"))

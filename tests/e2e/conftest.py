@@ -15,7 +15,6 @@ from railbus.importing import import_dataset
 from railbus_shared.catalogue import undocumented
 from railbus_shared.layout import Layout
 from running_up import RunningUp, start_up
-from until import PATIENCE_S
 
 SHORT = {"RAILBUS_LEASE_TTL_S": "6", "RAILBUS_HEARTBEAT_S": "1"}
 """A host's report lives for five heartbeats: less, and on a busy machine its devices are not listed for a moment."""
@@ -25,7 +24,7 @@ def _running(folder: Path, *, launcher: tuple[str, ...] = ("-m",), **settings: s
     import_dataset(Layout(folder / "learning"), "digits")
     up = start_up(folder, env={**SHORT, **settings}, launcher=launcher)
     try:
-        up.wait_until(up.is_ready, timeout_s=PATIENCE_S, what="all services ready")
+        up.wait_until_ready()
         yield up
     finally:
         status = up.stop()

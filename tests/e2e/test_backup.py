@@ -70,5 +70,5 @@ async def test_a_store_that_was_backed_up_while_jobs_ran_is_put_back_and_they_go
 
 def _started(folder: Path) -> RunningUp:
     up = start_up(folder, "--cpu-slots", "1")
-    up.wait_until(up.is_ready, timeout_s=60, what="all services ready")
+    up.wait_until_ready()
     return up

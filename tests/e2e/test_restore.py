@@ -12,7 +12,6 @@ from railbus.importing import import_dataset
 from railbus_shared.errors import JobNotFound
 from railbus_shared.layout import Layout
 from running_up import RunningUp, finished, start_up
-from until import PATIENCE_S
 
 pytestmark = pytest.mark.timeout(240)  # starts services three times
 
@@ -59,7 +58,7 @@ async def test_a_store_that_was_lost_is_put_back_and_what_came_after_the_backup_
 
 def _started(folder: Path) -> RunningUp:
     up = start_up(folder)
-    up.wait_until(up.is_ready, timeout_s=PATIENCE_S, what="all services ready")
+    up.wait_until_ready()
     return up
 
 

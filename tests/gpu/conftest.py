@@ -42,7 +42,7 @@ def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningUp]:
     started = start_up(folder, env=SETTINGS)
     shutil.copy(Path(__file__).parents[1] / "entrypoints" / "on_gpu.py", folder / "entrypoints")
     try:
-        started.wait_until(started.is_ready, timeout_s=120, what="all services ready")
+        started.wait_until_ready()
         yield started
     finally:
         status = started.stop()

@@ -38,7 +38,7 @@ RECOVERY_S = 10.0
 def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningUp]:
     running = start_up(tmp_path_factory.mktemp("up"), env={"RAILBUS_HEARTBEAT_S": "0.5"})
     try:
-        running.wait_until(running.is_ready, timeout_s=100, what="all services ready")
+        running.wait_until_ready()
         yield running
     finally:
         status = running.stop()

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 _TICK_S: Final = 0.02
 _CHUNK_BYTES: Final = 1 << 16
-_READY_S: Final = 60.0
 _NOTED: Final = frozenset({"ended", "killed", "restarting"})
 
 
@@ -140,8 +139,10 @@ def _start_client(root: Path, *, epochs: int, flushes: bool) -> Client:
 
 def _train(supervisor: Supervisor, client: Client, teller: Teller) -> bool:
     """Tick until the client has ended; False if a signal came before."""
+    from railbus.embedded.supervisor import READY_S
+
     has_begun = False
-    deadline_s = time.monotonic() + _READY_S
+    deadline_s = time.monotonic() + READY_S
     while client.process.poll() is None:
         if not supervisor.tick(_TICK_S, is_starting=not has_begun):
             return False

@@ -36,6 +36,8 @@ from railbus_shared.subjects import DEFAULT_PREFIX
 
 HTTP_PORT_BASE: Final = 8701
 NATS: Final = "nats-server"
+READY_S: Final = 180.0
+"""Longest wait at the start. Importing torch takes more than a minute from a slow disk, or beside much other work."""
 
 _EXIT_CONFIG: Final = 2
 _PROBE_S: Final = 0.05
@@ -132,7 +134,7 @@ class Supervisor:
             self._release()
             raise
 
-    def wait_ready(self, timeout_s: float = 60.0) -> bool:
+    def wait_ready(self, timeout_s: float = READY_S) -> bool:
         """True once every service is ready, False if told to stop before.
 
         Raises ServicesNotReady after `timeout_s`, and ConfigError if a service says that a setting must change.

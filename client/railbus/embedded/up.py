@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final, TextIO
 
-from railbus.embedded.supervisor import Options, Supervisor
+from railbus.embedded.supervisor import READY_S, Options, Supervisor
 from railbus.embedded.view import Joined, View, wants_colour
 from railbus_shared.subjects import Subjects
 
@@ -23,7 +23,7 @@ def up(
     options: Options | None = None,
     until: Callable[[], bool] | None = None,
     stream: TextIO | None = None,
-    ready_timeout_s: float = 60.0,
+    ready_timeout_s: float = READY_S,
 ) -> int:
     """Run on `root` until a signal, or until `until`, asked every second, says so; returns the exit status.
 
