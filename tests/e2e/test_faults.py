@@ -113,7 +113,7 @@ async def test_a_trainer_that_is_killed_alone_is_tried_again_at_once_from_its_ch
 
 async def test_a_hang_is_told_with_the_stacks_and_ends_the_attempt_if_the_job_says_so(up: RunningUp) -> None:
     async with up.client() as client:
-        job = await _submit(client, "hang", stall_s=2.0, on_stall="end")
+        job = await _submit(client, "hang", stall_s=8.0, on_stall="end")  # it begins in less
         record, events = await _end_of(client, job)
     (stalled,) = _of_type(events, "job.stalled")
     assert "_stuck_in_native_code" in stalled["stacks"]
@@ -184,9 +184,9 @@ async def test_an_attempt_goes_on_after_nats_was_silent_for_less_and_for_more_th
     """Past its lease the trainer waits, which is no stall; its leases have lapsed then, and are taken up again."""
     paced = {"entrypoint": "paced:train", "params": {"epochs": 300, "pause_s": 0.03}}
     async with up.client() as client:
-        job = (await client.submit({**JOB, **paced, "stall_s": 4.0, "on_stall": "end"})).id
+        job = (await client.submit({**JOB, **paced, "stall_s": 6.0, "on_stall": "end"})).id
         await until_event(client, job, "job.first_step")  # nats-py leaves a socket open where a server falls silent
-    for silent_s in (2, 9):  # leases live for 6 s
+    for silent_s in (2, 14):  # leases live for 6 s, after which the trainer waits for longer than it may stall
         up.kill("nats", signal.SIGSTOP)
         try:
             await asyncio.sleep(silent_s)
