@@ -101,7 +101,7 @@ async def test_a_runner_that_is_told_to_stop_while_it_takes_a_job_gives_it_back_
 ) -> None:
     up, folder = failing_up, failing_up.root.parent
     async with up.client() as client:
-        await until(up.is_ready, seconds=60)
+        await until(up.is_ready)
         arm(folder, point, signal.SIGTERM)
         job = (await client.submit({**JOB, "model": f"stopped-{point.lower()}", "max_attempts": 1})).id
         lines = await _through(client, up, job)

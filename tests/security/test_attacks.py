@@ -167,7 +167,7 @@ async def test_a_person_writes_no_lease_by_any_endpoint(up: RunningUp) -> None:
         async with up.client() as client:
             await client.devices()
     assert await _lease(up) is None
-    assert up.is_ready()
+    await until(up.is_ready)
 
 
 HEADERS = {
@@ -198,7 +198,7 @@ async def test_headers_that_cannot_be_read_stop_nobody_and_are_recorded(up: Runn
 
         await until(is_quarantined)
     assert "railbus.req.jobs.submit" in await _rejected(up, "BAD_MESSAGE")
-    assert up.is_ready()
+    await until(up.is_ready)
 
 
 async def test_large_noise_on_every_subject_stops_nobody(up: RunningUp) -> None:
@@ -214,7 +214,7 @@ async def test_large_noise_on_every_subject_stops_nobody(up: RunningUp) -> None:
         await until(lambda: not person.is_connected)
     async with up.client() as client:
         assert (await client.devices()).hosts
-    assert up.is_ready()
+    await until(up.is_ready)
 
 
 def test_nobody_was_started_anew(up: RunningUp) -> None:

@@ -159,7 +159,7 @@ async def test_who_is_connected_goes_on_with_the_key_that_took_the_place_of_its_
 
 async def test_a_key_that_is_shown_too_late_is_no_wrong_key(tmp_path: Path) -> None:
     """As on a busy machine: the server waits for it no longer than it was told to, and says "authentication"."""
-    server = Server(tmp_path, jetstream=False, extra="authorization { user: a, password: b, timeout: 0.2 }")
+    server = Server(tmp_path, jetstream=False, extra="authorization { user: a, password: b, timeout: 0.5 }")
     server.start()
     handling: list[asyncio.Task[None] | None] = []
 
@@ -175,7 +175,7 @@ async def test_a_key_that_is_shown_too_late_is_no_wrong_key(tmp_path: Path) -> N
     try:
         port = between.sockets[0].getsockname()[1]
         async with Bus.open(CommonSettings(root=tmp_path, nats_url=f"nats://a:b@127.0.0.1:{port}"), name="late"):
-            assert len(handling) == 2
+            assert len(handling) >= 2
         async with asyncio.timeout(PATIENCE_S):
             await asyncio.gather(*(task for task in handling if task))
     finally:
