@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 from railbus_shared.errors import BadSetting, shorten
@@ -23,19 +24,20 @@ LOG_KEY: Final = "log"
 """In the bucket `leader`: on which root the log is written, which telemetry writes and nobody else does."""
 
 _EVENTS: Final = ".evt."
-_TOKENS_OF_PERSON: Final = 4  # area, id, what, person
+_DOTS_OF_PERSON: Final = 3  # between area, id, what and person
 _PREFIX: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}(?:\.[a-z0-9][a-z0-9_-]{0,31}){0,3}\Z")
 _REPLY: Final = re.compile(rf"(?:{USER_INBOX}|{SERVICE_INBOX}|{PERSON_REPLY})(?:\.[A-Za-z0-9_-]{{1,64}}){{1,4}}\Z")
 
 
+@lru_cache(maxsize=1024)
 def told_by(subject: str) -> str:
     """The person who told an event on this subject; empty where a service did.
 
     A service's subject ends with `<area>.<id>.<what>`. Behind a person's nats-server writes the name, on the way out of
     the account of that person, who can publish nothing that does not end so.
     """
-    tokens = subject.partition(_EVENTS)[2].split(".")
-    return tokens[3] if len(tokens) == _TOKENS_OF_PERSON else ""
+    rest = subject.partition(_EVENTS)[2]
+    return rest.rpartition(".")[2] if rest.count(".") == _DOTS_OF_PERSON else ""
 
 
 def is_inbox(subject: str) -> bool:
