@@ -256,6 +256,15 @@ def test_a_list_with_a_key_of_another_is_refused_whole_and_can_be_mended_by_the_
     assert (tmp_path / "nats.conf").read_bytes() == config
 
 
+def test_init_does_not_say_that_it_has_made_the_keys_that_were_there(tmp_path: Path) -> None:
+    first, second, with_tls = (
+        railbus_here("init", "deploy", *more, cwd=tmp_path).out for more in ((), (), ("--tls", "--host", "a"))
+    )
+    kept = "6 keys in deploy/keys, those that were there as they were; "
+    assert first == with_tls == f"{kept}what NATS reads has changed\n"
+    assert second == f"{kept}nothing has changed\n"
+
+
 def test_a_deployment_keeps_its_keys_and_what_was_revoked_stays_so(tmp_path: Path) -> None:
     folder = tmp_path / "deploy"
     assert railbus_here("init", str(folder), "--tls", "--host", "nats.example.com", cwd=tmp_path).status == 0

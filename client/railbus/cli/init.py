@@ -44,6 +44,7 @@ def init(*, folder: Path, tls: bool, hosts: tuple[str, ...], as_json: bool) -> N
     if as_json:
         print_json({"folder": str(folder), "changed": has_changed, "users": [one.name for one in members], "tls": tls})
         return
-    click.echo(f"{folder}/nats.conf and {len(members)} keys are {'made' if has_changed else 'as they were'}")
+    changed = "what NATS reads has changed" if has_changed else "nothing has changed"
+    click.echo(f"{len(members)} keys in {folder}/keys, those that were there as they were; {changed}")
     if tls:
         click.echo(f"clients need {folder}/tls/ca.crt as RAILBUS_NATS_CA_FILE, and a tls:// URL", err=True)
