@@ -279,7 +279,7 @@ def _opened(folder: Path, stack: contextlib.ExitStack) -> _Files:
             closed = _open(folder / CLOSED_LOG_NAME, attempt)
             if begun is not None and (plain is None or _is_same(begun, plain)):
                 begun, plain = None, begun  # its turn has come
-            if all(file is None or _has_name(file) for file in (begun, plain)):
+            if all(file is None or _grows_in(folder, file) for file in (begun, plain)):
                 stack.push(attempt.pop_all())
                 return _Files(closed, plain, begun)
     raise TimeoutError(f"the log in {str(folder)!r} changes faster than it can be opened")
@@ -296,5 +296,11 @@ def _open(path: Path, stack: contextlib.ExitStack) -> BinaryIO | None:
         return None
 
 
-def _has_name(file: BinaryIO) -> bool:
-    return os.fstat(file.fileno()).st_nlink > 0
+def _grows_in(folder: Path, file: BinaryIO) -> bool:
+    """Whether an open file still has its name, or the one that it takes next; a link elsewhere is none of ours."""
+    opened = os.fstat(file.fileno())
+    for name in (BEGUN_LOG_NAME, LOG_NAME):
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            if os.path.samestat(opened, (folder / name).stat()):
+                return True
+    return False

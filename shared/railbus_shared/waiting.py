@@ -9,7 +9,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Coroutine, Iterable
-from typing import Any, Final
+from typing import Any, Final, TypeVar
+
+T = TypeVar("T")
 
 _AGAIN_S: Final = 0.5
 
@@ -45,6 +47,16 @@ async def end(*tasks: asyncio.Task[Any]) -> None:
         for task in pending:
             task.cancel()
         _, pending = await asyncio.wait(pending, timeout=_AGAIN_S)
+
+
+async def whole(working: asyncio.Future[T]) -> T:
+    """What a thread does; whoever is cancelled meanwhile ends when the thread has, for that cannot be stopped."""
+    try:
+        return await asyncio.shield(working)
+    finally:
+        while not working.done():
+            with contextlib.suppress(asyncio.CancelledError):  # it is on its way already
+                await asyncio.wait([working])
 
 
 @contextlib.asynccontextmanager

@@ -16,8 +16,8 @@ from railbus_shared.batches import batch_of
 from railbus_shared.contracts.events import Event
 from railbus_shared.contracts.model import JsonMap
 from railbus_shared.errors import WireError
-from railbus_telemetry.closing import keys_of
 from railbus_telemetry.lines import DAY_NS, batch, portions, transcode
+from railbus_telemetry.mending import key_of
 from railbus_telemetry.runs import Run
 
 NOW_NS = 1_795_471_535 * clock.NS_PER_S
@@ -417,7 +417,7 @@ def test_what_a_person_tells_counts_as_theirs_and_says_so(form: str) -> None:
     assert keys == [(name, n) for name in ("ann/runner-h-1", "runner-h-1") for n in range(1, count + 1)]
     assert [parsed(line).get("person") for line in lines] == ["ann"] * count + [None] * count
     assert {parsed(line)["producer"] for line in lines} == {"runner-h-1"}
-    assert [keys_of(line.data) for line in lines] == keys
+    assert [key_of(line.data) for line in lines] == keys
     assert own.producer == "ann/runner-h-1"
 
 

@@ -212,6 +212,24 @@ def test_periods_that_close_while_a_day_is_opened_are_read_once(
     assert found == [1, 2, *range(3, 1 + len(found))]
 
 
+def test_a_plain_file_that_someone_has_linked_elsewhere_is_read_once_when_it_is_closed(
+    layout: Layout, writer: LogSeries, interruption: Interruption
+) -> None:
+    writer.append(lines(1))
+    plain = layout.logs / "2026/11/23/trainer.log.jsonl"
+    plain.with_name("backup").hardlink_to(plain)
+
+    def close_periods() -> None:
+        for number in (2, 3):
+            writer.close_all()
+            writer.append(lines(number))
+
+    interruption.work = [close_periods, *[lambda: None] * 2]
+    found = numbers(read_events(layout))
+    interruption.work = []
+    assert found == [1, 2, 3]
+
+
 def closing_while(writer: LogSeries, work: Callable[[], None]) -> None:
     """Close all, and in the midst of it do some work, once."""
     left = [work]
@@ -231,14 +249,14 @@ def test_a_day_is_opened_at_any_time_of_a_closing_and_read_once(
     writer.close_all()
     writer.append(lines(2))
     reached, goes_on = threading.Event(), threading.Event()
-    commit = closing.commit
+    replace = closing.replace
 
     def stop() -> None:
         reached.set()
         assert goes_on.wait(10)
 
-    def stopping_commit(plain: Path) -> None:
-        commit(plain)
+    def stopping_replace(plain: Path) -> None:
+        replace(plain)
         stop()
 
     def close() -> None:
@@ -261,7 +279,7 @@ def test_a_day_is_opened_at_any_time_of_a_closing_and_read_once(
 
     with pytest.MonkeyPatch.context() as patched:
         if before == STEPS[1]:
-            patched.setattr(closing, "commit", stopping_commit)
+            patched.setattr(closing, "replace", stopping_replace)
         closing_thread.start()
         assert reached.wait(10)
         interruption.work = [finish, *[lambda: None] * opened_before]

@@ -130,7 +130,8 @@ async def test_telemetry_removes_old_days_and_indexes_the_others(layout: Layout,
     async with asyncio.TaskGroup() as tasks:
         task = tasks.create_task(upkeep.run(series))
         await until(lambda: len(told.events) == 3 and len(list(layout.logs.rglob(".index"))) == 25)
-        upkeep.note_closed(series.close_all())
+        for closed in series.close_all():
+            upkeep.note_closed(closed)
         await until(lambda: len(list(layout.logs.rglob(".index"))) == 26)
         task.cancel()
     assert told.events == [("logs.removed", (f"2026-10-{day}", True, "age")) for day in (26, 27, 28)]
@@ -142,9 +143,22 @@ async def test_telemetry_removes_old_days_and_indexes_the_others(layout: Layout,
 
 
 @pytest.mark.usefixtures("present")
+async def test_a_closed_file_that_cannot_be_read_costs_its_own_index_only(layout: Layout, series: LogSeries) -> None:
+    broken = layout.day(TODAY - timedelta(days=20)) / "trainer.log.jsonl.gz"
+    broken.unlink()
+    broken.symlink_to(broken)
+    upkeep = Upkeep(layout, Rules(None, None), tell=Told(), metrics=Metrics("telemetry"))
+    async with asyncio.TaskGroup() as tasks:
+        task = tasks.create_task(upkeep.run(series))
+        await until(lambda: len(list(layout.logs.rglob(".index"))) == 27)
+        task.cancel()
+
+
+@pytest.mark.usefixtures("present")
 async def test_what_is_closed_last_is_indexed_at_a_stop(layout: Layout, series: LogSeries) -> None:
     upkeep = Upkeep(layout, Rules(None, None), tell=Told(), metrics=Metrics("telemetry"))
-    upkeep.note_closed(series.close_all())
+    for closed in series.close_all():
+        upkeep.note_closed(closed)
     await upkeep.finish()
     assert (layout.day(TODAY) / ".index").exists()
 

@@ -147,14 +147,14 @@ def test_what_was_begun_beside_a_closing_that_failed_waits_for_it(
     assert not list(layout.logs.glob("*/*/*/.*.tmp"))
 
 
-def test_a_closing_that_failed_with_nothing_beside_it_leaves_all_as_it_was(
+def test_a_file_that_could_not_be_closed_grows_no_more(
     layout: Layout, start: Writer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     writer = start()
     writer.append(lines(1))
     failing(writer, monkeypatch)
     writer.append(lines(2))
-    assert tree(layout) == {PLAIN: [1, 2]}
+    assert tree(layout) == {PLAIN: [1], BEGUN: [2]}
     writer.close_all()
     assert tree(layout) == {CLOSED: [1, 2]}
 

@@ -17,7 +17,7 @@ from railbus_shared.bus.connection import Bus
 from railbus_shared.bus.sink import BusSink
 from railbus_shared.contracts.requests import Nothing
 from railbus_shared.errors import TransientError
-from railbus_shared.layout import LOG_NAME, Layout
+from railbus_shared.layout import CLOSED_LOG_NAME, LOG_NAME, Layout
 from railbus_shared.metrics import Metrics
 from railbus_shared.service import Context
 from railbus_shared.settings import CommonSettings
@@ -115,6 +115,48 @@ async def test_a_root_is_not_given_up_while_a_write_is_under_way(common: CommonS
         with plain.open("rb"):
             await asyncio.wait([found.running], timeout=PATIENCE_S)
         assert not is_locked(common.layout)
+
+
+async def test_a_root_is_not_given_up_while_a_start_mends_it(common: CommonSettings, bus: Bus) -> None:
+    """Else its thread might cut what the next writer has appended meanwhile."""
+    plain = plain_of_today(common.layout)
+    plain.parent.mkdir(parents=True)
+    os.mkfifo(plain)  # to read it takes until somebody writes
+    found = Writer(common, bus)
+    await until(lambda: is_locked(common.layout))
+    writers: list[int] = []
+    await until(lambda: open_if_read(plain, writers))
+    found.running.cancel()
+    await asyncio.wait([found.running], timeout=0.5)
+    assert is_locked(common.layout)
+    os.close(writers.pop())
+    await asyncio.wait([found.running], timeout=PATIENCE_S)
+    assert not is_locked(common.layout)
+
+
+def open_if_read(fifo: Path, writers: list[int]) -> bool:
+    """Open it for writing, once somebody reads it."""
+    with contextlib.suppress(OSError):
+        writers.append(os.open(fifo, os.O_WRONLY | os.O_NONBLOCK))
+    return bool(writers)
+
+
+async def test_a_flush_that_is_under_way_at_a_stop_leaves_the_period_open(common: CommonSettings, bus: Bus) -> None:
+    plain = plain_of_today(common.layout)
+    closed = plain.with_name(CLOSED_LOG_NAME)
+    async with writer(common, bus, grace_s=0) as found:
+        await tell(bus, 3)
+        await until(plain.exists)
+        os.mkfifo(closed)
+        flushing = asyncio.ensure_future(found.flush())
+        await asyncio.sleep(0.5)
+        found.stopping.set()
+        with closed.open("wb"):  # the flush waits for it, and goes on
+            closed.unlink()
+        with pytest.raises(TransientError):
+            await flushing
+        await found.stop()
+    assert plain.exists()
 
 
 async def test_questions_that_hang_on_the_disk_hold_up_no_line(common: CommonSettings, bus: Bus) -> None:

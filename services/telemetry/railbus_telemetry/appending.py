@@ -12,43 +12,52 @@ from pathlib import Path
 from typing import Final
 
 from railbus_shared import files
-from railbus_telemetry import closing
 
 logger = logging.getLogger(__name__)
 
 MAX_OPEN: Final = 8
 _MAX_PIECES: Final = os.sysconf("SC_IOV_MAX")
+_FOLDERS: Final = 5  # day, month, year, `logs`, and the root
 
 
 class PlainFiles:
     """The plain files that grow, few of them open at a time; the least recently used is closed first.
 
-    Attributes:
-        suspects: files in an unknown state, because taking back a failed append failed too; they must be mended
-            (`closing.mend_plain`) before they are used again.
+    What a failed append has left of itself is cut off at once, or, where the disk fails at that too, before anything
+    else is done (`settle`).
     """
 
     def __init__(self) -> None:
-        self.suspects: set[Path] = set()
         self._fds: OrderedDict[Path, int] = OrderedDict()
+        self._good_bytes: dict[Path, int] = {}
+        """Lengths to which files have yet to be cut."""
 
     def append(self, data: Mapping[Path, Sequence[bytes]]) -> None:
         """Append to each file and flush it; on any error cut all of them back to their former length.
 
         Raises StorageFull where a file found no space.
         """
+        self.settle()
         former: dict[Path, int] = {}
         try:
             for path, some in data.items():
                 with files.storage_errors(path):
                     fd = self._fd(path)
                     former[path] = os.fstat(fd).st_size
+                    if not former[path]:
+                        make_name_durable(path)
                     _write(fd, some)
                     os.fdatasync(fd)
         except BaseException:
             for path, size_bytes in former.items():
                 self._take_back(path, size_bytes)
             raise
+
+    def settle(self) -> None:
+        """Cut off what failed appends have left, if anything; raises OSError where the disk still fails."""
+        for path, size_bytes in list(self._good_bytes.items()):
+            cut(path, size_bytes)
+            del self._good_bytes[path]
 
     def close(self, path: Path) -> None:
         """Close one file, if it is open; what was appended is on disk already."""
@@ -86,16 +95,34 @@ class PlainFiles:
         return fd
 
     def _take_back(self, path: Path, size_bytes: int) -> None:
+        self.close(path)
         try:
-            if size_bytes:
-                closing.truncate(path, size_bytes)
-            else:
-                self.close(path)
-                closing.remove(path)
+            cut(path, size_bytes)
         except OSError:
             logger.exception("cannot take back a failed append", extra={"file": str(path), "size_bytes": size_bytes})
-            self.close(path)
-            self.suspects.add(path)
+            self._good_bytes[path] = size_bytes
+
+
+def cut(path: Path, size_bytes: int) -> None:
+    """Let a file end there, durably; one that would be empty goes, and one that is gone may be so."""
+    with contextlib.suppress(FileNotFoundError):
+        if not size_bytes:
+            path.unlink()
+            files.fsync_dir(path.parent)
+            return
+        fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            if os.fstat(fd).st_size > size_bytes:
+                os.ftruncate(fd, size_bytes)
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+
+def make_name_durable(path: Path) -> None:
+    """Before the first line of a file counts, so that whatever has lines is found."""
+    for folder in path.parents[:_FOLDERS]:
+        files.fsync_dir(folder)
 
 
 def _has_path(fd: int, path: Path) -> bool:
@@ -119,14 +146,9 @@ def _write(fd: int, pieces: Sequence[bytes]) -> None:
 
 
 def _opened(path: Path) -> int:
-    """A descriptor that appends; a file or folder that is new has a durable name."""
-    flags = os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC
+    """A descriptor that appends; the file and its folders are made where there are none."""
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
     with contextlib.suppress(FileNotFoundError):
-        return os.open(path, flags)
-    if not path.parent.exists():
-        path.parent.mkdir(parents=True)
-        for folder in list(path.parents)[1:4]:
-            files.fsync_dir(folder)
-    fd = os.open(path, flags | os.O_CREAT, 0o644)
-    files.fsync_dir(path.parent)
-    return fd
+        return os.open(path, flags, 0o644)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return os.open(path, flags, 0o644)

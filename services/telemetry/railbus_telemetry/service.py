@@ -30,9 +30,9 @@ from railbus_shared.errors import RequestTimeout, StorageFull, TransientError
 from railbus_shared.log_reader import query
 from railbus_shared.service import Context, Description
 from railbus_shared.topology import event_consumer
-from railbus_shared.waiting import end, is_set_within
+from railbus_shared.waiting import end, is_set_within, whole
 from railbus_telemetry.claim import LogClaim, LogRoot
-from railbus_telemetry.closing import IsStopping, LeftOpen, never
+from railbus_telemetry.closing import IsStopping, LeftOpen
 from railbus_telemetry.lines import portions
 from railbus_telemetry.removing import Rules
 from railbus_telemetry.runs import Run
@@ -244,7 +244,7 @@ class TelemetryService:
                 stopping = self._context.stopping.is_set
                 rotate = functools.partial(LogSeries.rotate, now_ns=now_ns, is_stopping=stopping)
                 with self._closing_told():
-                    self._upkeep.note_closed(await self._alone(self._closing, rotate))
+                    await self._alone(self._closing, rotate)
 
     @contextlib.contextmanager
     def _closing_told(self) -> Iterator[None]:
@@ -261,15 +261,18 @@ class TelemetryService:
 
     async def _open_series(self) -> LogSeries | None:
         """Mend and open the logs, as soon as the disk lets us; None if told to stop before that."""
+        loop = asyncio.get_running_loop()
+        opened = functools.partial(
+            LogSeries,
+            self._layout,
+            rotation=self._settings.rotation,
+            incarnation=self._context.bus.incarnation,
+            now_ns=clock.now_ns,
+            on_closed=lambda closed: loop.call_soon_threadsafe(self._upkeep.note_closed, closed),
+        )
         while True:
             try:
-                self._series = series = await asyncio.to_thread(
-                    LogSeries,
-                    self._layout,
-                    rotation=self._settings.rotation,
-                    incarnation=self._context.bus.incarnation,
-                    now_ns=clock.now_ns,
-                )
+                self._series = series = await whole(loop.run_in_executor(self._threads, opened))
             except _DISK_ERRORS as exc:
                 self._alarm(str(exc))
                 if await is_set_within(self._context.stopping, _TICK_S):
@@ -278,10 +281,9 @@ class TelemetryService:
                 self._problem = ""
                 return series
 
-    async def _close(self, *, is_stopping: IsStopping = never) -> list[str]:
-        """Close every open period; returns the files that it went to. Raises LeftOpen, TransientError."""
+    async def _close(self, *, is_stopping: IsStopping) -> list[str]:
+        """Close every open period; returns the files that it went to. Raises LeftOpen, TransientError, StorageFull."""
         closed = await self._alone(self._closing, lambda series: series.close_all(is_stopping=is_stopping))
-        self._upkeep.note_closed(closed)
         return [str(path.relative_to(self._layout.root)) for path in closed]
 
     async def _alone(self, lock: asyncio.Lock, work: Callable[[LogSeries], A]) -> A:
@@ -293,13 +295,7 @@ class TelemetryService:
         async with lock:
             if self._series is None:
                 raise TransientError("this telemetry service does not write now", hint="ask again")
-            working = asyncio.get_running_loop().run_in_executor(self._threads, work, self._series)
-            try:
-                return await asyncio.shield(working)
-            finally:
-                while not working.done():
-                    with contextlib.suppress(asyncio.CancelledError):  # it is on its way already
-                        await asyncio.wait([working])
+            return await whole(asyncio.get_running_loop().run_in_executor(self._threads, work, self._series))
 
     # --- requests ----------------------------------------------------------------------------------------------------
 
@@ -312,7 +308,9 @@ class TelemetryService:
             raise TransientError("this telemetry service does not write now", hint="ask again")
         await self._written_until(await self._last_sequence(), _FLUSH_S)
         try:
-            return Flushed(files=tuple(await self._close()))
+            return Flushed(files=tuple(await self._close(is_stopping=self._context.stopping.is_set)))
+        except LeftOpen as exc:
+            raise TransientError("this telemetry service stops, and leaves the period open", hint="ask again") from exc
         except OSError as exc:
             raise TransientError(f"the period cannot be closed: {exc}", hint="mend the disk, and ask again") from exc
 

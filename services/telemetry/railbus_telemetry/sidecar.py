@@ -10,12 +10,14 @@ import hashlib
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import date
 from pathlib import Path
 from typing import Final
 
 import orjson
 
 from railbus_shared import files
+from railbus_telemetry import mending
 from railbus_telemetry.seen import Seen
 
 logger = logging.getLogger(__name__)
@@ -31,6 +33,15 @@ class Sidecar:
     seen: Seen = field(default_factory=Seen)
     closed_bytes: dict[str, int] = field(default_factory=dict)
     """Size of the closed file of each day, `YYYY-MM-DD`, that is known to be whole."""
+
+    def knows_closed(self, day: date, closed_bytes: int) -> bool:
+        """Whether a closed file is as this or a former writer left it: whole, and its keys are among those seen."""
+        return self.closed_bytes.get(day.isoformat()) == closed_bytes
+
+    def check_closed(self, day: date, closed: Path) -> None:
+        """See that a day's closed file is whole, if there is one and it is not known; raises StorageFull, OSError."""
+        if closed.exists() and not self.knows_closed(day, closed.stat().st_size):
+            self.closed_bytes[day.isoformat()] = mending.mend_closed(closed)
 
     def content(self, *, incarnation: str) -> dict[str, object]:
         """What to save of it as it is now."""

@@ -1,7 +1,8 @@
-"""What telemetry does beside writing: indexes of closed days for readers, and removal of days that are not to be kept.
+"""What telemetry does beside writing: indexes of closed days for readers, and what goes as it gets old.
 
 Neither holds up the writer: an index is made from the closed file as a reader sees it, and a day is only renamed while
-no line can be written. On a full disk old days still go, and indexes are left undone.
+no line can be written. On a full disk old days still go, and indexes are left undone. For a day after the clock has
+jumped nothing goes for its age, neither a day of the log nor what is known of a producer.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import logging
 import shutil
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
@@ -20,6 +21,7 @@ from railbus_shared import clock
 from railbus_shared.errors import StorageFull
 from railbus_shared.layout import Layout
 from railbus_shared.metrics import Metrics
+from railbus_shared.waiting import whole
 from railbus_telemetry import indexing, removing
 from railbus_telemetry.removing import Outdated, Rules
 from railbus_telemetry.series import LogSeries
@@ -51,9 +53,10 @@ class Upkeep:
         self._bytes = metrics.counter("log_bytes_removed", "Bytes of the log that were removed.")
         self._tree_bytes = metrics.gauge("log_tree_bytes", "Bytes of the log files.")
 
-    def note_closed(self, files: Iterable[Path]) -> None:
-        """Have the days of these closed files indexed."""
-        self._closed.extend(path.parent for path in files)
+    def note_closed(self, closed: Path) -> None:
+        """Have the day of a closed file indexed."""
+        if closed.parent not in self._closed:
+            self._closed.append(closed.parent)
         self._has_closed.set()
 
     async def run(self, series: LogSeries) -> None:
@@ -92,7 +95,7 @@ class Upkeep:
 
     def _unindexed(self) -> list[Path]:
         stopping, folders = self._stopping, map(self._layout.day, self._layout.log_days())
-        return [folder for folder in folders if not stopping.is_set() and not indexing.is_indexed(folder)]
+        return [folder for folder in folders if not stopping.is_set() and not _is_indexed(folder)]
 
     def _update(self, folder: Path, *, rests: bool) -> None:
         try:
@@ -106,25 +109,31 @@ class Upkeep:
         while True:
             try:
                 await asyncio.to_thread(removing.sweep, self._layout)
-                for one in await self._outdated(series):
-                    await self._remove_day(one, series)
+                await self._remove_outdated(series)
             except OSError as exc:  # the disk fails; what is left over is swept at the next look
                 logger.error("a log cannot be removed", extra={"problem": str(exc)})  # noqa: TRY400 - no bug
             await asyncio.sleep(self._look_s)
 
+    async def _remove_outdated(self, series: LogSeries) -> None:
+        now_ns = clock.now_ns()
+        is_steady = self._clock.is_steady(now_ns, boottime_s=clock.boottime_s())
+        if is_steady:
+            await asyncio.to_thread(series.forget_idle, now_ns)
+        rules = self._rules if is_steady else Rules(None, self._rules.total_bytes)
+        for one in await self._outdated(series, rules, now_ns):
+            await self._remove_day(one, series)
+
     async def _remove_day(self, one: Outdated, series: LogSeries) -> None:
-        aside = await asyncio.to_thread(series.set_aside, one.day.day)
+        # Not beyond the end of this, when another process may write the root.
+        aside = await whole(asyncio.get_running_loop().run_in_executor(None, series.set_aside, one.day.day))
         if aside is not None:
             self._report(one)
             await asyncio.to_thread(shutil.rmtree, aside)
 
-    async def _outdated(self, series: LogSeries) -> list[Outdated]:
+    async def _outdated(self, series: LogSeries, rules: Rules, now_ns: int) -> list[Outdated]:
         days = await asyncio.to_thread(removing.measured, self._layout)
         self._tree_bytes.set(sum(day.num_bytes for day in days))
-        now_ns = clock.now_ns()
-        is_steady = self._clock.is_steady(now_ns, boottime_s=clock.boottime_s())
         today = datetime.fromtimestamp(now_ns // clock.NS_PER_S, tz=UTC).date()
-        rules = self._rules if is_steady else Rules(None, self._rules.total_bytes)
         return removing.outdated(days, today=today, rules=rules, open_days=series.open_days)
 
     def _report(self, one: Outdated) -> None:
@@ -132,6 +141,13 @@ class Upkeep:
         self._bytes.inc(one.day.num_bytes)
         logger.info("removed a day of the log", extra={"day": one.day.day.isoformat(), "reason": one.reason})
         self._tell("logs.removed", day=one.day.day.isoformat(), bytes=one.day.num_bytes, reason=one.reason)
+
+
+def _is_indexed(folder: Path) -> bool:
+    try:
+        return indexing.is_indexed(folder)
+    except OSError:  # what is wrong is told when the index is made
+        return False
 
 
 class SteadyClock:
