@@ -48,6 +48,10 @@ class Node:
         with (self.folder / "nats.log").open("ab") as log:
             self.process = subprocess.Popen([server_binary(), "-c", str(config)], stdout=log, stderr=log)
 
+    @property
+    def is_alive(self) -> bool:
+        return self.process is not None and self.process.poll() is None
+
     def kill(self, number: int = signal.SIGKILL) -> None:
         assert self.process is not None
         self.process.send_signal(number)

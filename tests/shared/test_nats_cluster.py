@@ -37,6 +37,9 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 @pytest.fixture
 async def bus(cluster: Cluster, tmp_path: Path) -> AsyncIterator[Bus]:
+    for node in cluster.nodes:
+        if not node.is_alive:  # a test that failed has left it like this
+            node.start()
     async with joined(cluster.settings(tmp_path)) as opened:
         yield opened
 
