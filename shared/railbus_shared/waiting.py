@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Coroutine, Iterable
+from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator
 from typing import Any, Final, TypeVar
 
 T = TypeVar("T")
@@ -72,3 +72,15 @@ async def beside(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
         await end(task)
     if not task.cancelled():
         task.result()
+
+
+@contextlib.contextmanager
+def heeding_cancellation() -> Iterator[None]:
+    """Around a wait of nats-py, which may lose a cancellation: it is raised nevertheless, in place of any outcome."""
+    task = asyncio.current_task()
+    before = task.cancelling() if task is not None else 0
+    try:
+        yield
+    finally:
+        if task is not None and task.cancelling() > before:
+            raise asyncio.CancelledError

@@ -256,6 +256,23 @@ async def test_a_killed_server_that_comes_back_is_used_again(bus: Bus, server: S
     assert changes == [False, True]
 
 
+async def test_a_cancellation_that_comes_at_the_moment_of_the_answer_is_not_lost(bus: Bus) -> None:
+    """By `asyncio.wait_for` of Python 3.11 it would be: whoever asks again and again would do so for ever."""
+    asked: list[Msg] = []
+
+    async def take(message: Msg) -> None:
+        asked.append(message)
+
+    await bus.client.subscribe("railbus.req.late", cb=take)
+    asking = asyncio.ensure_future(bus.request("railbus.req.late", {}, timeout_s=PATIENCE_S))
+    await until(lambda: bool(asked))
+    (answer,) = bus.client._resp_map.values()
+    answer.add_done_callback(lambda _: asking.cancel())
+    await asked[0].respond(wire.encode({}))
+    with pytest.raises(asyncio.CancelledError):
+        await asking
+
+
 async def test_what_was_asked_while_disconnected_is_not_stored_later(bus: Bus, server: Server) -> None:
     server.kill()
     await until(lambda: not bus.is_connected)

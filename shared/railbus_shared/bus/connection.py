@@ -45,7 +45,7 @@ from railbus_shared.errors import (
 from railbus_shared.settings import CommonSettings, uses_tls
 from railbus_shared.subjects import SERVICE_INBOX, USER_INBOX, Subjects
 from railbus_shared.topology import Consumer
-from railbus_shared.waiting import end, is_set_within
+from railbus_shared.waiting import end, heeding_cancellation, is_set_within
 
 logger = logging.getLogger(__name__)
 
@@ -327,7 +327,7 @@ class Bus:
     async def asking(self, subject: str, *, name: str = "") -> AsyncIterator[None]:
         """Around a request, which fails at once while disconnected or for a key that may not ask; errors name it."""
         self.need_connection(name or subject)
-        with bus_errors(name or subject):
+        with heeding_cancellation(), bus_errors(name or subject):
             async with self._refusals.ending(subject):
                 yield
 
