@@ -86,29 +86,31 @@ class CheckpointStore:
         before the question, nothing of the checkpoint is left, and older ones are as they were. Raises StorageFull,
         BadSetting for a folder that cannot be written to, CommitRefused also where a later attempt has swept the draft.
         """
-        with files.storage_errors(self.folder), setting_errors(self.folder):
-            self.folder.mkdir(parents=True, exist_ok=True)
-            number = serials.claim(self.folder, job=self._job, lease_epoch=self._lease_epoch)
-        with self._removed_on(BaseException, number):
-            meta = describe(number, produce(number))
-            self._write_draft(meta)
-        with self._removed_on(CommitRefused, number):  # after any other end the record may name it: it is left
-            commit(meta)
-            self._publish(number)
-        serials.release(self.folder, number)
+        with setting_errors(self.folder):  # of each step, and of removing what is left after one
+            with files.storage_errors(self.folder):
+                self.folder.mkdir(parents=True, exist_ok=True)
+                number = serials.claim(self.folder, job=self._job, lease_epoch=self._lease_epoch)
+            with self._removed_on(BaseException, number):
+                meta = describe(number, produce(number))
+                self._write_draft(meta)
+            with self._removed_on(CommitRefused, number):  # after any other end the record may name it: it is left
+                commit(meta)
+                self._publish(number)
+            serials.release(self.folder, number)
         return meta
 
     def retain(self, choose: Callable[[Sequence[CheckpointMeta]], Collection[int]]) -> list[int]:
         """Remove checkpoints of the job, and give the numbers of those removed, oldest first.
 
         To be called once the newest is durable. `choose` gets the metas, newest first, and gives the numbers that are
-        to go; the newest stays whatever it gives.
+        to go; the newest stays whatever it gives. Raises BadSetting for a folder that cannot be written to.
         """
         metas = list(self.metas(job=self._job))
         chosen = choose(metas)
         gone = [meta for meta in reversed(metas[1:]) if meta.number in chosen]
-        for meta in gone:
-            self._remove_whole(meta)
+        with setting_errors(self.folder):
+            for meta in gone:
+                self._remove_whole(meta)
         return [meta.number for meta in gone]
 
     # --- at the start of an attempt ----------------------------------------------------------------------------------
