@@ -4,40 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import gzip
-import logging
 import os
 import resource
-import shutil
 import signal
-import subprocess
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
-import orjson
 import pytest
 
-from railbus_shared import clock, wire
+from railbus_shared import clock
 from railbus_shared.errors import StorageFull
 from railbus_shared.layout import LOG_NAME, Layout
 from railbus_telemetry import appending, closing
-from railbus_telemetry.lines import DAY_NS, batch
+from railbus_telemetry.lines import DAY_NS
 from railbus_telemetry.periods import Rotation
-from railbus_telemetry.runs import Run
-from railbus_telemetry.series import LogSeries
-
-HOUR_NS = 3600 * clock.NS_PER_S
-NOON_NS = clock.parse_rfc3339("2026-11-23T12:00:00Z")
-
-
-class Clock:
-    """A time that tests set."""
-
-    def __init__(self) -> None:
-        self.ns = NOON_NS
-
-    def __call__(self) -> int:
-        return self.ns
+from written_logs import CLOSED, HOUR_NS, NOON_NS, PLAIN, Clock, lines, new, numbers_in, run, series, tree
 
 
 @pytest.fixture
@@ -48,45 +29,6 @@ def now() -> Clock:
 @pytest.fixture
 def layout(tmp_path: Path) -> Layout:
     return Layout(tmp_path / "learning")
-
-
-def series(layout: Layout, now: Clock, rotation: Rotation = "hourly") -> LogSeries:
-    """A writer as a start of the service makes it; an earlier one of the test is as good as killed."""
-    return LogSeries(layout, rotation=rotation, incarnation="4f09ac", now_ns=now)
-
-
-def lines(*numbers: int, at_ns: int = NOON_NS, producer: str = "p-1", pad: int = 0) -> list[Run]:
-    events = [
-        {"id": f"{producer}-{n}", "type": "train.metrics", "time": clock.rfc3339(at_ns), "producer": producer,
-         "number": n, "source": "test", "host": "h", "data": {"pad": "x" * pad}}
-        for n in numbers
-    ]  # fmt: skip
-    return batch(((1, "s", wire.encode(event)) for event in events), incarnation="4f09ac", telemetry="t")
-
-
-def new(runs: list[Run]) -> int:
-    """How many lines were new."""
-    return sum(run.num_lines for run in runs)
-
-
-def numbers_in(path: Path) -> list[int]:
-    """Numbers in a file, in order; of a closed one as `zcat` reads it."""
-    data = run("zcat", path) if path.suffix == ".gz" else path.read_bytes()
-    return [orjson.loads(line)["number"] for line in data.splitlines()]
-
-
-def run(program: str, *arguments: str | Path) -> bytes:
-    return subprocess.run([shutil.which(program) or program, *arguments], capture_output=True, check=True).stdout
-
-
-def tree(layout: Layout) -> dict[str, list[int]]:
-    """Every visible log file with the numbers in it."""
-    found = sorted(path for path in layout.logs.rglob("*") if path.is_file() and not path.name.startswith("."))
-    return {str(path.relative_to(layout.logs)): numbers_in(path) for path in found}
-
-
-PLAIN = "2026/11/23/trainer.log.jsonl"
-CLOSED = f"{PLAIN}.gz"
 
 
 def test_appended_lines_stand_in_the_plain_file_of_their_day(layout: Layout, now: Clock) -> None:
@@ -243,177 +185,6 @@ def test_a_plain_file_that_is_gone_when_its_period_closes_stops_nothing(
     writer.close_all()
     assert tree(layout) == {"2026/11/22/trainer.log.jsonl.gz": [2], CLOSED: [3]}
     assert "gone before it was closed" in caplog.text
-
-
-# --- restarts --------------------------------------------------------------------------------------------------------
-
-
-def test_a_new_writer_knows_what_stands_in_plain_and_in_closed_files(layout: Layout, now: Clock) -> None:
-    writer = series(layout, now)
-    writer.append(lines(1, 2))
-    writer.close_all()
-    writer.append(lines(3))
-    assert new(series(layout, now).append(lines(1, 2, 3, 4))) == 1
-    assert tree(layout) == {CLOSED: [1, 2], PLAIN: [3, 4]}
-
-
-def test_the_sidecar_alone_knows_what_older_days_hold(layout: Layout, now: Clock) -> None:
-    writer = series(layout, now)
-    for day in (5, 4, 3, 0):
-        writer.append(lines(10 - day, at_ns=NOON_NS - day * DAY_NS))
-    writer.close_all()
-    assert new(series(layout, now).append(lines(5, at_ns=NOON_NS - 5 * DAY_NS))) == 0
-
-
-def _flip(path: Path) -> None:
-    data = bytearray(path.read_bytes())
-    at = data.index(b"[[") if b"[[" in data else data.index(b"p-1")
-    data[at + 2] ^= 1
-    path.write_bytes(data)
-
-
-def test_an_older_sidecar_is_not_believed_about_what_was_closed_since(layout: Layout, now: Clock) -> None:
-    writer = series(layout, now)
-    writer.append(lines(1))
-    writer.close_all()
-    old = (layout.logs / ".seen.json").read_bytes()
-    writer.append([*lines(2), *lines(3, at_ns=NOON_NS - 5 * DAY_NS)])
-    writer.close_all()
-    (layout.logs / ".seen.json").write_bytes(old)
-    assert new(series(layout, now).append([*lines(1, 2), *lines(3, at_ns=NOON_NS - 5 * DAY_NS)])) == 0
-
-
-def test_without_its_sidecar_a_writer_knows_late_events_and_reads_no_old_days(layout: Layout, now: Clock) -> None:
-    writer = series(layout, now)
-    writer.append([line for day in range(6) for line in lines(day + 1, at_ns=NOON_NS - day * DAY_NS)])
-    writer.close_all()
-    old = layout.logs / "2026/11/18" / "trainer.log.jsonl.gz"
-    os.utime(old, (NOON_NS // 10**9, old.stat().st_mtime - 5 * 86_400))
-    (layout.logs / ".seen.json").unlink()
-    fresh = series(layout, now)
-    assert new(fresh.append(lines(5, at_ns=NOON_NS - 4 * DAY_NS))) == 0
-    assert new(fresh.append(lines(6, at_ns=NOON_NS - 5 * DAY_NS))) == 1
-
-
-@pytest.mark.parametrize("harm", ["missing", "empty", "torn", "flipped", "foreign"])
-def test_without_its_sidecar_a_writer_reads_the_newest_two_days(layout: Layout, now: Clock, harm: str) -> None:
-    writer = series(layout, now)
-    writer.append([*lines(1), *lines(2, at_ns=NOON_NS - DAY_NS)])
-    writer.close_all()
-    sidecar = layout.logs / ".seen.json"
-    match harm:
-        case "missing":
-            sidecar.unlink()
-        case "empty":
-            sidecar.write_bytes(b"")
-        case "torn":
-            sidecar.write_bytes(sidecar.read_bytes()[:-5])
-        case "flipped":
-            _flip(sidecar)
-        case _:
-            sidecar.write_bytes(b'{"v":1,"content":{}}')
-    assert new(series(layout, now).append([*lines(1), *lines(2, at_ns=NOON_NS - DAY_NS), *lines(3)])) == 1
-
-
-@pytest.mark.parametrize("tail", [b'{"v":1,"producer":"p-1","num', b"\0" * 40, b"\0" * 40 + b"\n", b"noise\n", b"{}\n"])
-def test_a_torn_tail_is_cut_and_the_lines_before_it_stay(layout: Layout, now: Clock, tail: bytes) -> None:
-    series(layout, now).append(lines(1, 2))
-    with (layout.logs / PLAIN).open("ab") as file:
-        file.write(tail)
-    assert new(series(layout, now).append(lines(2, 3))) == 1
-    assert tree(layout) == {PLAIN: [1, 2, 3]}
-
-
-def test_a_plain_file_without_a_complete_line_goes(layout: Layout, now: Clock) -> None:
-    series(layout, now).append(lines(1))
-    (layout.logs / PLAIN).write_bytes(b'{"v":1')
-    writer = series(layout, now)
-    assert tree(layout) == {}
-    assert new(writer.append(lines(1))) == 1
-
-
-def test_a_plain_file_that_was_closed_before_the_kill_is_dropped(layout: Layout, now: Clock) -> None:
-    writer = series(layout, now)
-    writer.append(lines(1))
-    writer.close_all()
-    writer.append(lines(2, 3))
-    plain = (layout.logs / PLAIN).read_bytes()
-    writer.close_all()
-    (layout.logs / PLAIN).write_bytes(plain)
-    (layout.logs / ".seen.json").unlink()
-    assert new(series(layout, now).append(lines(1, 2, 3))) == 0
-    assert tree(layout) == {CLOSED: [1, 2, 3]}
-
-
-def test_litter_of_a_killed_writer_is_removed(layout: Layout, now: Clock) -> None:
-    series(layout, now).append(lines(1))
-    litter = [layout.logs / ".seen.json.77-aa.tmp", layout.logs / "2026/11/23/.trainer.log.jsonl.gz.tmp"]
-    for path in litter:
-        path.write_bytes(b"half")
-    series(layout, now)
-    assert not any(path.exists() for path in litter)
-
-
-@pytest.mark.parametrize("lost_bytes", [1, 8, 30])
-def test_a_damaged_closed_file_is_kept_aside_and_reported(
-    layout: Layout, now: Clock, lost_bytes: int, caplog: pytest.LogCaptureFixture
-) -> None:
-    writer = series(layout, now)
-    writer.append(lines(1, 2))
-    writer.close_all()
-    writer.append(lines(3, 4))
-    writer.close_all()
-    closed = layout.logs / CLOSED
-    damaged = closed.read_bytes()[:-lost_bytes]
-    closed.write_bytes(damaged)
-    with caplog.at_level(logging.ERROR):
-        again = series(layout, now)
-    assert "damaged" in caplog.text
-    assert closed.with_name(f"{closed.name}.damaged").read_bytes() == damaged
-    assert numbers_in(closed)[:2] == [1, 2]
-    again.append(lines(5))
-    again.close_all()
-    assert numbers_in(closed)[-1] == 5
-
-
-class LossyCompressor:
-    """A compressor that leaves out the last byte of each chunk, as broken memory might."""
-
-    def __init__(self) -> None:
-        self._whole = zlib.compressobj(1, wbits=31)
-
-    def compress(self, data: bytes, /) -> bytes:
-        return self._whole.compress(data[:-1])
-
-    def flush(self) -> bytes:
-        return self._whole.flush()
-
-
-def test_a_period_that_reads_back_differently_stays_plain(
-    layout: Layout, now: Clock, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    writer = series(layout, now)
-    writer.append(lines(1))
-    writer.close_all()
-    writer.append(lines(2))
-    with monkeypatch.context() as broken:
-        broken.setattr(closing, "compressor", LossyCompressor)
-        with pytest.raises(OSError, match="reads back differently"):
-            writer.close_all()
-    assert tree(layout) == {PLAIN: [2], CLOSED: [1]}
-    assert new(writer.append(lines(1, 2, 3))) == 1
-    writer.close_all()
-    assert tree(layout) == {CLOSED: [1, 2, 3]}
-
-
-def test_recovered_periods_are_closed_like_others(layout: Layout, now: Clock) -> None:
-    series(layout, now).append(lines(1))
-    writer = series(layout, now)
-    assert not writer.due(now.ns)
-    now.ns += HOUR_NS
-    assert writer.due(now.ns)
-    writer.rotate(now.ns)
-    assert tree(layout) == {CLOSED: [1]}
 
 
 # --- no space --------------------------------------------------------------------------------------------------------

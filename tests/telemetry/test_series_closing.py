@@ -8,26 +8,19 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import gzip
 from collections.abc import Callable
 from pathlib import Path
 
-import orjson
 import pytest
 
-from railbus_shared import clock, files, wire
+from railbus_shared import clock, files
 from railbus_shared.layout import Layout
 from railbus_shared.log_reader import read_events
 from railbus_telemetry import closing
-from railbus_telemetry.lines import DAY_NS, batch
-from railbus_telemetry.runs import Run
+from railbus_telemetry.lines import DAY_NS
 from railbus_telemetry.series import LogSeries
+from written_logs import BEGUN, CLOSED, HOUR_NS, NOON_NS, PLAIN, lines, tree
 
-HOUR_NS = 3600 * clock.NS_PER_S
-NOON_NS = clock.parse_rfc3339("2026-11-23T12:00:00Z")
-PLAIN = "2026/11/23/trainer.log.jsonl"
-BEGUN = f"{PLAIN}.begun"
-CLOSED = f"{PLAIN}.gz"
 Writer = Callable[[], LogSeries]
 
 
@@ -40,24 +33,6 @@ def layout(tmp_path: Path) -> Layout:
 def start(layout: Layout) -> Writer:
     """A writer as a start of the service makes it; an earlier one of the test is as good as killed."""
     return lambda: LogSeries(layout, rotation="hourly", incarnation="4f", now_ns=lambda: NOON_NS)
-
-
-def lines(*numbers: int, at_ns: int = NOON_NS) -> list[Run]:
-    events = [
-        {"id": f"p-{n}", "type": "a.b", "time": clock.rfc3339(at_ns), "producer": "p", "number": n, "source": "test",
-         "host": "h", "data": {}}
-        for n in numbers
-    ]  # fmt: skip
-    return batch(((1, "s", wire.encode(event)) for event in events), incarnation="4f", telemetry="t")
-
-
-def tree(layout: Layout) -> dict[str, list[int]]:
-    """Every visible log file with the numbers in it."""
-    found = {}
-    for path in sorted(layout.logs.glob("*/*/*/[!.]*")):
-        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-        found[str(path.relative_to(layout.logs))] = [orjson.loads(line)["number"] for line in data.splitlines()]
-    return found
 
 
 def numbers(layout: Layout) -> list[int]:
