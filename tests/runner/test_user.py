@@ -128,13 +128,15 @@ class Place:
         return error
 
     def said_first(self, *before: str, **settings: str) -> dict[str, Any]:
-        """The first line of its log, of one that goes on."""
+        """The line of its log after that it starts, of one that goes on."""
         self.start += before
         with subprocess.Popen(self.command, env=self._env(settings), stderr=subprocess.PIPE, text=True) as process:
             assert process.stderr is not None
-            line: dict[str, Any] = json.loads(process.stderr.readline())
+            starting, line = (json.loads(process.stderr.readline()) for _ in range(2))
             process.kill()
-        return line
+        assert starting["event"] == "starting"
+        told: dict[str, Any] = line
+        return told
 
     def _env(self, settings: dict[str, str]) -> dict[str, str]:
         no_more = ("RAILBUS_", "COVERAGE_")  # another user cannot write what a tracer tells
