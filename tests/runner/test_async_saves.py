@@ -360,9 +360,10 @@ def test_killed_at_any_step_of_its_writer_a_trainer_loses_nothing(
 
     killed = run(warm, root, params={"steps": 50, "pause_s": 0.05}, on_frame=arm)
     assert killed.exit_code == -signal.SIGKILL
-    assert [event["step"] for event in killed.of_type("checkpoint.written")] == [2]
-    resumed = run(warm, root, attempt=2, recorded=killed.recorded)
-    assert [event["step"] for event in resumed.of_type("checkpoint.resumed")] == [2]
+    written = [event["step"] for event in killed.of_type("checkpoint.written")]
+    assert written == [2] or (point, written) == ("claimed", [])  # when a number is claimed, the copy may not be whole
+    resumed = run(warm, root, attempt=2, recorded=killed.committed)
+    assert [event["step"] for event in resumed.of_type("checkpoint.resumed")] == written
     assert resumed.of_type("checkpoint.swept") == []
     assert litter(root) == []
     assert resumed.ended.outcome == "succeeded"
