@@ -188,7 +188,7 @@ def start_up(
 
 
 async def until_event(
-    client: Client, job: str, kind: str, *, count: int = 1, timeout_s: float = PATIENCE_S
+    client: Client, job: str, kind: str, *, count: int = 1, timeout_s: float = READY_S
 ) -> dict[str, object]:
     """The `count`-th event of a kind of a job."""
     async with asyncio.timeout(timeout_s):
@@ -200,7 +200,7 @@ async def until_event(
     raise AssertionError(f"job {job} ended without {kind}: {await client.job(job)}")
 
 
-async def finished(client: Client, job: str, *, timeout_s: float = PATIENCE_S) -> list[dict[str, object]]:
-    """All events of a job up to its end."""
+async def finished(client: Client, job: str, *, timeout_s: float = READY_S) -> list[dict[str, object]]:
+    """All events of a job up to its end; it may have to wait until a runner that was killed is ready again."""
     async with asyncio.timeout(timeout_s):
         return [event async for event in client.follow(job)]
