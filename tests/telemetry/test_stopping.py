@@ -17,7 +17,7 @@ from railbus_shared.bus.connection import Bus
 from railbus_shared.bus.sink import BusSink
 from railbus_shared.contracts.requests import Nothing
 from railbus_shared.errors import TransientError
-from railbus_shared.layout import CLOSED_LOG_NAME, LOG_NAME, Layout
+from railbus_shared.layout import BEGUN_LOG_NAME, CLOSED_LOG_NAME, LOG_NAME, Layout
 from railbus_shared.metrics import Metrics
 from railbus_shared.service import Context
 from railbus_shared.settings import CommonSettings
@@ -143,20 +143,24 @@ def open_if_read(fifo: Path, writers: list[int]) -> bool:
 
 async def test_a_flush_that_is_under_way_at_a_stop_leaves_the_period_open(common: CommonSettings, bus: Bus) -> None:
     plain = plain_of_today(common.layout)
-    closed = plain.with_name(CLOSED_LOG_NAME)
+    closed, begun = plain.with_name(CLOSED_LOG_NAME), plain.with_name(BEGUN_LOG_NAME)
     async with writer(common, bus, grace_s=0) as found:
         await tell(bus, 3)
         await until(plain.exists)
         os.mkfifo(closed)
         flushing = asyncio.ensure_future(found.flush())
-        await asyncio.sleep(0.5)
+        while not begun.exists():  # what comes while the period is closed
+            await tell(bus, 1)
         found.stopping.set()
-        with closed.open("wb"):  # the flush waits for it, and goes on
-            closed.unlink()
+        fifo = os.open(closed, os.O_PATH)
+        closed.unlink()
+        os.close(os.open(f"/proc/self/fd/{fifo}", os.O_WRONLY))  # the flush waits for it, and goes on without
+        os.close(fifo)
         with pytest.raises(TransientError):
             await flushing
         await found.stop()
     assert plain.exists()
+    assert begun.exists()
 
 
 async def test_questions_that_hang_on_the_disk_hold_up_no_line(common: CommonSettings, bus: Bus) -> None:
