@@ -211,6 +211,15 @@ BUCKETS: Final = (
 
 _BY_TYPE: Final[Mapping[str, Told]] = {one.type: one for one in EVENTS}
 _AREAS: Final = frozenset(one.area for one in EVENTS)
+_OF_TRAINERS: Final = frozenset(
+    one.type for one in EVENTS if one.told_by in {"trainer", "every process", "whoever lost them"}
+)
+_AREAS_OF_SERVICES: Final = frozenset(one.area for one in EVENTS if one.type not in _OF_TRAINERS)
+
+
+def may_be_told_by_trainers(kind: str) -> bool:
+    """Whether training code may tell such an event: its own, or one of a trainer's; never what services answer for."""
+    return kind in _OF_TRAINERS or kind.partition(".")[0] not in _AREAS_OF_SERVICES
 
 
 def undocumented(events: Iterable[Mapping[str, object]]) -> list[str]:

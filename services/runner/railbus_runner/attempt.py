@@ -22,7 +22,8 @@ from railbus_runner.commits import Commits
 from railbus_runner.deadlines import DeadlineTeller
 from railbus_runner.end_cause import no_progress
 from railbus_runner.evidence import Evidence
-from railbus_runner.frames import Events, Fork, Plan, Stop
+from railbus_runner.forwarding import Forwarding
+from railbus_runner.frames import Fork, Plan, Stop
 from railbus_runner.leasing import LeaseKeeper
 from railbus_runner.link import TrainerLink
 from railbus_runner.output_telling import OutputPipes, OutputTelling
@@ -75,8 +76,10 @@ class Attempt:
         self._stalls = StallWatch(self._claim, is_waiting=self._is_waiting, ended=self._hung)
         self._saves = SaveRequests(self.ref.job, self._link.send)
         commits = Commits(self._claim, self._saves, refused=self._fenced)
+        self._producer = new_producer("trainer", host=tools.context.common.host)
+        forward = Forwarding(self.ref, record, tools, producer=self._producer)
         self._writers = Writers(
-            self._link, commits, ref=self.ref, warm=tools.warm, ledger=tools.ledger, forward=self._forward
+            self._link, commits, ref=self.ref, warm=tools.warm, ledger=tools.ledger, forward=forward
         )
         self._answers = Answers(
             self._link,
@@ -86,7 +89,7 @@ class Attempt:
             saves=self._saves,
             writers=self._writers,
             moved=self._stalls.moved,
-            forward=self._forward,
+            forward=forward,
         )
         self._keeper = LeaseKeeper(
             tools.leases,
@@ -133,10 +136,6 @@ class Attempt:
     async def save(self, *, timeout_s: float) -> SavedCheckpoint:
         """Have the trainer write a checkpoint; returns once the job record names it. Raises like `SaveRequests.ask`."""
         return await self._saves.ask(timeout_s=timeout_s)
-
-    def _forward(self, frame: Events) -> None:
-        self._tools.context.telemetry.forward(frame.events)
-        self._tools.measures.stepped(self.ref, frame.events)
 
     def _remind(self) -> None:
         if self._trainer is not None and processes.handles(self._trainer.pid, signal.SIGTERM):
@@ -381,7 +380,7 @@ class Attempt:
             attempt=self._record.attempt,
             lease_epoch=self.ref.lease_epoch,
             host=common.host,
-            producer=new_producer("trainer", host=common.host),
+            producer=self._producer,
             root=str(common.root.resolve()),
             devices=self._request.devices,
             stream=opened,

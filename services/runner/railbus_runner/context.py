@@ -42,6 +42,7 @@ from railbus_runner.reading import Ranges, Shuffle
 from railbus_runner.recorder import Recorder
 from railbus_runner.shard_use import ShardUse
 from railbus_runner.stream import ShardStream
+from railbus_shared.catalogue import may_be_told_by_trainers
 from railbus_shared.contracts.model import Contract
 from railbus_shared.data.index import DatasetIndex
 from railbus_shared.data.order import Window
@@ -331,6 +332,9 @@ class TrainContext:
         kind = what if "." in what else f"app.{what}"
         if _EVENT.match(what) is None or len(kind) > 64:
             raise ValueError(f"event() got {shorten(what)}: use words of a-z, 0-9 and '_', joined by dots")
+        if not may_be_told_by_trainers(kind):
+            area = kind.partition(".")[0]
+            raise ValueError(f"event() got {kind!r}: events of {area!r} are told by services; use another first word")
         size = len(cast("bytes", msgpack.packb(plain(data), default=str)))
         if size > MAX_EVENT_BYTES:
             raise MessageTooLarge(size_bytes=size, limit_bytes=MAX_EVENT_BYTES, subject=kind)

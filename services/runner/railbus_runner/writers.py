@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import socket
 from collections.abc import Callable
 from typing import Final
@@ -25,7 +26,6 @@ from railbus_runner.warm_process import WarmProcess
 from railbus_shared.contracts.devices import AttemptRef
 from railbus_shared.contracts.jobs import ErrorBody
 from railbus_shared.errors import BadMessage, TrainerLost
-from railbus_shared.telemetry import new_producer
 from railbus_shared.waiting import end, is_set_within
 
 logger = logging.getLogger(__name__)
@@ -135,7 +135,7 @@ class Writers:
         self._process = ProcessId(pid, processes.start_ticks(pid) or 0)
         await asyncio.to_thread(self._ledger.add_writer, self._ref, pid=pid)
         self._teller, self._to_trainer = DeadlineTeller(link), to_trainer
-        producer = new_producer("writer", host=plan.host)
+        producer = f"{plan.producer}-w{os.urandom(2).hex()}"  # as `Forwarding` knows them
         await link.send(plan.changed(producer=producer, deadline_boottime_s=self._deadline_s))
         if self._is_over:
             to_trainer.shutdown(socket.SHUT_RDWR)
