@@ -369,10 +369,10 @@ def test_what_root_changes_goes_on_to_belong_to_whom_it_belonged(tmp_path: Path)
 
 @pytest.mark.parametrize("name", ["nats.conf", "keys/runner.nk"])
 def test_a_file_that_cannot_be_read_is_told_as_that(tmp_path: Path, name: str) -> None:
-    """A folder in its place stands for a file of another user, which root could read."""
+    """A link to itself stands for a file of another user, which root could read."""
     deploy(tmp_path)
     (tmp_path / name).unlink()
-    (tmp_path / name).mkdir(mode=0o700)
+    (tmp_path / name).symlink_to(tmp_path / name)
     done = railbus_here("keys", "add", "ann", "-d", str(tmp_path), cwd=tmp_path)
     done = done if done.status else railbus_here("keys", "list", "-d", str(tmp_path), cwd=tmp_path)
     assert (done.status, f"{name}' cannot be read" in done.err, "docker compose run" in done.err) == (2, True, True)

@@ -107,7 +107,10 @@ def _new_seed() -> bytes:
 
 
 def _check_private(path: Path, *, wanted: int) -> None:
-    mode = path.stat().st_mode & 0o777
+    try:
+        mode = path.stat().st_mode & 0o777
+    except OSError as exc:
+        raise _unreadable(path, exc) from exc
     if mode & _OTHERS:
         raise ConfigError(
             f"{str(path)!r} holds secrets, and others may use it (mode {mode:04o})",
@@ -116,12 +119,16 @@ def _check_private(path: Path, *, wanted: int) -> None:
         )
 
 
+def _unreadable(path: Path, exc: OSError) -> ConfigError:
+    return ConfigError(f"{str(path)!r} cannot be read: {exc.strerror}", hint=BELONGS_TO_OTHERS)
+
+
 def _public_key(path: Path) -> str:
     """The public key of the seed in a file; nkeys checks no checksum when it decodes, so it is encoded again here."""
     try:
         seed = path.read_bytes().strip()
     except OSError as exc:
-        raise ConfigError(f"key file {str(path)!r} cannot be read: {exc.strerror}", hint=BELONGS_TO_OTHERS) from exc
+        raise _unreadable(path, exc) from exc
     try:
         prefix, raw = nkeys.decode_seed(seed)
         if prefix != nkeys.PREFIX_BYTE_USER or nkeys.encode_seed(raw, prefix) != seed:
