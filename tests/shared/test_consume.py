@@ -185,37 +185,6 @@ async def test_a_message_larger_than_all_that_is_held_at_once_comes_alone_and_st
     assert await bus.acknowledged(consumer) == len(sizes)
 
 
-async def test_what_is_handled_next_comes_while_batches_are_handled_and_no_more_than_that(bus: Bus) -> None:
-    consumer = Consumer(bus.subjects.events_stream, "ahead", "explicit", ack_wait_s=30, max_ack_pending=100)
-    await topology._ensure_consumer(bus, consumer)
-    for number in range(20):
-        await bus.publish(Outgoing("railbus.evt.a.b.c", str(number).encode(), f"id-{number}"))
-    go_on, stopping, taken = asyncio.Event(), asyncio.Event(), list[int]()
-
-    async def handle(batch: list[Delivery]) -> bool:
-        taken.extend(delivery.sequence for delivery in batch)
-        await go_on.wait()
-        if len(taken) == 20:
-            stopping.set()
-        return True
-
-    async def delivered() -> int:
-        info = await bus.client.jetstream().consumer_info(consumer.stream, consumer.name)
-        return int(info.num_ack_pending or 0)
-
-    async def have_come() -> bool:
-        return await delivered() >= 8
-
-    async with asyncio.TaskGroup() as tasks, asyncio.timeout(PATIENCE_S):
-        tasks.create_task(consume_batches(bus, consumer, handle, stopping=stopping, batch=2))
-        await until(have_come)
-        assert taken == [1, 2, 3, 4], "two batches are handled, one waits its turn, and one has come ahead"
-        assert await delivered() == 8
-        go_on.set()
-    assert taken == list(range(1, 21))
-    assert await bus.acknowledged(consumer) == 20
-
-
 async def test_a_batch_does_not_acknowledge_older_messages_whose_delivery_was_lost(bus: Bus) -> None:
     consumer = Consumer(bus.subjects.events_stream, "lossy", "explicit", ack_wait_s=3, max_ack_pending=100)
     await topology._ensure_consumer(bus, consumer)

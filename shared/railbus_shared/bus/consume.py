@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 _RETRY_S: Final = 1.0
 _BUG_RETRY_S: Final = 10.0
-_BATCHES_PULLED: Final = 2  # at once, and as many while these are handled
+_BATCHES_HELD: Final = 4
 _AT_ONCE: Final = 2  # one is written while the next one is decoded
 _LEAST_S: Final = 0.001
 _FADING: Final = 0.7  # with each batch, of the rate that was: one that comes late makes no thin stream
@@ -89,16 +89,15 @@ async def consume_batches(
     `handle` returns whether the batch is done with. If it is not, nothing is acknowledged, and the same messages come
     again when the consumer's `ack_wait` has passed; `handle` must therefore know what it has done already. A message
     whose delivery was lost with a connection comes again in the same way, after younger ones. The next batch is handed
-    over while one is still being handled, and no more; they begin in their order. Where the server has more, it comes
-    meanwhile: each pull was a pause of 20 to 30 ms on a busy machine. Batches that are not full begin at least `gap_s`
-    after one another, which is told how many bytes a second come, so that few messages make few batches; not while
-    `hurry` is set. Of large messages fewer are handed over at once, `batch_bytes` but at least one, and no more than
-    six times that is held.
+    over while one is still being handled, and no more; they begin in their order. Batches that are not full begin at
+    least `gap_s` after one another, which is told how many bytes a second come, so that few messages make few batches;
+    not while `hurry` is set. Of large messages fewer are handed over at once, `batch_bytes` but at least one, and no
+    more than six times that is held.
     """
     reasons = (stopping,) if hurry is None else (stopping, hurry)
     loop = asyncio.get_running_loop()
-    held_bytes = None if batch_bytes is None else _BATCHES_PULLED * batch_bytes
-    pulling = pulled(bus, consumer, stopping=stopping, limit=batch, limit_bytes=held_bytes, ahead=True)
+    held_bytes = None if batch_bytes is None else _BATCHES_HELD * batch_bytes
+    pulling = pulled(bus, consumer, stopping=stopping, limit=batch, limit_bytes=held_bytes)
     handling: collections.deque[asyncio.Task[None]] = collections.deque()
     former_s, rate = -math.inf, 0.0
     async with contextlib.aclosing(pulling) as pulls, asyncio.TaskGroup() as tasks:

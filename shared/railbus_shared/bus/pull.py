@@ -52,17 +52,10 @@ _ENDS: Final = {"404", "408"}
 
 
 async def pulled(
-    bus: Bus,
-    consumer: Consumer,
-    *,
-    stopping: asyncio.Event,
-    limit: int,
-    limit_bytes: int | None = None,
-    ahead: bool = False,
+    bus: Bus, consumer: Consumer, *, stopping: asyncio.Event, limit: int, limit_bytes: int | None = None
 ) -> AsyncGenerator[list[Msg], None]:
     """Non-empty lists of messages, some `limit` and `limit_bytes` at most, until `stopping` is set.
 
-    With `ahead` the server is asked for the next list before a full one is given: it comes while that is handled.
     Survives restarts of the server and changes of a cluster's leader; raises NotFound if there is no such consumer.
     A single message that is larger than `limit_bytes` comes alone.
     What comes while it stops is handed back, for whoever else consumes.
@@ -73,13 +66,7 @@ async def pulled(
             continue
         try:
             async with _puller(
-                bus,
-                consumer.stream,
-                consumer.name,
-                stopping=stopping,
-                limit=limit,
-                limit_bytes=limit_bytes,
-                ahead=ahead,
+                bus, consumer.stream, consumer.name, stopping=stopping, limit=limit, limit_bytes=limit_bytes
             ) as puller:
                 while (messages := await puller.next_messages()) is not None:
                     yield messages
@@ -140,17 +127,10 @@ async def tailing(bus: Bus, stream: str, config: js.ConsumerConfig) -> AsyncIter
 
 @contextlib.asynccontextmanager
 async def _puller(
-    bus: Bus,
-    stream: str,
-    consumer: str,
-    *,
-    stopping: asyncio.Event,
-    limit: int,
-    limit_bytes: int | None = None,
-    ahead: bool = False,
+    bus: Bus, stream: str, consumer: str, *, stopping: asyncio.Event, limit: int, limit_bytes: int | None = None
 ) -> AsyncIterator[_Puller]:
     subject = f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}"
-    puller = _Puller(bus, subject, stopping=stopping, limit=limit, limit_bytes=limit_bytes, ahead=ahead)
+    puller = _Puller(bus, subject, stopping=stopping, limit=limit, limit_bytes=limit_bytes)
     forget = bus.on_connection(puller.connection_changed)
     try:
         with bus_errors(stream):
@@ -164,14 +144,11 @@ async def _puller(
 class _Puller:
     """Asks with one pull request after the other, over one connection."""
 
-    def __init__(
-        self, bus: Bus, subject: str, *, stopping: asyncio.Event, limit: int, limit_bytes: int | None, ahead: bool
-    ) -> None:
+    def __init__(self, bus: Bus, subject: str, *, stopping: asyncio.Event, limit: int, limit_bytes: int | None) -> None:
         self._bus = bus
         self._subject = subject
         self._stopping = stopping
         self._limit = limit
-        self._ahead = ahead
         self._inbox = bus.client.new_inbox()
         self._patience_s = _EXPIRES_S + _LATE_S
         request = {"batch": limit, "no_wait": True, "expires": int(_EXPIRES_S * 1e9)}
@@ -188,8 +165,6 @@ class _Puller:
         self._exceeds = False
         """Whether the last request ended before a message that no request with a limit of bytes can bring."""
         self._is_cut = False
-        self._is_asked = False
-        """Whether the next request has been made already."""
 
     async def open(self) -> None:
         self._subscription = await self._bus.client.subscribe(self._inbox, cb=self._put)
@@ -209,12 +184,9 @@ class _Puller:
         Raises BusUnavailable if the server refuses such requests, or if a cluster gives no sign of life.
         """
         while not self._is_cut and not self._stopping.is_set():
-            if not self._is_asked:
-                await self._ask()
-            self._is_asked = False
-            messages, is_full = await self._answer()
-            if is_full and self._ahead and not self._is_cut:
-                await self._ask()
+            request = self._request_for_one if self._exceeds else self._request
+            await self._bus.client.publish(self._subject, request, reply=self._inbox)
+            messages = await self._answer()
             if messages:
                 return messages
             if not self._is_cut and not self._exceeds:
@@ -222,11 +194,6 @@ class _Puller:
                     self._stopping, _PAUSE_S
                 )  # in case the server keeps on saying that nothing is there
         return None
-
-    async def _ask(self) -> None:
-        request = self._request_for_one if self._exceeds else self._request
-        await self._bus.client.publish(self._subject, request, reply=self._inbox)
-        self._is_asked = True
 
     async def hand_back(self) -> None:
         """Have the server give to others what has come since."""
@@ -250,22 +217,22 @@ class _Puller:
         if status or len(self._messages) in {1, self._limit}:
             self._news.set()
 
-    async def _answer(self) -> tuple[list[Msg], bool]:
-        """What one request brings, none if it ends without any; and whether a limit of its own ended it."""
+    async def _answer(self) -> list[Msg]:
+        """What one request brings; none if it ends without any."""
         await self._something()
         while self._messages and not self._is_complete:
             self._news.clear()
             if not await is_set_within(self._news, _COMPANY_S):
                 break
         if self._stopping.is_set():
-            return [], False  # `hand_back` has them
-        status, is_full = self._status, self._exceeds or len(self._messages) >= self._limit
+            return []  # `hand_back` has them
+        status = self._status
         messages = self._taken()
         if messages:
             self._exceeds = False
         if status and status not in _ENDS and not messages and not self._exceeds:
             raise BusUnavailable(f"NATS refuses to be asked by {self._subject!r}: status {status}")
-        return messages, is_full and bool(messages)  # one that is too large to come is asked for by itself
+        return messages
 
     async def _something(self) -> None:
         """Until anything but a sign of life has come, or for as long as the server may take."""
