@@ -21,16 +21,6 @@ from railbus_telemetry.periods import Rotation
 from written_logs import CLOSED, HOUR_NS, NOON_NS, PLAIN, Clock, lines, new, numbers_in, run, series, tree
 
 
-@pytest.fixture
-def now() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-def layout(tmp_path: Path) -> Layout:
-    return Layout(tmp_path / "learning")
-
-
 def test_appended_lines_stand_in_the_plain_file_of_their_day(layout: Layout, now: Clock) -> None:
     writer = series(layout, now)
     assert new(writer.append(lines(1, 2))) == 2

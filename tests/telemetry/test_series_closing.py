@@ -25,11 +25,6 @@ Writer = Callable[[], LogSeries]
 
 
 @pytest.fixture
-def layout(tmp_path: Path) -> Layout:
-    return Layout(tmp_path / "learning")
-
-
-@pytest.fixture
 def start(layout: Layout) -> Writer:
     """A writer as a start of the service makes it; an earlier one of the test is as good as killed."""
     return lambda: LogSeries(layout, rotation="hourly", incarnation="4f", now_ns=lambda: NOON_NS)

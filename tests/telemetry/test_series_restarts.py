@@ -15,16 +15,6 @@ from railbus_telemetry.lines import DAY_NS
 from written_logs import CLOSED, HOUR_NS, NOON_NS, PLAIN, Clock, lines, new, numbers_in, series, tree
 
 
-@pytest.fixture
-def now() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-def layout(tmp_path: Path) -> Layout:
-    return Layout(tmp_path / "learning")
-
-
 def test_a_new_writer_knows_what_stands_in_plain_and_in_closed_files(layout: Layout, now: Clock) -> None:
     writer = series(layout, now)
     writer.append(lines(1, 2))

@@ -136,11 +136,6 @@ class Writer:
 
 
 @pytest.fixture
-def layout(tmp_path: Path) -> Layout:
-    return Layout(tmp_path / "learning")
-
-
-@pytest.fixture
 def collector() -> Iterator[Collector]:
     collector = Collector()
     yield collector
